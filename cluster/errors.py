@@ -1,0 +1,81 @@
+"""Every error that this project raises on purpose, each with its exit code.
+
+    OrchestratorError                1    anything below
+    ├── ConfigError                  2    a setting, an argument or an input file is wrong
+    ├── StoreError                   1    the object store refused or failed
+    │   ├── StoreAccessError         2    wrong keys, no permission, no such bucket, wrong endpoint
+    │   ├── StoreUnavailableError    1    no answer within the retry budget
+    │   ├── IntegrityError           1    bytes do not match their recorded SHA-256
+    │   └── PreconditionError        1    somebody else wrote the object first (conditional PUT)
+    ├── NotFoundError                102  the named dataset, run, sweep, model, endpoint or job does not exist
+    ├── ClusterError                 2    no Ray cluster, another version, or too small for the request
+    ├── RunFailedError               100  a training, a sweep or a job ended with an error
+    ├── RunUnfinishedError           101  it stopped before its end and can be resumed
+    └── RunCancelledError            103  somebody stopped it
+
+A message follows one grammar: ``<key or object> must <rule>, got <value>. <cure>.``
+"""
+
+
+class OrchestratorError(Exception):
+    """Base of the tree; ``exit_code`` is what the command line ends with."""
+
+    exit_code = 1
+
+
+class ConfigError(OrchestratorError):
+    """A setting, an argument or an input file is wrong; raised before any machine starts."""
+
+    exit_code = 2
+
+
+class StoreError(OrchestratorError):
+    """The object store refused or failed."""
+
+
+class StoreAccessError(StoreError):
+    """The store is there but will not do it: wrong keys, no permission, no such bucket."""
+
+    exit_code = 2
+
+
+class StoreUnavailableError(StoreError):
+    """The store gave no usable answer within the retry budget."""
+
+
+class IntegrityError(StoreError):
+    """Bytes read do not match the SHA-256 that was recorded when they were written."""
+
+
+class PreconditionError(StoreError):
+    """A conditional write lost: the object already exists, or changed since it was read."""
+
+
+class NotFoundError(OrchestratorError):
+    """The named dataset, run, sweep, model, endpoint, job or object does not exist."""
+
+    exit_code = 102
+
+
+class ClusterError(OrchestratorError):
+    """There is no usable Ray cluster: none running, another version, or too small."""
+
+    exit_code = 2
+
+
+class RunFailedError(OrchestratorError):
+    """A training, a sweep or a job ended with an error of its own."""
+
+    exit_code = 100
+
+
+class RunUnfinishedError(OrchestratorError):
+    """A training or a sweep stopped before its end; it can be resumed."""
+
+    exit_code = 101
+
+
+class RunCancelledError(OrchestratorError):
+    """Somebody stopped the training, the sweep or the job."""
+
+    exit_code = 103

@@ -1,0 +1,146 @@
+"""Settings of the networks and of the techniques they are built with. Imports pydantic only."""
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+Activation = Literal["tanh", "relu", "leaky_relu", "elu", "gelu", "silu"]
+Initialization = Literal["constant", "normalized"]
+Regularization = Literal["none", "penalty", "layers"]
+Gradient = Literal["batch", "stochastic"]
+Processor = Literal["cpu", "gpu"]
+Preset = Literal["traditional", "deep"]
+
+
+class _Frozen(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+
+class _Network(_Frozen):
+    dropout: float = Field(default=0.1, ge=0, lt=1)
+    """Share of units dropped in training; used when `techniques.regularization` is `layers`."""
+    initial_std: float = Field(default=0.05, gt=0)
+    """Standard deviation of every initial weight; used when `techniques.initialization` is `constant`."""
+
+
+class MLPConfig(_Network):
+    """A feed-forward net on vectors, flattened pictures or flattened windows of a series."""
+
+    type: Literal["mlp"]
+    hidden: tuple[Annotated[int, Field(gt=0)], ...] = Field(default=(256, 128), min_length=1)
+    """Units of each hidden layer."""
+
+
+class CNNConfig(_Network):
+    """Convolution blocks, each followed by 2x2 max pooling, then a linear classifier."""
+
+    type: Literal["cnn"]
+    channels: tuple[Annotated[int, Field(gt=0)], ...] = Field(default=(32, 64, 128), min_length=1)
+    """Output channels of each block; every block halves height and width."""
+    residual: bool = False
+    """Add a residual pair of convolutions after every second block, as ResNet-9 does."""
+
+
+class RNNConfig(_Network):
+    """A recurrent net on windows of a series; forecasts the whole horizon from the last state."""
+
+    type: Literal["rnn"]
+    cell: Literal["simple", "gru", "lstm"] = "gru"
+    """`simple` has an activation to choose; the gates of `gru` and `lstm` fix theirs."""
+    hidden_size: int = Field(default=64, gt=0)
+    layers: int = Field(default=1, gt=0)
+
+
+class FMConfig(_Network):
+    """A factorization machine (Rendle 2010) on categorical and numeric fields."""
+
+    type: Literal["fm"]
+    factors: int = Field(default=16, gt=0)
+    """Length of each field value's factor vector."""
+
+
+ModelConfig = Annotated[MLPConfig | CNNConfig | RNNConfig | FMConfig, Field(discriminator="type")]
+
+PRESETS: dict[Preset, dict[str, str]] = {
+    "traditional": {
+        "activation": "tanh",
+        "initialization": "constant",
+        "regularization": "penalty",
+        "gradient": "batch",
+        "processor": "cpu",
+    },
+    "deep": {
+        "activation": "relu",
+        "initialization": "normalized",
+        "regularization": "layers",
+        "gradient": "stochastic",
+        "processor": "gpu",
+    },
+}
+
+
+class Techniques(_Frozen):
+    """The choice between a traditional and a deep-learning form of each technique.
+
+    `techniques: deep` in a file stands for `techniques: {preset: deep}`. A choice left out comes from the preset;
+    the preset's processor is used where the cluster has it, one that is named is required.
+    """
+
+    preset: Preset = "deep"
+    activation: Activation | None = None
+    """Hidden units' nonlinearity: tanh is traditional."""
+    initialization: Initialization | None = None
+    """`constant`: the same standard deviation in every layer; `normalized`: Glorot, He or orthogonal by layer."""
+    regularization: Regularization | None = None
+    """`penalty`: L1 and L2 on the weights; `layers`: dropout and batch normalization."""
+    gradient: Gradient | None = None
+    """`batch`: one update from the whole epoch's gradient; `stochastic`: one per mini-batch."""
+    processor: Processor | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _preset_by_name(cls, value: Any) -> Any:
+        return {"preset": value} if isinstance(value, str) else value
+
+
+class ResolvedTechniques(_Frozen):
+    """The form of every technique that a model is built with; `None` where the model has no such technique."""
+
+    activation: Activation | None
+    initialization: Initialization
+    regularization: Regularization
+    gradient: Gradient
+    processor: Processor
+
+    @property
+    def not_applicable(self) -> tuple[str, ...]:
+        """Names of the techniques that the model does not have."""
+        return ("activation",) if self.activation is None else ()
+
+
+def has_activation(model: MLPConfig | CNNConfig | RNNConfig | FMConfig) -> bool:
+    """Whether the model has hidden units whose nonlinearity can be chosen."""
+    return not (isinstance(model, FMConfig) or (isinstance(model, RNNConfig) and model.cell != "simple"))
+
+
+def resolve_techniques(
+    techniques: Techniques, model: MLPConfig | CNNConfig | RNNConfig | FMConfig, *, gpu_available: bool
+) -> ResolvedTechniques:
+    """Fill what was left out from the preset, and drop what the model does not have.
+
+    Raises:
+        ValueError: if a technique is named that the model does not have.
+    """
+    chosen = dict(PRESETS[techniques.preset])
+    chosen |= {k: v for k, v in techniques.model_dump(exclude={"preset"}).items() if v is not None}
+    if techniques.processor is None and not gpu_available:
+        chosen["processor"] = "cpu"
+    if has_activation(model):
+        return ResolvedTechniques.model_validate(chosen)
+    if techniques.activation is not None:
+        kind = f"{model.type} with cell {model.cell}" if isinstance(model, RNNConfig) else model.type
+        raise ValueError(
+            f"techniques.activation must be left out for model.type {kind}, which has no hidden activation to "
+            f"choose, got {techniques.activation!r}. Remove it, or choose another model"
+        )
+    return ResolvedTechniques.model_validate(chosen | {"activation": None})

@@ -1,0 +1,1 @@
+"""Drives everything: configuration, data, training, sweeps, deployment, and the command line."""

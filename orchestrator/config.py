@@ -1,0 +1,154 @@
+"""The experiment: one YAML file, every setting of it, and what may not be combined. Imports pydantic only.
+
+Reading a file, with its line numbers and near misses, is in `orchestrator/configfile.py`.
+"""
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, model_validator
+
+from cluster.config import Name
+from models.config import ModelConfig, Techniques, resolve_techniques
+
+
+class _Frozen(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False)
+
+
+class DataConfig(_Frozen):
+    """Which dataset to read, and how."""
+
+    name: Name
+    """A dataset in the store (`orchestrator data ls`)."""
+    version: Name | None = None
+    """One of its versions; the newest when left out. A run records the one it used."""
+    lookback: int | None = Field(default=None, gt=0)
+    """Series only: time steps that the model reads."""
+    horizon: int | None = Field(default=None, gt=0)
+    """Series only: time steps that it predicts."""
+    augment: tuple[Literal["flip", "crop", "cutout"], ...] = ()
+    """Pictures only: random changes in training. `flip`: left-right; `crop`: shift by up to an eighth of the
+    side; `cutout`: blank a square of a quarter of the side."""
+    shuffle_rows: int = Field(default=65_536, gt=0)
+    """Rows that each logical worker shuffles among at a time."""
+    cache_mb: int = Field(default=1024, ge=0)
+    """Memory per worker that keeps row groups for the next epoch."""
+
+    @model_validator(mode="after")
+    def _windows_are_whole(self) -> "DataConfig":
+        if (self.lookback is None) != (self.horizon is None):
+            raise ValueError("lookback and horizon must be given together")
+        return self
+
+
+class TrainConfig(_Frozen):
+    """How the weights are fitted."""
+
+    epochs: int = Field(gt=0, le=100_000)
+    batch_size: int = Field(default=128, gt=0)
+    """Samples per update, over all workers together."""
+    optimizer: Literal["sgd", "adam"] = "sgd"
+    learning_rate: float = Field(gt=0)
+    """The highest one; see `schedule`."""
+    momentum: float = Field(default=0.9, ge=0, lt=1)
+    """Of `sgd`, in Nesterov's form when above 0."""
+    schedule: Literal["constant", "cosine", "one_cycle"] = "one_cycle"
+    """`one_cycle`: linear up for `warmup` of all updates, then linear down to 0; `cosine`: down along a cosine."""
+    warmup: float = Field(default=0.2, ge=0, lt=1)
+    """Share of all updates in which the learning rate rises."""
+    weight_decay: float = Field(default=0.0, ge=0)
+    """Decoupled decay of the weights, independent of the regularization technique."""
+    l1: float = Field(default=1e-6, ge=0)
+    """Strength of the L1 penalty, with `techniques.regularization: penalty`."""
+    l2: float = Field(default=1e-4, ge=0)
+    """Strength of the L2 penalty, with `techniques.regularization: penalty`."""
+    label_smoothing: float = Field(default=0.0, ge=0, lt=1)
+    clip_norm: float | None = Field(default=None, gt=0)
+    """Scale the gradient down to this norm when it is longer."""
+    drop_last: bool = False
+    """Leave out an epoch's last, smaller batch."""
+    seed: int = Field(default=0, ge=0, lt=2**32)
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    """`auto`: bf16 on a GPU that has it, fp32 elsewhere. What was used is recorded in the run."""
+    memory_format: Literal["auto", "channels_last", "contiguous"] = "auto"
+    """`auto`: channels_last for a CNN."""
+    checkpoint_epochs: int = Field(default=1, gt=0)
+    """Epochs between checkpoints; the last epoch always writes one."""
+    keep_checkpoints: int = Field(default=3, gt=0)
+    """Older ones are removed."""
+    evaluate_batch_size: int = Field(default=1024, gt=0)
+
+
+class ScalingConfig(_Frozen):
+    """How many machines share the work."""
+
+    workers: Annotated[int, Field(gt=0, le=4096)] = 1
+    logical_workers: int | None = Field(default=None, gt=0)
+    """Pieces that every batch is cut into; results depend on it and not on `workers`, which must divide it.
+    Default: 2, or `workers` if more."""
+    cpus_per_worker: float = Field(default=1, gt=0)
+    threads_per_worker: int | None = Field(default=None, gt=0)
+    """Threads of each worker's tensor operations; default: its whole CPUs."""
+    start_timeout_s: float = Field(default=120, gt=0)
+    """A run whose workers cannot all be placed within this time ends with an error."""
+    max_failures: int = Field(default=3, ge=0)
+    """Worker failures after which the run ends; each one resumes from the newest valid checkpoint."""
+
+    @property
+    def num_logical_workers(self) -> int:
+        """The pieces that every batch is cut into."""
+        return self.logical_workers or max(2, self.workers)
+
+    @model_validator(mode="after")
+    def _workers_divide_pieces(self) -> "ScalingConfig":
+        if self.num_logical_workers % self.workers:
+            raise ValueError(
+                f"logical_workers must be a multiple of workers ({self.workers}), got {self.num_logical_workers}"
+            )
+        return self
+
+
+class SweepConfig(_Frozen):
+    """Which settings to compare, and how often to repeat each combination."""
+
+    vary: dict[str, Annotated[list[Any], Field(min_length=1)]] = Field(min_length=1)
+    """Dotted name of a setting, and the values to try. All combinations are run."""
+    seeds: int = Field(default=3, gt=0, le=1000)
+    """Repetitions of each combination, with seeds `train.seed`, `train.seed` + 1, ..."""
+    metric: str | None = None
+    """Metric of the evaluation that decides; default: the task's own (accuracy, rmse, mse)."""
+    concurrency: int | None = Field(default=None, gt=0)
+    """Trainings at the same time; default: as many as the cluster has CPUs (or GPUs) for."""
+
+
+class Experiment(_Frozen):
+    """Everything that one training run, or one sweep of them, depends on."""
+
+    data: DataConfig
+    model: ModelConfig
+    techniques: Techniques = Techniques()
+    train: TrainConfig
+    scaling: ScalingConfig = ScalingConfig()
+    sweep: SweepConfig | None = None
+
+    @model_validator(mode="after")
+    def _fits_together(self, info: ValidationInfo) -> "Experiment":
+        # A GPU can only add choices: what is wrong without one is wrong with one.
+        techniques = resolve_techniques(self.techniques, self.model, gpu_available=False)
+        pieces = self.scaling.num_logical_workers
+        if self.train.batch_size % pieces:
+            raise ValueError(
+                f"train.batch_size must be a multiple of the logical workers ({pieces}), got {self.train.batch_size}"
+            )
+        if techniques.regularization == "layers" and self.train.batch_size // pieces < 2:
+            raise ValueError(
+                f"train.batch_size must give each of the {pieces} logical workers at least 2 samples for batch "
+                f"normalization (techniques.regularization: layers), got {self.train.batch_size}. "
+                f"Use {2 * pieces} or more, or techniques.regularization: penalty"
+            )
+        if self.model.type == "rnn" and self.data.lookback is None:
+            raise ValueError(
+                "data.lookback and data.horizon must be given for model.type rnn, got neither. "
+                "For an hourly series: lookback: 96, horizon: 24"
+            )
+        return self

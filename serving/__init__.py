@@ -1,0 +1,1 @@
+"""The registry of trained models, the Serve application that answers with them, and its client."""
