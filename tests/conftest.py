@@ -1,0 +1,1 @@
+"""Fixtures shared by every test: nothing of the user's machine leaks in, and the servers are started once."""
