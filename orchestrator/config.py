@@ -37,7 +37,9 @@ class DataConfig(_Frozen):
     @model_validator(mode="after")
     def _windows_are_whole(self) -> "DataConfig":
         if (self.lookback is None) != (self.horizon is None):
-            raise ValueError("lookback and horizon must be given together")
+            raise ValueError(
+                f"data.lookback and data.horizon must be given together, got {self.lookback} and {self.horizon}"
+            )
         return self
 
 
@@ -103,7 +105,8 @@ class ScalingConfig(_Frozen):
     def _workers_divide_pieces(self) -> "ScalingConfig":
         if self.num_logical_workers % self.workers:
             raise ValueError(
-                f"logical_workers must be a multiple of workers ({self.workers}), got {self.num_logical_workers}"
+                f"scaling.logical_workers must be a multiple of scaling.workers ({self.workers}), "
+                f"got {self.num_logical_workers}"
             )
         return self
 
