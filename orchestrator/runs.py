@@ -1,0 +1,281 @@
+"""The record of a run in the store: what was asked, how far it is, what came out.
+
+runs/RUN/
+    run.json         the resolved experiment, the data and code it used, its state and its result
+    status.json      where it is now, rewritten about once a second while it works
+    metrics.jsonl    one line per epoch
+    tensorboard/     the same as TensorBoard events
+    checkpoints/     see `orchestrator/checkpoint.py`
+"""
+
+import json
+import queue
+import secrets
+import tempfile
+import threading
+import time
+from datetime import UTC, datetime
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Literal, NamedTuple, Self
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from cluster.config import checked_name
+from cluster.errors import ConfigError, IntegrityError, NotFoundError
+from cluster.storage import Store
+from models.config import ResolvedTechniques
+from models.features import Signature
+from orchestrator.config import Experiment
+
+HEARTBEAT_S = 1.0
+LOST_AFTER_S = 30.0  # a run that says "running" and has not written for this long has lost its driver
+
+RunState = Literal["running", "finished", "failed", "cancelled", "unfinished"]
+Metrics = dict[str, float]
+
+
+class _Frozen(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class DatasetRef(_Frozen):
+    """The dataset version that a run reads."""
+
+    name: str
+    version: str
+
+
+class RunRecord(_Frozen):
+    """`run.json`."""
+
+    format_version: Literal[1] = 1
+    run: str
+    state: RunState
+    sweep: str | None = None
+    """The sweep that this run is a cell of."""
+    created: str
+    """UTC, ISO 8601."""
+    experiment: Experiment
+    techniques: ResolvedTechniques
+    not_applicable: tuple[str, ...]
+    """Techniques that the model does not have."""
+    signature: Signature
+    dataset: DatasetRef
+    evaluated_on: str
+    """The split that `metrics` describe."""
+    primary_metric: str
+    higher_is_better: bool
+    code_version: str
+    versions: dict[str, str]
+    """Of Python, torch and Ray."""
+    parameters: int = 0
+    metrics: Metrics = {}
+    checkpoint: str | None = None
+    """Key prefix of the final checkpoint."""
+    seconds: float | None = None
+    """Wall time of the attempt that finished, start-up included."""
+    first_step_s: float | None = None
+    """From the command to the first weight update of that attempt."""
+    error: str | None = None
+
+
+class RunStatus(_Frozen):
+    """`status.json`: the newest sign of life."""
+
+    phase: str
+    epoch: int = 0
+    epochs: int = 0
+    step: int = 0
+    steps: int = 0
+    samples_per_s: float = 0.0
+    waiting_share: float = 0.0
+    """Share of the training time in which a worker waited for data."""
+    first_step_at: float | None = None
+    """Unix time of the first weight update."""
+    updated: float
+    """Unix time."""
+
+
+class Epoch(NamedTuple):
+    """One finished epoch, on its way to the store."""
+
+    history: list[Metrics]
+
+
+def new_run_id(experiment: Experiment) -> str:
+    """`DATASET-MODEL-TIME-RANDOM`, sorted by time within one dataset and model."""
+    time_utc = datetime.now(UTC).strftime("%Y%m%d-%H%M%S")
+    return f"{experiment.data.name[:30]}-{experiment.model.type}-{time_utc}-{secrets.token_hex(2)}"
+
+
+def utc_now() -> str:
+    """The time in the form that records use."""
+    return datetime.now(UTC).isoformat(timespec="seconds")
+
+
+def create_run(store: Store, record: RunRecord) -> None:
+    """Write a new run's record.
+
+    Raises:
+        PreconditionError: if a run of this name exists.
+    """
+    store.write(f"runs/{record.run}/run.json", _body(record), only_if_absent=True)
+
+
+def update_run(store: Store, record: RunRecord) -> None:
+    """Replace the record of an existing run."""
+    store.write(f"runs/{record.run}/run.json", _body(record))
+
+
+def read_run(store: Store, run: str) -> RunRecord:
+    """Read one record.
+
+    Raises:
+        NotFoundError: naming the nearest run there is.
+    """
+    try:
+        checked_name(run)
+    except ValueError as error:
+        raise ConfigError(f"run {error}.") from None
+    try:
+        return RunRecord.model_validate_json(store.read(f"runs/{run}/run.json"))
+    except NotFoundError:
+        known = [r.run for r in list_runs(store)]
+        newest = f"The newest is {known[0]}." if known else "There are none yet: `orchestrator train CONFIG`."
+        raise NotFoundError(f"run must exist, got {run!r}. {newest} See `orchestrator runs`.") from None
+    except ValidationError as error:
+        raise IntegrityError(f"runs/{run}/run.json must be a run's record, got {error.error_count()} errors.") from None
+
+
+def list_runs(store: Store) -> list[RunRecord]:
+    """All runs, newest first; one whose driver was lost shows as `unfinished`."""
+    records = []
+    for folder in store.folders("runs/"):
+        name = folder.removeprefix("runs/").strip("/")
+        try:
+            records.append(RunRecord.model_validate_json(store.read(f"runs/{name}/run.json")))
+        except (NotFoundError, ValidationError):
+            continue  # a folder that is no run, or one of a newer format
+    return sorted((with_live_state(store, r) for r in records), key=lambda r: r.created, reverse=True)
+
+
+def with_live_state(store: Store, record: RunRecord) -> RunRecord:
+    """Tell a run that works from one whose driver has died without a word."""
+    if record.state != "running":
+        return record
+    status = read_status(store, record.run)
+    last_sign = status.updated if status else datetime.fromisoformat(record.created).timestamp()
+    lost = time.time() - last_sign > LOST_AFTER_S + record.experiment.scaling.start_timeout_s * (status is None)
+    return record.model_copy(update={"state": "unfinished"}) if lost else record
+
+
+def read_status(store: Store, run: str) -> RunStatus | None:
+    """The newest sign of life; ``None`` before the first."""
+    try:
+        return RunStatus.model_validate_json(store.read(f"runs/{run}/status.json"))
+    except (NotFoundError, ValidationError):
+        return None
+
+
+def read_history(store: Store, run: str) -> list[Metrics]:
+    """Metrics of every finished epoch, oldest first."""
+    try:
+        text = store.read(f"runs/{run}/metrics.jsonl").decode()
+    except NotFoundError:
+        return []
+    return [json.loads(line) for line in text.splitlines()]
+
+
+class RunLog:
+    """Writes a run's status, metrics and TensorBoard events from a thread of its own, so that no step waits.
+
+    Use as a context manager; on exit everything that was reported is in the store.
+    """
+
+    def __init__(self, store: Store, run: str, *, tensorboard: bool = True) -> None:
+        self._store, self._run = store, run
+        self._status = RunStatus(phase="starting", updated=time.time())
+        self._epochs: queue.SimpleQueue[Epoch] = queue.SimpleQueue()
+        self._stop = threading.Event()
+        self._error: Exception | None = None
+        self._events = _TensorBoard() if tensorboard else None
+        self._thread = threading.Thread(target=self._write_until_stopped, name="run-log", daemon=True)
+
+    def status(self, **changes: Any) -> None:
+        """Change some fields of the status; cheap, may be called at every step."""
+        self._status = self._status.model_copy(update=changes)
+
+    def epoch(self, history: list[Metrics]) -> None:
+        """Report a finished epoch; ``history`` holds all of them.
+
+        Raises:
+            StoreError: if an earlier report could not be written.
+        """
+        if self._error:
+            raise self._error
+        self._epochs.put(Epoch(list(history)))
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._stop.set()
+        self._thread.join()
+        if kind is None and self._error:
+            raise self._error
+
+    def _write_until_stopped(self) -> None:
+        try:
+            while not self._stop.wait(HEARTBEAT_S):
+                self._write()
+            self._write()
+        except Exception as error:  # carried to the training thread, which raises it
+            self._error = error
+
+    def _write(self) -> None:
+        newest: Epoch | None = None
+        while not self._epochs.empty():
+            newest = self._epochs.get()
+            if self._events:
+                self._events.add(newest.history[-1])
+        prefix = f"runs/{self._run}/"
+        if newest:
+            lines = "".join(json.dumps(m, sort_keys=True) + "\n" for m in newest.history)
+            self._store.write(prefix + "metrics.jsonl", lines.encode())
+            if self._events:
+                self._store.write(f"{prefix}tensorboard/{self._events.name}", self._events.content())
+        body = self._status.model_copy(update={"updated": time.time()}).model_dump_json()
+        self._store.write(prefix + "status.json", body.encode())
+
+
+class _TensorBoard:
+    """An event file on the local disk, to be copied to the store as it grows."""
+
+    def __init__(self) -> None:
+        self._folder = tempfile.TemporaryDirectory(prefix="orchestrator-events-")
+        self._writer: Any = None
+
+    @property
+    def name(self) -> str:
+        return next(Path(self._folder.name).iterdir()).name
+
+    def add(self, metrics: Metrics) -> None:
+        if self._writer is None:
+            from tensorboardX import SummaryWriter  # half a second to import: not before the first epoch ends
+
+            self._writer = SummaryWriter(self._folder.name)
+        for name, value in metrics.items():
+            if name != "epoch":
+                self._writer.add_scalar(name, value, int(metrics["epoch"]))
+        self._writer.flush()
+
+    def content(self) -> bytes:
+        return next(Path(self._folder.name).iterdir()).read_bytes()
+
+
+def _body(record: RunRecord) -> bytes:
+    return record.model_dump_json(indent=1).encode()

@@ -1,0 +1,390 @@
+"""Fits one experiment on the cluster: checks everything, starts Ray Train, follows it, records what came out."""
+
+import importlib.metadata
+import os
+import platform
+import signal
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, nullcontext
+from typing import Any, NamedTuple
+
+from cluster.config import StoreSettings
+from cluster.errors import ClusterError, ConfigError, RunCancelledError, RunFailedError
+from cluster.session import cluster_resources, ray_session, require_resources
+from cluster.staging import check_packages, stage
+from cluster.storage import Store, open_store
+from models.config import has_activation, resolve_techniques
+from orchestrator.config import Experiment
+from orchestrator.data.reader import Dataset, open_dataset
+from orchestrator.runs import (
+    DatasetRef,
+    Metrics,
+    RunLog,
+    RunRecord,
+    RunStatus,
+    create_run,
+    new_run_id,
+    read_history,
+    read_run,
+    read_status,
+    update_run,
+    utc_now,
+    with_live_state,
+)
+
+POLL_S = 0.5
+
+Progress = Callable[[RunStatus], None]
+
+
+class Arithmetic(NamedTuple):
+    """What a training will do, said before it begins."""
+
+    samples: int
+    steps_per_epoch: int
+    updates: int
+    batch_per_logical_worker: int
+    parameters: int
+
+
+class RunResult(NamedTuple):
+    """What a finished training leaves behind."""
+
+    run: str
+    metrics: Metrics
+    """Of the split `record.evaluated_on`."""
+    history: list[Metrics]
+    """One entry per epoch."""
+    record: RunRecord
+
+
+def train(
+    experiment: Experiment,
+    *,
+    store: Store | None = None,
+    address: str | None = None,
+    run: str | None = None,
+    on_start: Callable[[RunRecord, Arithmetic], None] | None = None,
+    on_progress: Progress | None = None,
+) -> RunResult:
+    """Train one experiment to its end on a Ray cluster.
+
+    Args:
+        experiment: from `orchestrator.configfile.load_experiment`, or built in Python.
+        store: where the dataset is and the run goes; default: `cluster.storage.open_store()`.
+        address: of the cluster, in any of Ray's forms; default: see `cluster.session.resolve_address`.
+        run: name of the new run; default: made of dataset, model and time.
+        on_start: called once everything is checked, before any worker starts.
+        on_progress: called about twice a second with the newest status.
+
+    Raises:
+        ConfigError, NotFoundError, StoreAccessError, ClusterError: before any worker starts.
+        RunFailedError: a worker failed more often than `scaling.max_failures`; what it had written can be resumed.
+        RunCancelledError: interrupted.
+    """
+    started = time.time()
+    store = store or open_store()
+    store.check()
+    dataset = open_dataset(store, experiment.data.name, version=experiment.data.version)
+    with ray_session(address, store=store.settings):
+        record = plan_run(experiment, dataset, run=run, gpus=cluster_resources().get("GPU", 0))
+        _require(record)
+        record, arithmetic = describe(record, dataset)
+        create_run(store, record)
+        if on_start:
+            on_start(record, arithmetic)
+        return _run(record, store=store, started=started, on_progress=on_progress)
+
+
+def resume(
+    run: str,
+    *,
+    store: Store | None = None,
+    address: str | None = None,
+    workers: int | None = None,
+    on_start: Callable[[RunRecord, Arithmetic], None] | None = None,
+    on_progress: Progress | None = None,
+) -> RunResult:
+    """Continue a run from its newest valid checkpoint; a finished one is returned as it is.
+
+    Args:
+        run: its name.
+        workers: another number of workers than before; it must divide the logical workers.
+        store: see `train`.
+        address: see `train`.
+        on_start: see `train`.
+        on_progress: see `train`.
+
+    Raises:
+        NotFoundError: there is no such run.
+        ConfigError: somebody works on it at this moment, or ``workers`` does not fit. Else see `train`.
+    """
+    started = time.time()
+    store = store or open_store()
+    store.check()
+    record = with_live_state(store, read_run(store, run))
+    if record.state == "finished":
+        return RunResult(run, record.metrics, read_history(store, run), record)
+    if record.state == "running":
+        raise ConfigError(
+            f"run {run} must be stopped to be resumed, got one that works. Follow it: orchestrator show {run}."
+        )
+    if workers is not None:
+        record = record.model_copy(update={"experiment": _with_workers(record.experiment, workers)})
+    dataset = open_dataset(store, record.dataset.name, version=record.dataset.version)
+    with ray_session(address, store=store.settings):
+        _require(record)
+        record, arithmetic = describe(record, dataset)
+        record = record.model_copy(update={"state": "running", "error": None})
+        update_run(store, record)
+        if on_start:
+            on_start(record, arithmetic)
+        return _run(record, store=store, started=started, on_progress=on_progress)
+
+
+def plan_run(experiment: Experiment, dataset: Dataset, *, run: str | None = None, gpus: float = 0) -> RunRecord:
+    """Decide everything that a run depends on; pure but for the time and the random part of its name.
+
+    Raises:
+        ConfigError: the experiment does not fit the dataset.
+    """
+    signature = dataset.signature(lookback=experiment.data.lookback, horizon=experiment.data.horizon)
+    techniques = resolve_techniques(
+        experiment.techniques, experiment.model, gpu_available=gpus >= experiment.scaling.workers
+    )
+    primary_metric, higher_is_better = _primary_metric(signature.target.kind)
+    return RunRecord(
+        run=run or new_run_id(experiment),
+        state="running",
+        created=utc_now(),
+        experiment=experiment,
+        techniques=techniques,
+        not_applicable=() if has_activation(experiment.model) else ("techniques.activation",),
+        signature=signature,
+        dataset=DatasetRef(name=dataset.manifest.name, version=dataset.manifest.version),
+        evaluated_on="test",
+        primary_metric=primary_metric,
+        higher_is_better=higher_is_better,
+        code_version=code_version(),
+        versions=versions(),
+    )
+
+
+def describe(record: RunRecord, dataset: Dataset) -> tuple[RunRecord, Arithmetic]:
+    """Build the network once, to learn its size and whether it can read the data, and do the arithmetic.
+
+    Raises:
+        ConfigError: the model cannot read the dataset's features.
+    """
+    from models.network import build
+
+    experiment = record.experiment
+    try:
+        network = build(experiment.model, record.techniques, record.signature, seed=experiment.train.seed)
+    except ValueError as error:
+        raise ConfigError(str(error)) from None
+    parameters = sum(p.numel() for p in network.parameters())
+    plan = dataset.reader(record.signature, cache_mb=0).plan("train", experiment=experiment, epoch=0)
+    if plan.num_steps == 0:
+        raise ConfigError(
+            f"train.batch_size must be at most the {plan.num_samples} training samples with train.drop_last, "
+            f"got {experiment.train.batch_size}."
+        )
+    updates_per_epoch = 1 if record.techniques.gradient == "batch" else plan.num_steps
+    arithmetic = Arithmetic(
+        samples=plan.num_samples,
+        steps_per_epoch=plan.num_steps,
+        updates=updates_per_epoch * experiment.train.epochs,
+        batch_per_logical_worker=experiment.train.batch_size // experiment.scaling.num_logical_workers,
+        parameters=parameters,
+    )
+    return record.model_copy(update={"parameters": parameters}), arithmetic
+
+
+def fit_on_ray(record: RunRecord, store: StoreSettings) -> dict[str, Any]:
+    """Run `worker_loop` in every worker of a Ray Train group; return what the first worker returned."""
+    os.environ.update(_train_environment(record))
+    import ray.train
+    from ray.train.torch import TorchConfig, TorchTrainer
+
+    scaling = record.experiment.scaling
+    use_gpu = record.techniques.processor == "gpu"
+    with tempfile.TemporaryDirectory(prefix="orchestrator-train-") as folder:
+        trainer = TorchTrainer(
+            worker_loop,
+            train_loop_config={"record": record.model_dump(mode="json"), "store": store.model_dump(mode="json")},
+            torch_config=TorchConfig(backend="nccl" if use_gpu else "gloo"),
+            scaling_config=ray.train.ScalingConfig(
+                num_workers=scaling.workers, use_gpu=use_gpu, resources_per_worker=_resources(record)
+            ),
+            # Ray's own records stay on the driver's disk: our checkpoints go to the store by themselves
+            run_config=ray.train.RunConfig(
+                name=record.run,
+                storage_path=folder,
+                failure_config=ray.train.FailureConfig(max_failures=scaling.max_failures, controller_failure_limit=0),
+            ),
+        )
+        result: dict[str, Any] = trainer.fit().return_value
+    if result is None:
+        raise RunCancelledError(f"run {record.run} was stopped.")
+    return result
+
+
+def worker_loop(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Train one model on this worker's share of the data. Runs once in every worker of Ray Train."""
+    import ray.train
+    import ray.train.torch
+
+    from orchestrator.trainer import World, evaluate, fit
+
+    check_packages()
+    record = RunRecord.model_validate(settings["record"])
+    store = Store(StoreSettings.model_validate(settings["store"]))
+    context = ray.train.get_context()
+    world = World(context.get_world_rank(), context.get_world_size(), ray.train.torch.get_device())
+    with RunLog(store, record.run) if world.rank == 0 else nullcontext() as log:
+        trainer = fit(record, store=store, world=world, log=log)
+        metrics = evaluate(trainer, record.evaluated_on)
+        if log:
+            log.status(phase="finished")
+    return {"metrics": metrics, "history": trainer.history, "first_step_at": trainer.first_step_at}
+
+
+def code_version() -> str:
+    """Version of this package, and a hash of the very files that the workers run."""
+    return f"{importlib.metadata.version('orchestrator')}+{stage().name[-8:]}"
+
+
+def versions() -> dict[str, str]:
+    """Versions of what a result's bits depend on."""
+    names = ("torch", "ray", "numpy", "pyarrow")
+    return {"python": platform.python_version()} | {n: importlib.metadata.version(n) for n in names}
+
+
+def _require(record: RunRecord) -> None:
+    scaling = record.experiment.scaling
+    gpus = scaling.workers if record.techniques.processor == "gpu" else 0
+    require_resources(cpus=scaling.workers * scaling.cpus_per_worker, gpus=gpus)
+
+
+def _primary_metric(kind: str) -> tuple[str, bool]:
+    return {"class": ("accuracy", True), "number": ("rmse", False), "forecast": ("mse", False)}[kind]
+
+
+def _with_workers(experiment: Experiment, workers: int) -> Experiment:
+    from orchestrator.configfile import Document, validate
+
+    values = experiment.model_dump(mode="json")
+    values["scaling"] |= {"workers": workers, "logical_workers": experiment.scaling.num_logical_workers}
+    return validate(Document("--workers", values, {}))
+
+
+def _run(record: RunRecord, *, store: Store, started: float, on_progress: Progress | None) -> RunResult:
+    try:
+        with _followed(store, record.run, on_progress), _sigterm_as_interrupt():
+            outcome = fit_on_ray(record, store.settings)
+    except (KeyboardInterrupt, RunCancelledError):
+        update_run(store, record.model_copy(update={"state": "cancelled"}))
+        raise RunCancelledError(
+            f"run {record.run} was stopped. Continue it: orchestrator resume {record.run}."
+        ) from None
+    except Exception as error:
+        failure = _failure(error, record)
+        update_run(store, record.model_copy(update={"state": "failed", "error": str(failure)}))
+        raise failure from None
+    from orchestrator.checkpoint import checkpoint_prefixes
+
+    first_step_at = outcome["first_step_at"]
+    finished = record.model_copy(
+        update={
+            "state": "finished",
+            "metrics": outcome["metrics"],
+            "checkpoint": next(checkpoint_prefixes(store, run=record.run)),
+            "seconds": round(time.time() - started, 3),
+            "first_step_s": first_step_at and round(first_step_at - started, 3),
+        }
+    )
+    update_run(store, finished)
+    return RunResult(record.run, finished.metrics, outcome["history"], finished)
+
+
+def _resources(record: RunRecord) -> dict[str, float]:
+    cpus = {"CPU": record.experiment.scaling.cpus_per_worker}
+    return cpus | ({"GPU": 1} if record.techniques.processor == "gpu" else {})
+
+
+def _train_environment(record: RunRecord) -> dict[str, str]:
+    """Ray Train reads its knobs from the driver's environment."""
+    return {
+        "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",  # how soon an end or a failure is noticed; Ray's default is 2
+        "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": str(record.experiment.scaling.start_timeout_s),
+        "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",
+    }
+
+
+def _failure(error: Exception, record: RunRecord) -> Exception:
+    """The worker's own error first; collateral errors of the others are left out."""
+    from ray.train import TrainingFailedError
+
+    if not isinstance(error, TrainingFailedError):
+        return error
+    failures = getattr(error, "worker_failures", {})
+    causes = [e for e in failures.values() if not _is_collateral(e)] or list(failures.values()) or [error]
+    cause = getattr(causes[0], "cause", None) or causes[0]
+    if "WorkerGroupStartupTimeout" in f"{type(error).__name__} {error}":
+        timeout_s = record.experiment.scaling.start_timeout_s
+        return ClusterError(
+            f"the cluster must place {record.experiment.scaling.workers} workers within scaling.start_timeout_s "
+            f"({timeout_s:g} s), got fewer. Is other work running? See `orchestrator status`."
+        )
+    return RunFailedError(
+        f"run {record.run} failed: {str(cause).strip()}\nContinue it: orchestrator resume {record.run}."
+    )
+
+
+def _is_collateral(error: Exception) -> bool:
+    """Whether this worker only noticed that another had gone."""
+    return any(word in str(error) for word in ("Connection closed by peer", "Connection reset", "gloo", "NCCL"))
+
+
+@contextmanager
+def _followed(store: Store, run: str, on_progress: Progress | None) -> Iterator[None]:
+    """Call ``on_progress`` from a thread whenever the run's status in the store has changed."""
+    if on_progress is None:
+        yield
+        return
+    stop = threading.Event()
+
+    def follow() -> None:
+        seen = 0.0
+        while not stop.wait(POLL_S):
+            status = read_status(store, run)
+            if status and status.updated > seen:
+                seen = status.updated
+                on_progress(status)
+
+    thread = threading.Thread(target=follow, name="follow-run", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        stop.set()
+        thread.join()
+
+
+@contextmanager
+def _sigterm_as_interrupt() -> Iterator[None]:
+    """Let a stopped job end its workers as Ctrl-C does; only the main thread can."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = {s: signal.getsignal(s) for s in (signal.SIGTERM, signal.SIGINT)}
+    signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

@@ -1,0 +1,490 @@
+"""Fits one network on this worker's share of the data: steps, evaluation, checkpoints. Knows nothing of Ray."""
+
+import math
+import platform
+import secrets
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from cluster.errors import RunFailedError
+from cluster.storage import Store
+from models.features import TARGET, ImageFeature
+from models.network import Network, build
+from models.techniques import penalty, set_random_state
+from orchestrator.checkpoint import (
+    Progress,
+    Restored,
+    State,
+    load_checkpoint,
+    load_optimizer_tensors,
+    newest_valid,
+    optimizer_tensors,
+    prune,
+    save_checkpoint,
+)
+from orchestrator.config import TrainConfig
+from orchestrator.data.augment import augment
+from orchestrator.data.order import Plan
+from orchestrator.data.reader import Dataset, MicroBatch, Reader, open_dataset
+from orchestrator.gradients import fixed_order_sum
+from orchestrator.runs import Metrics, RunLog, RunRecord
+
+# K = logical workers of this worker, P = parameters (numbers), T = tail: running statistics, then the loss
+
+
+@dataclass(frozen=True)
+class World:
+    """This worker's place among all."""
+
+    rank: int = 0
+    size: int = 1
+    device: torch.device = torch.device("cpu")
+
+
+@dataclass
+class Trainer:
+    """Everything that a training consists of. Built by `build_trainer`."""
+
+    record: RunRecord
+    world: World
+    store: Store
+    dataset: Dataset
+    reader: Reader
+    network: Network
+    optimizer: torch.optim.Optimizer
+    parts_KN: Tensor
+    """For every logical worker of this worker: its gradient, running statistics and loss, in one row."""
+    log: RunLog | None
+    """Of the first worker only."""
+    attempt: str
+    history: list[Metrics] = field(default_factory=list)
+    update: int = 0
+    first_step_at: float | None = None
+
+    @property
+    def settings(self) -> TrainConfig:
+        """The `train` group of the experiment."""
+        return self.record.experiment.train
+
+    @property
+    def num_logical_workers(self) -> int:
+        """Over all workers."""
+        return self.record.experiment.scaling.num_logical_workers
+
+    @property
+    def logical_workers(self) -> range:
+        """Those that this worker runs."""
+        each = self.num_logical_workers // self.world.size
+        return range(self.world.rank * each, (self.world.rank + 1) * each)
+
+    @property
+    def updates_per_epoch(self) -> int:
+        """One with batch gradient descent, else one per step."""
+        return 1 if self.record.techniques.gradient == "batch" else self.plan(0).num_steps
+
+    def plan(self, epoch: int) -> Plan:
+        """The order of one epoch's samples."""
+        return self.reader.plan("train", experiment=self.record.experiment, epoch=epoch)
+
+
+def fit(
+    record: RunRecord,
+    *,
+    store: Store,
+    world: World,
+    log: RunLog | None = None,
+    checkpoints: Literal["all", "last"] = "all",
+) -> Trainer:
+    """Train from the newest valid checkpoint, or from the start, to the last epoch.
+
+    Args:
+        record: what to train.
+        store: where the data is and the checkpoints go.
+        world: this worker's place; a default process group must exist when there are several.
+        log: where the first worker reports; without one nothing is written but checkpoints.
+        checkpoints: `last` writes only the final one and starts afresh: a sweep's cell is repeated, not resumed.
+
+    Raises:
+        RunFailedError: if the loss is no longer a number.
+    """
+    trainer = build_trainer(record, store=store, world=world, log=log)
+    start_epoch = restore(trainer) if checkpoints == "all" else 0
+    with _checkpoint_writer(trainer) as save:
+        for epoch in range(start_epoch, trainer.settings.epochs):
+            trained = train_epoch(trainer, epoch)
+            report(trainer, epoch, trained | evaluate(trainer, validation_split(trainer.dataset)))
+            if is_checkpoint_due(epoch + 1, trainer.settings, checkpoints):
+                save(epoch + 1)
+    return trainer
+
+
+def build_trainer(record: RunRecord, *, store: Store, world: World, log: RunLog | None = None) -> Trainer:
+    """Open the data and build the network with its initial weights, the same on every worker."""
+    experiment, device = record.experiment, world.device
+    torch.set_num_threads(experiment.scaling.threads_per_worker or max(1, int(experiment.scaling.cpus_per_worker)))
+    dataset = open_dataset(store, record.dataset.name, version=record.dataset.version)
+    network = build(experiment.model, record.techniques, record.signature, seed=experiment.train.seed).to(device)
+    if channels_last(record):
+        network = network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    each = experiment.scaling.num_logical_workers // world.size
+    numbers = sum(p.numel() for p in network.parameters()) + sum(b.numel() for b in running_statistics(network)) + 1
+    reader = dataset.reader(record.signature, cache_mb=experiment.data.cache_mb, pin_memory=device.type == "cuda")
+    return Trainer(
+        record=record,
+        world=world,
+        store=store,
+        dataset=dataset,
+        reader=reader,
+        network=network,
+        optimizer=build_optimizer(network, experiment.train),
+        parts_KN=torch.zeros(each, numbers, device=device),
+        log=log,
+        attempt=secrets.token_hex(4),
+    )
+
+
+def build_optimizer(network: nn.Module, settings: TrainConfig) -> torch.optim.Optimizer:
+    """The optimizer; its learning rate is set before every update."""
+    if settings.optimizer == "adam":
+        return torch.optim.Adam(network.parameters(), lr=settings.learning_rate)
+    return torch.optim.SGD(
+        network.parameters(), lr=settings.learning_rate, momentum=settings.momentum, nesterov=settings.momentum > 0
+    )
+
+
+def restore(trainer: Trainer) -> int:
+    """Load the newest valid checkpoint, the same on every worker; return the first epoch to do."""
+    found = _agree(trainer.world, lambda: newest_valid(trainer.store, run=trainer.record.run), trainer)
+    if found is None:
+        return 0
+    for reason in found.passed_over:
+        print(f"passed over a checkpoint: {reason}", flush=True)
+    weights, optimizer, progress = found.state
+    trainer.network.load_state_dict(weights)
+    load_optimizer_tensors(trainer.optimizer, _parameter_names(trainer.network), optimizer)
+    trainer.history, trainer.update = list(progress.history), progress.update
+    return progress.epoch
+
+
+def train_epoch(trainer: Trainer, epoch: int) -> Metrics:
+    """One pass over the training split; returns its mean loss and its speed."""
+    plan, clock = trainer.plan(epoch), time.perf_counter()
+    waited_s = trainer.reader.wait_s
+    trainer.network.train()
+    trainer.parts_KN.zero_()
+    loss = torch.zeros((), dtype=torch.float64, device=trainer.world.device)
+    samples = 0
+    by_batch = trainer.record.techniques.gradient == "batch"
+    for step, micro_batches in enumerate(trainer.reader.train_batches(plan, logical_workers=trainer.logical_workers)):
+        in_step = sum(plan.step_sizes(step))
+        accumulate(trainer, micro_batches, epoch=epoch, step=step, samples=plan.num_samples if by_batch else in_step)
+        loss += _finish_step(trainer, updates=not by_batch or step == plan.num_steps - 1)
+        samples += in_step
+        _report_step(trainer, epoch, step, plan, samples, clock, waited_s)
+    seconds = time.perf_counter() - clock
+    mean_loss = loss.item() / samples
+    if not math.isfinite(mean_loss):
+        raise RunFailedError(
+            f"train_loss must be a finite number, got {mean_loss} in epoch {epoch + 1}. Lower train.learning_rate "
+            f"({trainer.settings.learning_rate}) or set train.clip_norm."
+        )
+    return {
+        "train_loss": mean_loss,
+        "learning_rate": learning_rate(trainer.settings, trainer.update - 1, total_updates(trainer)),
+        "samples_per_s": samples / seconds,
+        "waiting_share": (trainer.reader.wait_s - waited_s) / seconds,
+        "seconds": seconds,
+    }
+
+
+def accumulate(trainer: Trainer, micro_batches: Sequence[MicroBatch], *, epoch: int, step: int, samples: int) -> None:
+    """Add each logical worker's gradient of the loss, divided by ``samples``, to its row of ``parts_KN``."""
+    statistics = running_statistics(trainer.network)
+    before = [s.clone() for s in statistics]
+    for row_N, logical_worker, micro_batch in zip(
+        trainer.parts_KN, trainer.logical_workers, micro_batches, strict=True
+    ):
+        for s, old in zip(statistics, before, strict=True):
+            s.copy_(old)
+        if micro_batch.size:
+            _bind_gradients(trainer.network, row_N)
+            set_random_state(
+                trainer.network, seed=trainer.settings.seed, epoch=epoch, step=step, logical_worker=logical_worker
+            )
+            row_N[-1] += _backward(trainer, micro_batch, (epoch, step, logical_worker), samples)
+        _copy_into(row_N[_num_parameters(trainer.network) : -1], statistics)
+
+
+def apply_update(trainer: Trainer, gradient_P: Tensor) -> None:
+    """One step of the optimizer along the summed gradient, with penalty, clipping, decay and schedule."""
+    settings, network = trainer.settings, trainer.network
+    _bind_gradients(network, gradient_P)
+    if trainer.record.techniques.regularization == "penalty":
+        penalty(network, l1=settings.l1, l2=settings.l2).backward()  # type: ignore[no-untyped-call]
+    if settings.clip_norm is not None:
+        nn.utils.clip_grad_norm_(network.parameters(), settings.clip_norm)
+    rate = learning_rate(settings, trainer.update, total_updates(trainer))
+    if settings.weight_decay:
+        decayed = [p for p in network.parameters() if p.ndim > 1]
+        with torch.no_grad():
+            torch._foreach_mul_(decayed, 1 - rate * settings.weight_decay)
+    for group in trainer.optimizer.param_groups:
+        group["lr"] = rate
+    trainer.optimizer.step()
+    trainer.update += 1
+    trainer.first_step_at = trainer.first_step_at or time.time()
+
+
+def learning_rate(settings: TrainConfig, update: int, total: int) -> float:
+    """The learning rate of one update, a pure function of its number (from 0) and their total."""
+    rising = settings.warmup * total if settings.schedule != "constant" else 0.0
+    if update + 1 < rising:
+        return settings.learning_rate * (update + 1) / rising
+    rest = (update + 1 - rising) / max(1.0, total + 1 - rising)  # 0..1, reaches neither end
+    if settings.schedule == "constant":
+        return settings.learning_rate
+    if settings.schedule == "cosine":
+        return settings.learning_rate * 0.5 * (1 + math.cos(math.pi * rest))
+    return settings.learning_rate * (1 - max(0.0, rest))
+
+
+def total_updates(trainer: Trainer) -> int:
+    """Weight updates from the first epoch to the last."""
+    return trainer.settings.epochs * trainer.updates_per_epoch
+
+
+def evaluate(trainer: Trainer, split: str) -> Metrics:
+    """Metrics over one whole split, the same bits for every worker count."""
+    network, world = trainer.network.eval(), trainer.world
+    rows: dict[int, Tensor] = {}
+    names: list[str] = []
+    with torch.inference_mode():
+        for index, micro_batch in trainer.reader.evaluate_batches(
+            split, worker=world.rank, workers=world.size, batch_size=trainer.settings.evaluate_batch_size
+        ):
+            batch = to_device(micro_batch.tensors, trainer)
+            with _autocast(trainer):
+                outputs = network(batch)
+            sums = network.task.metric_sums(outputs.float(), batch[TARGET])
+            names = list(sums)
+            rows[index] = torch.stack([*(sums[n].double() for n in names)]).cpu()
+    count = trainer.reader.num_samples(split)
+    totals = _sum_by_batch(rows, num_batches=-(-count // trainer.settings.evaluate_batch_size), world=world)
+    names = names or list(network.task.metric_names)
+    return network.task.metrics(dict(zip(names, totals.tolist(), strict=True)), count)
+
+
+def report(trainer: Trainer, epoch: int, metrics: Metrics) -> None:
+    """Add a finished epoch to the history, and tell the log."""
+    trainer.history.append({"epoch": epoch + 1, **metrics})
+    if trainer.log:
+        trainer.log.epoch(trainer.history)
+
+
+def is_checkpoint_due(epochs_done: int, settings: TrainConfig, checkpoints: Literal["all", "last"]) -> bool:
+    """Whether a checkpoint follows this epoch."""
+    every = settings.checkpoint_epochs if checkpoints == "all" else settings.epochs
+    return epochs_done % every == 0 or epochs_done == settings.epochs
+
+
+def validation_split(dataset: Dataset) -> str:
+    """The split that every epoch is judged on."""
+    return "validation" if "validation" in dataset.manifest.splits else "test"
+
+
+def snapshot(trainer: Trainer, epochs_done: int) -> State:
+    """A copy of everything that a checkpoint holds."""
+    progress = Progress(
+        epoch=epochs_done,
+        update=trainer.update,
+        logical_workers=trainer.num_logical_workers,
+        dataset_version=trainer.record.dataset.version,
+        environment=environment(trainer),
+        history=list(trainer.history),
+    )
+    weights = {k: v.detach().cpu().clone().contiguous() for k, v in trainer.network.state_dict().items()}
+    return State(weights, optimizer_tensors(trainer.optimizer, _parameter_names(trainer.network)), progress)
+
+
+def environment(trainer: Trainer) -> dict[str, str]:
+    """What the bits of a result depend on besides the experiment."""
+    device = trainer.world.device
+    return {
+        "processor": torch.cuda.get_device_name(device) if device.type == "cuda" else platform.machine(),
+        "capability": torch.backends.cpu.get_cpu_capability(),
+        "threads": str(torch.get_num_threads()),
+        "torch": torch.__version__,
+        "precision": precision(trainer.settings, device),
+    }
+
+
+def precision(settings: TrainConfig, device: torch.device) -> str:
+    """`auto` is bf16 on a GPU that has it, fp32 elsewhere: on a CPU it depends on processor and model which wins."""
+    if settings.precision != "auto":
+        return settings.precision
+    return "bf16" if device.type == "cuda" and torch.cuda.is_bf16_supported() else "fp32"
+
+
+def channels_last(record: RunRecord) -> bool:
+    """`auto` is channels_last for a CNN, where convolutions are faster on CPU and GPU alike."""
+    chosen = record.experiment.train.memory_format
+    return chosen == "channels_last" or (chosen == "auto" and record.experiment.model.type == "cnn")
+
+
+def running_statistics(network: nn.Module) -> list[Tensor]:
+    """The running means and variances of batch normalization, in a fixed order."""
+    return [b for name, b in network.named_buffers() if name.endswith(("running_mean", "running_var"))]
+
+
+def to_device(tensors: Mapping[str, Tensor], trainer: Trainer) -> dict[str, Tensor]:
+    """Move a batch; from pinned memory the copy overlaps the computation."""
+    batch = {name: t.to(trainer.world.device, non_blocking=True) for name, t in tensors.items()}
+    if channels_last(trainer.record):
+        for name, feature in trainer.record.signature.features.items():
+            if isinstance(feature, ImageFeature):
+                batch[name] = batch[name].contiguous(memory_format=torch.channels_last)
+    return batch
+
+
+def _backward(trainer: Trainer, micro_batch: MicroBatch, counters: tuple[int, int, int], samples: int) -> Tensor:
+    batch = to_device(micro_batch.tensors, trainer)
+    experiment = trainer.record.experiment
+    for name, feature in trainer.record.signature.features.items():
+        if isinstance(feature, ImageFeature) and experiment.data.augment:
+            batch[name] = augment(batch[name], experiment.data.augment, key=(experiment.train.seed, *counters))
+    _freeze_statistics_of_one(trainer.network, micro_batch.size)
+    with _autocast(trainer):
+        outputs = trainer.network(batch)
+    loss = trainer.network.task.loss_sum(
+        outputs.float(), batch[TARGET], label_smoothing=experiment.train.label_smoothing
+    )
+    (loss / samples).backward()  # type: ignore[no-untyped-call]
+    return loss.detach()
+
+
+def _freeze_statistics_of_one(network: nn.Module, size: int) -> None:
+    """One sample has no variance: batch normalization uses its running statistics for it."""
+    for module in network.modules():
+        if isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d):
+            module.train(size > 1)
+
+
+def _finish_step(trainer: Trainer, *, updates: bool) -> Tensor:
+    """Sum over all logical workers; set the running statistics, update the weights if asked, return the loss."""
+    p = _num_parameters(trainer.network)
+    first = 0 if updates else p
+    total_N = fixed_order_sum(trainer.parts_KN[:, first:], workers=trainer.world.size)
+    tail_T = total_N[p - first :]
+    offset = 0
+    for s in running_statistics(trainer.network):
+        s.copy_(tail_T[offset : offset + s.numel()].view_as(s) / trainer.num_logical_workers)
+        offset += s.numel()
+    if updates:
+        apply_update(trainer, total_N[:p])
+    trainer.parts_KN[:, first:].zero_()
+    return tail_T[-1]
+
+
+def _bind_gradients(network: nn.Module, flat: Tensor) -> None:
+    """Make every parameter's gradient a view of ``flat``, so that backward adds into it."""
+    offset = 0
+    for p in network.parameters():
+        p.grad = flat[offset : offset + p.numel()].view_as(p)
+        offset += p.numel()
+
+
+def _copy_into(flat: Tensor, tensors: Sequence[Tensor]) -> None:
+    offset = 0
+    for t in tensors:
+        flat[offset : offset + t.numel()] = t.flatten()
+        offset += t.numel()
+
+
+def _num_parameters(network: nn.Module) -> int:
+    return sum(p.numel() for p in network.parameters())
+
+
+def _parameter_names(network: nn.Module) -> list[str]:
+    return [name for name, _ in network.named_parameters()]
+
+
+def _autocast(trainer: Trainer) -> torch.autocast:
+    device = trainer.world.device
+    return torch.autocast(device.type, torch.bfloat16, enabled=precision(trainer.settings, device) == "bf16")
+
+
+def _sum_by_batch(rows: dict[int, Tensor], *, num_batches: int, world: World) -> Tensor:
+    """Add up the batches in their order: zeros elsewhere make the exchange between workers exact."""
+    width = len(next(iter(rows.values()))) if rows else 0
+    if world.size > 1:
+        width_all = torch.tensor(width, device=world.device)
+        dist.all_reduce(width_all, op=dist.ReduceOp.MAX)
+        width = int(width_all)
+    table = torch.zeros(num_batches, width, dtype=torch.float64, device=world.device)
+    for index, row in rows.items():
+        table[index] = row.to(world.device)
+    if world.size > 1:
+        dist.all_reduce(table)
+    return table.cpu().sum(0)
+
+
+def _report_step(
+    trainer: Trainer, epoch: int, step: int, plan: Plan, samples: int, clock: float, waited_s: float
+) -> None:
+    if trainer.log:
+        seconds = time.perf_counter() - clock
+        trainer.log.status(
+            phase="training",
+            epoch=epoch,
+            epochs=trainer.settings.epochs,
+            step=step + 1,
+            steps=plan.num_steps,
+            samples_per_s=samples / seconds,
+            waiting_share=(trainer.reader.wait_s - waited_s) / seconds,
+            first_step_at=trainer.first_step_at,
+        )
+
+
+def _agree(world: World, look: Callable[[], Restored | None], trainer: Trainer) -> Restored | None:
+    """Every worker loads the checkpoint that the first one found."""
+    if world.size == 1:
+        return look()
+    found = look() if world.rank == 0 else None
+    choice: list[Any] = [found and (found.prefix, found.passed_over)]
+    dist.broadcast_object_list(choice, src=0, device=world.device)
+    if choice[0] is None or found is not None:
+        return found
+    prefix, _ = choice[0]
+    return Restored(prefix, load_checkpoint(trainer.store, prefix=prefix), [])
+
+
+@contextmanager
+def _checkpoint_writer(trainer: Trainer) -> Iterator[Callable[[int], None]]:
+    """Yield `save(epochs_done)`, which copies the state and writes it in the background, one at a time."""
+    pending: Future[None] | None = None
+
+    def write(state: State) -> None:
+        save_checkpoint(trainer.store, run=trainer.record.run, attempt=trainer.attempt, state=state)
+        prune(trainer.store, run=trainer.record.run, keep=trainer.settings.keep_checkpoints)
+
+    with ThreadPoolExecutor(1, thread_name_prefix="checkpoint") as executor:
+
+        def save(epochs_done: int) -> None:
+            nonlocal pending
+            if trainer.world.rank != 0:
+                return
+            if pending:
+                pending.result()
+            pending = executor.submit(write, snapshot(trainer, epochs_done))
+
+        yield save
+        if pending:
+            pending.result()
