@@ -1,1 +1,67 @@
 """Fixtures shared by every test: nothing of the user's machine leaks in, and the servers are started once."""
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from uuid import uuid4
+
+import psutil
+import pytest
+
+from cluster import local
+from cluster.state import LocalState, RayState, StoreState
+from cluster.storage import Store
+
+USER_VARIABLES = ("AWS_", "RAY_", "ORCHESTRATOR_")
+LOGICAL_CPUS = 4  # more than a small machine has: the tests wait more than they compute
+
+
+@pytest.fixture(scope="session", autouse=True)
+def home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A folder of its own for the local cluster, and an environment without the user's AWS and Ray settings.
+
+    Whatever the session started under this folder has ended after the last test.
+    """
+    path = tmp_path_factory.mktemp("home")
+    with pytest.MonkeyPatch.context() as patch:
+        for name in [name for name in os.environ if name.startswith(USER_VARIABLES)]:
+            patch.delenv(name)
+        patch.setenv("ORCHESTRATOR_HOME", str(path))
+        patch.setenv("AWS_CONFIG_FILE", str(path / "no-aws-config"))
+        patch.setenv("AWS_SHARED_CREDENTIALS_FILE", str(path / "no-aws-credentials"))
+        patch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+        patch.setenv("OMP_NUM_THREADS", "1")  # the workers inherit it; sums are the same bits every time
+        yield path
+        state = local.status()
+        local.down()
+        assert processes_of(state) == []
+
+
+@pytest.fixture(scope="session")
+def store_server(home: Path) -> StoreState:
+    """The session's S3 server: a real SeaweedFS with generated keys."""
+    state = local.up(with_ray=False).store
+    assert state is not None
+    return state
+
+
+@pytest.fixture
+def store(store_server: StoreState) -> Store:
+    """An empty store: a prefix of its own on the session's S3 server."""
+    settings = store_server.settings
+    return Store(settings.model_copy(update={"url": f"{settings.url}/{uuid4().hex[:12]}"}))
+
+
+@pytest.fixture(scope="session")
+def ray_cluster(store_server: StoreState) -> RayState:
+    """The session's Ray head. Its environment holds no secret; connect with ``cluster.session.ray_session``."""
+    state = local.up(cpus=LOGICAL_CPUS).ray
+    assert state is not None
+    return state
+
+
+def processes_of(state: LocalState) -> list[psutil.Process]:
+    """Return the live processes of a local cluster."""
+    ours = local.ray_processes(state.ray.temp_dir) if state.ray else []
+    server = state.store.process.find() if state.store else None
+    return [*ours, *([server] if server else [])]

@@ -1,0 +1,107 @@
+"""What ``orchestrator up`` has started on this machine, remembered in one folder that only its owner can read."""
+
+import os
+from pathlib import Path
+
+import psutil
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from cluster.config import StoreSettings
+from cluster.errors import ConfigError
+
+HOME_VARIABLE = "ORCHESTRATOR_HOME"
+STATE_FILE = "local.json"
+
+
+class ProcessRecord(BaseModel):
+    """A process that we started. The creation time tells it from a later one with the same id."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    pid: int
+    created: float
+    """Seconds since the epoch, as the kernel reports it."""
+
+    def find(self) -> psutil.Process | None:
+        """Return the live process, or ``None`` when it has ended."""
+        try:
+            process = psutil.Process(self.pid)
+            same = abs(process.create_time() - self.created) < 0.01  # it is rounded in the file
+            return process if same and process.status() != psutil.STATUS_ZOMBIE else None
+        except psutil.NoSuchProcess:
+            return None
+
+
+class RayState(BaseModel):
+    """The local Ray head."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    process: ProcessRecord
+    address: str
+    """Where ``ray.init`` connects: ``HOST:PORT`` of the cluster's control service."""
+    dashboard_url: str
+    token_file: str
+    temp_dir: str
+
+    def running(self) -> bool:
+        """Whether its process is alive."""
+        return self.process.find() is not None
+
+
+class StoreState(BaseModel):
+    """The local object store."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    process: ProcessRecord
+    settings: StoreSettings
+
+    def running(self) -> bool:
+        """Whether its process is alive."""
+        return self.process.find() is not None
+
+
+class LocalState(BaseModel):
+    """Both halves of the local cluster; ``None`` stands for a half that was not started."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    ray: RayState | None = None
+    store: StoreState | None = None
+
+
+def home() -> Path:
+    """Return the folder of the local cluster: ``$ORCHESTRATOR_HOME``, or ``~/.orchestrator``."""
+    value = os.environ.get(HOME_VARIABLE)
+    return Path(value).expanduser().absolute() if value else Path.home() / ".orchestrator"
+
+
+def read_state() -> LocalState:
+    """Return what was started, dead halves left out.
+
+    Raises:
+        ConfigError: The state file is not one that this version wrote.
+    """
+    path = home() / STATE_FILE
+    try:
+        state = LocalState.model_validate_json(path.read_bytes())
+    except FileNotFoundError:
+        return LocalState()
+    except ValidationError as error:
+        raise ConfigError(
+            f"{path} must be a state that `orchestrator up` wrote, got {error.errors()[0]['msg']!r}. "
+            "Delete the file, then run `orchestrator up`."
+        ) from error
+    return LocalState(
+        ray=state.ray if state.ray and state.ray.running() else None,
+        store=state.store if state.store and state.store.running() else None,
+    )
+
+
+def write_state(state: LocalState) -> None:
+    """Replace the state file in one step."""
+    path = home() / STATE_FILE
+    fresh = path.with_suffix(".new")
+    fresh.write_text(state.model_dump_json(indent=2) + "\n")
+    fresh.replace(path)
