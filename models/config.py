@@ -36,7 +36,7 @@ class CNNConfig(_Network):
 
     type: Literal["cnn"]
     channels: tuple[Annotated[int, Field(gt=0)], ...] = Field(default=(32, 64, 128), min_length=1)
-    """Output channels of each block; every block halves height and width."""
+    """Output channels of each block; every block halves height and width, down to 1."""
     residual: bool = False
     """Add a residual pair of convolutions after every second block, as ResNet-9 does."""
 
@@ -49,6 +49,9 @@ class RNNConfig(_Network):
     """`simple` has an activation to choose; the gates of `gru` and `lstm` fix theirs."""
     hidden_size: int = Field(default=64, gt=0)
     layers: int = Field(default=1, gt=0)
+    segment: int = Field(default=1, gt=0)
+    """Time steps read at once through a linear layer, as SegRNN does; must divide `data.lookback`. A day or half a
+    day of an hourly series (24, 12) is faster and more accurate than 1."""
 
 
 class FMConfig(_Network):
