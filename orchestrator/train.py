@@ -17,6 +17,7 @@ from cluster.session import cluster_resources, ray_session, require_resources
 from cluster.staging import check_packages, stage
 from cluster.storage import Store, open_store
 from models.config import has_activation, resolve_techniques
+from models.task import task_of
 from orchestrator.config import Experiment
 from orchestrator.data.reader import Dataset, open_dataset
 from orchestrator.runs import (
@@ -155,7 +156,7 @@ def plan_run(experiment: Experiment, dataset: Dataset, *, run: str | None = None
     techniques = resolve_techniques(
         experiment.techniques, experiment.model, gpu_available=gpus >= experiment.scaling.workers
     )
-    primary_metric, higher_is_better = _primary_metric(signature.target.kind)
+    task = task_of(signature)
     return RunRecord(
         run=run or new_run_id(experiment),
         state="running",
@@ -166,8 +167,8 @@ def plan_run(experiment: Experiment, dataset: Dataset, *, run: str | None = None
         signature=signature,
         dataset=DatasetRef(name=dataset.manifest.name, version=dataset.manifest.version),
         evaluated_on="test",
-        primary_metric=primary_metric,
-        higher_is_better=higher_is_better,
+        primary_metric=task.primary_metric,
+        higher_is_better=task.mode == "max",
         code_version=code_version(),
         versions=versions(),
     )
@@ -179,15 +180,19 @@ def describe(record: RunRecord, dataset: Dataset) -> tuple[RunRecord, Arithmetic
     Raises:
         ConfigError: the model cannot read the dataset's features.
     """
-    from models.network import build
+    from models.network import build, example_batch, example_target
+    from orchestrator.trainer import epoch_plan
 
-    experiment = record.experiment
+    experiment, signature = record.experiment, record.signature
     try:
-        network = build(experiment.model, record.techniques, record.signature, seed=experiment.train.seed)
+        network = build(experiment.model, record.techniques, signature, seed=experiment.train.seed).eval()
+        outputs = network(example_batch(signature, size=1, seed=0))
+        target = example_target(signature, size=1, seed=0)
+        network.task.loss_sum(outputs, target, label_smoothing=experiment.train.label_smoothing)
     except ValueError as error:
         raise ConfigError(str(error)) from None
     parameters = sum(p.numel() for p in network.parameters())
-    plan = dataset.reader(record.signature, cache_mb=0).plan("train", experiment=experiment, epoch=0)
+    plan = epoch_plan(record, dataset, epoch=0)
     if plan.num_steps == 0:
         raise ConfigError(
             f"train.batch_size must be at most the {plan.num_samples} training samples with train.drop_last, "
@@ -268,10 +273,6 @@ def _require(record: RunRecord) -> None:
     scaling = record.experiment.scaling
     gpus = scaling.workers if record.techniques.processor == "gpu" else 0
     require_resources(cpus=scaling.workers * scaling.cpus_per_worker, gpus=gpus)
-
-
-def _primary_metric(kind: str) -> tuple[str, bool]:
-    return {"class": ("accuracy", True), "number": ("rmse", False), "forecast": ("mse", False)}[kind]
 
 
 def _with_workers(experiment: Experiment, workers: int) -> Experiment:

@@ -46,7 +46,7 @@ class World:
 
     rank: int = 0
     size: int = 1
-    device: torch.device = torch.device("cpu")
+    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
 
 
 @dataclass
@@ -92,7 +92,7 @@ class Trainer:
 
     def plan(self, epoch: int) -> Plan:
         """The order of one epoch's samples."""
-        return self.reader.plan("train", experiment=self.record.experiment, epoch=epoch)
+        return epoch_plan(self.record, self.dataset, epoch)
 
 
 def fit(
@@ -102,6 +102,7 @@ def fit(
     world: World,
     log: RunLog | None = None,
     checkpoints: Literal["all", "last"] = "all",
+    reader: Reader | None = None,
 ) -> Trainer:
     """Train from the newest valid checkpoint, or from the start, to the last epoch.
 
@@ -111,11 +112,12 @@ def fit(
         world: this worker's place; a default process group must exist when there are several.
         log: where the first worker reports; without one nothing is written but checkpoints.
         checkpoints: `last` writes only the final one and starts afresh: a sweep's cell is repeated, not resumed.
+        reader: of the same dataset and signature, to share its cache; default: one of its own.
 
     Raises:
         RunFailedError: if the loss is no longer a number.
     """
-    trainer = build_trainer(record, store=store, world=world, log=log)
+    trainer = build_trainer(record, store=store, world=world, log=log, reader=reader)
     start_epoch = restore(trainer) if checkpoints == "all" else 0
     with _checkpoint_writer(trainer) as save:
         for epoch in range(start_epoch, trainer.settings.epochs):
@@ -126,28 +128,45 @@ def fit(
     return trainer
 
 
-def build_trainer(record: RunRecord, *, store: Store, world: World, log: RunLog | None = None) -> Trainer:
+def build_trainer(
+    record: RunRecord, *, store: Store, world: World, log: RunLog | None = None, reader: Reader | None = None
+) -> Trainer:
     """Open the data and build the network with its initial weights, the same on every worker."""
     experiment, device = record.experiment, world.device
     torch.set_num_threads(experiment.scaling.threads_per_worker or max(1, int(experiment.scaling.cpus_per_worker)))
-    dataset = open_dataset(store, record.dataset.name, version=record.dataset.version)
+    dataset = reader.dataset if reader else open_dataset(store, record.dataset.name, version=record.dataset.version)
     network = build(experiment.model, record.techniques, record.signature, seed=experiment.train.seed).to(device)
     if channels_last(record):
         network = network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     each = experiment.scaling.num_logical_workers // world.size
     numbers = sum(p.numel() for p in network.parameters()) + sum(b.numel() for b in running_statistics(network)) + 1
-    reader = dataset.reader(record.signature, cache_mb=experiment.data.cache_mb, pin_memory=device.type == "cuda")
+    pin_memory = device.type == "cuda"
     return Trainer(
         record=record,
         world=world,
         store=store,
         dataset=dataset,
-        reader=reader,
+        reader=reader or dataset.reader(record.signature, cache_mb=experiment.data.cache_mb, pin_memory=pin_memory),
         network=network,
         optimizer=build_optimizer(network, experiment.train),
         parts_KN=torch.zeros(each, numbers, device=device),
         log=log,
         attempt=secrets.token_hex(4),
+    )
+
+
+def epoch_plan(record: RunRecord, dataset: Dataset, epoch: int) -> Plan:
+    """The order of one epoch's samples, a pure function of the run's record and the epoch."""
+    experiment = record.experiment
+    return dataset.plan(
+        "train",
+        record.signature,
+        seed=experiment.train.seed,
+        epoch=epoch,
+        logical_workers=experiment.scaling.num_logical_workers,
+        shuffle_rows=experiment.data.shuffle_rows,
+        batch_size=experiment.train.batch_size,
+        drop_last=experiment.train.drop_last,
     )
 
 
@@ -276,7 +295,7 @@ def evaluate(trainer: Trainer, split: str) -> Metrics:
             sums = network.task.metric_sums(outputs.float(), batch[TARGET])
             names = list(sums)
             rows[index] = torch.stack([*(sums[n].double() for n in names)]).cpu()
-    count = trainer.reader.num_samples(split)
+    count = trainer.dataset.num_samples(split, trainer.record.signature)
     totals = _sum_by_batch(rows, num_batches=-(-count // trainer.settings.evaluate_batch_size), world=world)
     names = names or list(network.task.metric_names)
     return network.task.metrics(dict(zip(names, totals.tolist(), strict=True)), count)

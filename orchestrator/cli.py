@@ -1,0 +1,902 @@
+"""The `orchestrator` command. Every command is a thin view of a function of the same name in another module."""
+
+import os
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Optional
+
+import typer
+
+from cluster.errors import ConfigError, OrchestratorError
+
+if TYPE_CHECKING:
+    from cluster.storage import Store
+    from orchestrator.ledger import Ledger
+    from orchestrator.runs import RunRecord
+    from orchestrator.sweep import SweepRecord, SweepResult
+    from orchestrator.train import Arithmetic, RunResult
+
+app = typer.Typer(
+    name="orchestrator",
+    no_args_is_help=True,
+    add_completion=True,
+    rich_markup_mode="markdown",
+    pretty_exceptions_enable=False,
+    help="Train, sweep and serve small networks on a Ray cluster, from one YAML file.\n\n"
+    "Begin with `orchestrator demo`, or `orchestrator up` and `orchestrator recipes`.",
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+data_app = typer.Typer(no_args_is_help=True, help="Datasets in the store.", rich_markup_mode="markdown")
+models_app = typer.Typer(no_args_is_help=True, help="Trained models in the registry.", rich_markup_mode="markdown")
+recipes_app = typer.Typer(help="Experiments that ship with the package.", rich_markup_mode="markdown")
+app.add_typer(data_app, name="data")
+app.add_typer(models_app, name="models")
+app.add_typer(recipes_app, name="recipes")
+
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout; progress goes to stderr.")]
+StoreUrl = Annotated[
+    Optional[str],
+    typer.Option("--store", envvar="ORCHESTRATOR_STORE", help="s3://BUCKET[/PREFIX]; default: the local one."),
+]
+Address = Annotated[
+    Optional[str],
+    typer.Option("--address", help="Ray cluster: HOST:PORT, ray://…, http://… or auto. Default: RAY_ADDRESS, or `up`'s."),
+]
+Config = Annotated[str, typer.Argument(metavar="CONFIG", help="YAML file, or the name of a recipe.")]
+Overrides = Annotated[
+    Optional[list[str]], typer.Argument(metavar="[KEY=VALUE]...", help="Settings that win over the file's.")
+]
+Yes = Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Say what would be done, and do nothing.")]
+
+
+def main() -> None:
+    """Run the command line; errors become one clear message and an exit code."""
+    as_json = "--json" in sys.argv[1:]
+    try:
+        app(standalone_mode=True)
+    except OrchestratorError as error:
+        _fail(error, as_json=as_json)
+    except KeyboardInterrupt:
+        _print_error("interrupted")
+        sys.exit(130)
+
+
+def _fail(error: OrchestratorError, *, as_json: bool) -> None:
+    from orchestrator.display import emit
+
+    code = error.exit_code
+    emit(
+        {"error": type(error).__name__, "message": str(error), "exit_code": code},
+        as_json=as_json,
+        show=lambda: _print_error(str(error)),
+    )
+    sys.exit(code)
+
+
+def _print_error(message: str) -> None:
+    from orchestrator.display import err
+
+    err.print("error:", style="bold red", end=" ")
+    err.print(message, markup=False)
+
+
+def _example(text: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """Put an example first in a command's help."""
+
+    def decorate(command: Callable[..., Any]) -> Callable[..., Any]:
+        command.__doc__ = f"`{text}`\n\n{command.__doc__}"
+        return command
+
+    return decorate
+
+
+def _store(url: str | None) -> "Store":
+    from cluster.storage import open_store
+
+    return open_store(url)
+
+
+# ---------------------------------------------------------------------------------------------------- local cluster
+
+
+@app.command()
+@_example("orchestrator demo")
+def demo(
+    json: Json = False,
+    keep: Annotated[bool, typer.Option("--keep", help="Leave the local cluster and the endpoints running.")] = False,
+) -> None:
+    """See all of it in about two minutes: push, train, sweep, deploy and query, on data that comes with the package."""
+    from orchestrator.demo import run_demo
+    from orchestrator.display import emit
+
+    report = run_demo(keep=keep)
+    emit(report, as_json=json, show=lambda: None)
+
+
+@app.command()
+@_example("orchestrator doctor")
+def doctor(json: Json = False, address: Address = None, store: StoreUrl = None) -> None:
+    """Check Python, torch, Ray, the store, ports and disk: one line and one cure each."""
+    from orchestrator.display import emit, out
+    from orchestrator.doctor import run_checks
+
+    checks = run_checks(address=address, store_url=store)
+
+    def show() -> None:
+        for check in checks:
+            mark = "[green]ok  [/]" if check.ok else "[red]FAIL[/]"
+            out.print(f"{mark} {check.name:<12} {check.detail}")
+            if not check.ok:
+                out.print(f"     {'':<12} {check.cure}", style="yellow")
+
+    emit(checks, as_json=json, show=show)
+    if not all(check.ok for check in checks):
+        raise typer.Exit(1)
+
+
+@app.command()
+@_example("orchestrator up")
+def up(
+    json: Json = False,
+    cpus: Annotated[Optional[int], typer.Option(help="Logical CPUs of the Ray head; default: all.")] = None,
+    gpus: Annotated[Optional[int], typer.Option(help="GPUs of the Ray head; default: all.")] = None,
+) -> None:
+    """Start a Ray head and an S3 store on this machine; what already runs is left alone."""
+    from cluster import local
+    from orchestrator.display import emit, next_steps, out
+
+    started = time.perf_counter()
+    state = local.up(cpus=cpus, gpus=gpus)
+    seconds = time.perf_counter() - started
+
+    def show() -> None:
+        assert state.ray is not None
+        assert state.store is not None
+        out.print(f"Ray        {state.ray.address}   dashboard {state.ray.dashboard_url}")
+        out.print(f"           token in {state.ray.token_file} (for the dashboard and other clients)")
+        out.print(f"Store      {state.store.settings.url} at {state.store.settings.endpoint_url}")
+        out.print(f"           keys in {state.store.settings.credentials_file}, profile {state.store.settings.profile}")
+        out.print(f"ready in {seconds:.1f} s", style="dim")
+        next_steps("orchestrator data push sklearn:digits", "orchestrator train digits-cnn", "orchestrator down")
+
+    emit(state, as_json=json, show=show)
+
+
+@app.command()
+@_example("orchestrator down")
+def down(
+    json: Json = False,
+    delete_data: Annotated[bool, typer.Option("--delete-data", help="Remove the local store's data too.")] = False,
+    yes: Yes = False,
+    dry_run: DryRun = False,
+) -> None:
+    """End what `up` started, and nothing else. The store's data stay, unless you say otherwise."""
+    from cluster import local
+    from orchestrator.display import emit, out
+
+    if dry_run:
+        status(json=json)
+        return
+    if delete_data and not yes and not typer.confirm("Delete every dataset, run and model in the local store?"):
+        raise typer.Exit(1)
+    ended = local.down(delete_data=delete_data)
+    emit({"ended": ended}, as_json=json, show=lambda: out.print("\n".join(ended) or "nothing was running"))
+
+
+@app.command()
+@_example("orchestrator status")
+def status(json: Json = False) -> None:
+    """Show what `up` has started and whether it runs."""
+    from cluster import local
+    from orchestrator.display import emit, out
+
+    state = local.status()
+
+    def show() -> None:
+        for name, part in (("Ray", state.ray), ("Store", state.store)):
+            where = "" if part is None else getattr(part, "address", None) or part.settings.endpoint_url  # type: ignore[union-attr]
+            running = part is not None and part.running()
+            out.print(f"{name:<8}{'running' if running else 'not running':<14}{where}")
+        if not (state.ray and state.ray.running()):
+            out.print("Start them: orchestrator up", style="dim")
+
+    emit(state, as_json=json, show=show)
+
+
+# ------------------------------------------------------------------------------------------------------------- data
+
+
+@data_app.command("push")
+@_example("orchestrator data push ./ml-100k/u.data --name movielens-100k")
+def data_push(
+    source: Annotated[str, typer.Argument(help="File, folder, or sklearn:digits, sklearn:china, statsmodels:elnino.")],
+    name: Annotated[Optional[str], typer.Option(help="Of the dataset; default: from the source.")] = None,
+    format: Annotated[Optional[str], typer.Option(help="Of the source, where it cannot be told.")] = None,
+    option: Annotated[
+        Optional[list[str]], typer.Option("--option", "-o", metavar="KEY=VALUE", help="Of the format; see docs/data.md.")
+    ] = None,
+    json: Json = False,
+    store: StoreUrl = None,
+) -> None:
+    """Write a dataset into the store as verified Parquet shards. Pushing the same content twice changes nothing."""
+    from orchestrator.configfile import parse_document
+    from orchestrator.data.push import push
+    from orchestrator.display import counting_progress, emit, next_steps, out
+
+    options = {}
+    for word in option or []:
+        key, _, text = word.partition("=")
+        options[key] = parse_document(f"value: {text}", source=word).values["value"]
+    with counting_progress("pushing") as progress:
+        result = push(_store(store), source, name=name, format=format, options=options, progress=progress)
+
+    def show() -> None:
+        verb = "pushed" if result.changed else "unchanged"
+        out.print(f"{verb} {result.manifest.name} version {result.manifest.version}")
+        _print_splits(result.manifest)
+        next_steps(f"orchestrator data show {result.manifest.name}", "orchestrator recipes")
+
+    emit({"changed": result.changed, "manifest": result.manifest}, as_json=json, show=show)
+
+
+@data_app.command("ls")
+@_example("orchestrator data ls")
+def data_ls(json: Json = False, store: StoreUrl = None) -> None:
+    """List the datasets in the store."""
+    from orchestrator.data.push import ls
+    from orchestrator.display import emit, table
+
+    manifests = ls(_store(store))
+    rows = [
+        (m.name, m.version, sum(s.rows for s in m.splits.values()), ", ".join(m.features), m.source.format, m.created)
+        for m in manifests
+    ]
+    columns = ("dataset", "version", "rows", "features", "format", "created")
+    emit(manifests, as_json=json, show=lambda: table(columns, rows))
+
+
+@data_app.command("show")
+@_example("orchestrator data show movielens-100k")
+def data_show(
+    name: str,
+    version: Annotated[Optional[str], typer.Option(help="Default: the newest.")] = None,
+    json: Json = False,
+    store: StoreUrl = None,
+) -> None:
+    """Print a dataset's card: features, splits, source."""
+    from orchestrator.data.reader import open_dataset
+    from orchestrator.display import emit, out
+
+    manifest = open_dataset(_store(store), name, version=version).manifest
+
+    def show() -> None:
+        out.print(f"{manifest.name} version {manifest.version}, {manifest.source.format} from {manifest.source.uri}")
+        out.print(f"created {manifest.created}; licence: {manifest.source.licence or 'not stated'}")
+        for feature_name, feature in manifest.features.items():
+            out.print(f"  {feature_name}: {_feature(feature)}", markup=False)
+        out.print(f"  target: {_feature(manifest.target)}", markup=False)
+        _print_splits(manifest)
+
+    emit(manifest, as_json=json, show=show)
+
+
+def _feature(feature: Any) -> str:
+    match feature.kind:
+        case "image":
+            return "picture, {} × {} × {}".format(*feature.shape)
+        case "vector":
+            return f"{len(feature.names)} numbers"
+        case "categorical":
+            return f"one of {len(feature.vocabulary):,} values"
+        case "series":
+            return f"series of {len(feature.channels)} channels: {', '.join(feature.channels[:8])}"
+        case "class":
+            return f"one of {len(feature.classes)} classes: {', '.join(feature.classes[:12])}"
+        case "number":
+            return f"number from {feature.minimum:g} to {feature.maximum:g}, mean {feature.mean:.4g}"
+    return "the series itself"
+
+
+def _print_splits(manifest: Any) -> None:
+    from orchestrator.display import size, table
+
+    rows = [
+        (name, split.rows, len(split.shards), size(sum(s.bytes for s in split.shards)))
+        for name, split in manifest.splits.items()
+    ]
+    table(("split", "rows", "shards", "size"), rows)
+
+
+# ---------------------------------------------------------------------------------------------------------- recipes
+
+
+@recipes_app.callback(invoke_without_command=True)
+def recipes(context: typer.Context, json: Json = False) -> None:
+    """List the experiments that ship with the package: `orchestrator recipes`."""
+    from orchestrator.display import emit, next_steps, table
+    from orchestrator.recipe import recipe_names, recipe_title
+
+    if context.invoked_subcommand:
+        return
+    names = recipe_names()
+
+    def show() -> None:
+        table(("recipe", "what it shows"), [(name, recipe_title(name)) for name in names])
+        next_steps("orchestrator recipes copy digits-cnn my.yaml", "orchestrator train digits-cnn")
+
+    emit({name: recipe_title(name) for name in names}, as_json=json, show=show)
+
+
+@recipes_app.command("copy")
+@_example("orchestrator recipes copy cifar10-cnn my.yaml")
+def recipes_copy(name: str, file: Path) -> None:
+    """Write a recipe into a file of your own, to change it."""
+    from orchestrator.configfile import near_miss
+    from orchestrator.display import next_steps
+    from orchestrator.recipe import recipe_names, recipe_path
+
+    if name not in recipe_names():
+        raise ConfigError(f"recipe must be a shipped one, got {name!r}. {near_miss(name, recipe_names())}")
+    if file.exists():
+        raise ConfigError(f"{file} must be a new file, got one that exists. Name another.")
+    file.write_text(recipe_path(name).read_text())
+    next_steps(f"orchestrator check {file}", f"orchestrator train {file}")
+
+
+# --------------------------------------------------------------------------------------------------------- training
+
+
+@app.command()
+@_example("orchestrator check my.yaml train.epochs=5")
+def check(config: Config, overrides: Overrides = None, json: Json = False) -> None:
+    """Validate an experiment without touching store or cluster, and print it with every default filled in."""
+    import yaml
+
+    from orchestrator.configfile import load_experiment
+    from orchestrator.display import emit, out
+
+    experiment = load_experiment(config, overrides or [])
+    values = experiment.model_dump(mode="json", exclude_none=True)
+    text = yaml.safe_dump(values, sort_keys=False, default_flow_style=None)
+    emit(experiment, as_json=json, show=lambda: out.print(text.rstrip(), markup=False))
+
+
+@app.command()
+@_example("orchestrator train cifar10-cnn scaling.workers=2")
+def train(
+    config: Config,
+    overrides: Overrides = None,
+    json: Json = False,
+    address: Address = None,
+    store: StoreUrl = None,
+    run: Annotated[Optional[str], typer.Option(help="Name of the new run; default: made from data, model, time.")] = None,
+) -> None:
+    """Train one experiment on the cluster; what it will do is printed first, every epoch as it ends."""
+    from orchestrator.configfile import load_experiment
+
+    experiment = load_experiment(config, overrides or [])
+    _print_address(address)
+    from orchestrator.train import train as train_experiment
+
+    opened = _store(store)
+    _follow_training(
+        opened,
+        lambda on_start, on_progress: train_experiment(
+            experiment, store=opened, address=address, run=run, on_start=on_start, on_progress=on_progress
+        ),
+        as_json=json,
+    )
+
+
+@app.command()
+@_example("orchestrator resume cifar10-cnn-20261122-101500-a1b2")
+def resume(
+    run: str,
+    workers: Annotated[Optional[int], typer.Option(help="Another number of workers than before.")] = None,
+    json: Json = False,
+    address: Address = None,
+    store: StoreUrl = None,
+) -> None:
+    """Continue a stopped run from its newest valid checkpoint; it ends with the weights of an unbroken one."""
+    from orchestrator.train import resume as resume_run
+
+    _print_address(address)
+    opened = _store(store)
+    _follow_training(
+        opened,
+        lambda on_start, on_progress: resume_run(
+            run, store=opened, address=address, workers=workers, on_start=on_start, on_progress=on_progress
+        ),
+        as_json=json,
+    )
+
+
+@app.command()
+@_example("orchestrator runs")
+def runs(
+    json: Json = False,
+    all: Annotated[bool, typer.Option("--all", help="The cells of sweeps too.")] = False,
+    store: StoreUrl = None,
+) -> None:
+    """List the runs in the store, newest first."""
+    from orchestrator.display import emit, table
+    from orchestrator.runs import list_runs
+
+    records = [r for r in list_runs(_store(store)) if all or r.sweep is None]
+    rows = [
+        (r.run, r.state, r.primary_metric, r.metrics.get(r.primary_metric), r.seconds, r.created) for r in records
+    ]
+    columns = ("run", "state", "metric", "value", "seconds", "created")
+    emit(records, as_json=json, show=lambda: table(columns, rows))
+
+
+@app.command()
+@_example("orchestrator show cifar10-cnn-20261122-101500-a1b2")
+def show(run: str, json: Json = False, store: StoreUrl = None) -> None:
+    """Show one run: its state, its metrics per epoch, what it used."""
+    from orchestrator.display import emit, metrics_line, out, table
+    from orchestrator.runs import read_history, read_run, read_status, with_live_state
+
+    opened = _store(store)
+    record = with_live_state(opened, read_run(opened, run))
+    history = read_history(opened, run)
+
+    def print_run() -> None:
+        out.print(f"{record.run}: {record.state}, created {record.created}")
+        out.print(f"dataset {record.dataset.name} {record.dataset.version} · code {record.code_version}")
+        out.print(f"techniques {_techniques(record)}", markup=False)
+        if history:
+            columns = [name for name in history[-1] if name != "learning_rate"]
+            table(columns, [[entry.get(name) for name in columns] for entry in history])
+        if record.metrics:
+            out.print(f"{record.evaluated_on}: {metrics_line(record.metrics)}")
+        if record.error:
+            out.print(record.error, markup=False, style="red")
+
+    status = read_status(opened, run)
+    emit({"record": record, "history": history, "status": status}, as_json=json, show=print_run)
+
+
+def _print_address(address: str | None) -> None:
+    from cluster.session import resolve_address
+    from orchestrator.display import note
+
+    found = resolve_address(address)
+    note(f"cluster {found.address} (from {found.source})")
+
+
+def _techniques(record: "RunRecord") -> str:
+    chosen = {k: v for k, v in record.techniques.model_dump().items() if v is not None}
+    text = ", ".join(f"{k}={v}" for k, v in chosen.items())
+    return text + "".join(f"; {name} is not applicable" for name in record.not_applicable)
+
+
+def _follow_training(store: "Store", start: Callable[..., "RunResult"], *, as_json: bool) -> None:
+    from orchestrator.display import emit, metrics_line, next_steps, note, out, training_progress
+    from orchestrator.runs import read_history
+
+    current: list[RunRecord] = []
+
+    def on_start(record: "RunRecord", arithmetic: "Arithmetic") -> None:
+        current.append(record)
+        for line in arithmetic_lines(record, arithmetic):
+            note(line)
+
+    def on_epoch(done: int) -> str | None:
+        history = read_history(store, current[0].run)
+        return epoch_line(history[done - 1], current[0]) if len(history) >= done else None
+
+    with training_progress(on_epoch) as on_progress:
+        result = start(on_start, on_progress)
+
+    def show() -> None:
+        record = result.record
+        out.print(epoch_line(result.history[-1], record), style="dim")
+        first = f", first step after {record.first_step_s:.1f} s" if record.first_step_s else ""
+        out.print(f"run {result.run} finished in {record.seconds:.1f} s{first}")
+        out.print(f"{record.evaluated_on}: {metrics_line(result.metrics)}", style="bold")
+        out.print(f"folder: {store.settings.url}/runs/{result.run}/")
+        name = record.dataset.name
+        next_steps(f"orchestrator models promote {result.run} {name}", f"orchestrator deploy {name}")
+
+    emit(
+        {"run": result.run, "metrics": result.metrics, "history": result.history, "record": result.record},
+        as_json=as_json,
+        show=show,
+    )
+
+
+def arithmetic_lines(record: "RunRecord", arithmetic: "Arithmetic") -> list[str]:
+    """What a training will do, in three lines."""
+    train, scaling = record.experiment.train, record.experiment.scaling
+    each = scaling.num_logical_workers // scaling.workers
+    pieces = f"{each} × {arithmetic.batch_per_logical_worker}" if each > 1 else str(arithmetic.batch_per_logical_worker)
+    model = record.experiment.model.type
+    return [
+        f"run {record.run}: {model} with {arithmetic.parameters:,} parameters on {record.dataset.name}",
+        f"techniques {_techniques(record)}",
+        f"{arithmetic.samples:,} samples in {arithmetic.steps_per_epoch:,} steps of {train.batch_size} "
+        f"({scaling.workers} workers with {pieces} each) × {train.epochs} epochs = {arithmetic.updates:,} updates",
+    ]
+
+
+def epoch_line(metrics: dict[str, float], record: "RunRecord") -> str:
+    """One finished epoch in one line."""
+    from orchestrator.display import number
+
+    skipped = {"epoch", "train_loss", "learning_rate", "samples_per_s", "waiting_share", "seconds"}
+    found = " · ".join(f"{k} {number(v)}" for k, v in metrics.items() if k not in skipped)
+    return (
+        f"epoch {metrics['epoch']:.0f}/{record.experiment.train.epochs}: train_loss {number(metrics['train_loss'])} · "
+        f"{found} · {metrics['samples_per_s']:,.0f} samples/s · waiting {metrics['waiting_share']:.0%}"
+    )
+
+
+# ------------------------------------------------------------------------------------------------------------ sweep
+
+
+@app.command()
+@_example("orchestrator sweep digits-techniques sweep.seeds=3")
+def sweep(
+    config: Annotated[Optional[str], typer.Argument(metavar="CONFIG", help="YAML file or recipe with a sweep group.")] = None,
+    overrides: Overrides = None,
+    resume: Annotated[Optional[str], typer.Option("--resume", metavar="SWEEP", help="Finish a stopped sweep.")] = None,
+    name: Annotated[Optional[str], typer.Option(help="Of the new sweep.")] = None,
+    dry_run: DryRun = False,
+    json: Json = False,
+    address: Address = None,
+    store: StoreUrl = None,
+) -> None:
+    """Train every combination of `sweep.vary` with every seed, and say which choice won, or that none did."""
+    from orchestrator.configfile import load_experiment
+
+    if (config is None) == (resume is None):
+        raise ConfigError("sweep must have either a CONFIG or --resume SWEEP, got both or neither.")
+    experiment = load_experiment(config, overrides or []) if config else None
+    if experiment and dry_run:
+        _print_plan(experiment, as_json=json)
+        return
+    from orchestrator import sweep as sweeps
+    from orchestrator.display import counting_progress, note
+
+    opened = _store(store)
+    _print_address(address)
+
+    def on_start(record: "SweepRecord") -> None:
+        note(f"sweep {record.sweep}: {len(record.arms)} arms × {len(record.seeds)} seeds")
+        for line in not_applicable_lines(record.arms):
+            note(line)
+
+    with counting_progress("cells") as bar:
+
+        def on_progress(progress: sweeps.SweepProgress) -> None:
+            failed = f"{progress.failed} failed" if progress.failed else ""
+            bar(progress.done, progress.total, failed)
+
+        if experiment:
+            result = sweeps.sweep(
+                experiment, store=opened, address=address, name=name, on_start=on_start, on_progress=on_progress
+            )
+        else:
+            assert resume is not None
+            result = sweeps.resume_sweep(
+                resume, store=opened, address=address, on_start=on_start, on_progress=on_progress
+            )
+    _print_sweep(result, as_json=json)
+
+
+@app.command()
+@_example("orchestrator report digits-cnn-20261122-101500-a1b2-sweep")
+def report(sweep: str, json: Json = False, store: StoreUrl = None) -> None:
+    """Show what a sweep found so far: every arm's mean with its 95 % interval, and the verdict."""
+    from orchestrator import sweep as sweeps
+    from orchestrator.display import emit
+
+    opened = _store(store)
+    record = sweeps.read_sweep(opened, sweep)
+    cells = sweeps.read_cells(opened, sweep)
+    ledger = sweeps.ledger_of(record, cells)
+    emit({"sweep": sweep, "ledger": ledger, "cells": cells}, as_json=json, show=lambda: print_ledger(ledger, record.arms))
+
+
+def not_applicable_lines(arms: Any) -> list[str]:
+    """Which varied settings some arms do not have."""
+    lines = {f"{name} is not applicable to model.type {arm.experiment.model.type}: not varied there" for arm in arms for name in arm.not_applicable}
+    return sorted(lines)
+
+
+def _print_plan(experiment: Any, *, as_json: bool) -> None:
+    from orchestrator.display import emit, out, table
+    from orchestrator.sweep import plan_arms
+
+    arms = plan_arms(experiment)
+
+    def show() -> None:
+        names = list(experiment.sweep.vary)
+        table(("arm", *names), [(arm.name, *(arm.settings.get(n, "–") for n in names)) for arm in arms])
+        out.print(f"{len(arms)} arms × {experiment.sweep.seeds} seeds = {len(arms) * experiment.sweep.seeds} trainings")
+        for line in not_applicable_lines(arms):
+            out.print(line)
+
+    emit({"arms": arms, "seeds": experiment.sweep.seeds}, as_json=as_json, show=show)
+
+
+def _print_sweep(result: "SweepResult", *, as_json: bool) -> None:
+    from orchestrator.display import emit, next_steps, out
+
+    def show() -> None:
+        print_ledger(result.ledger, result.record.arms)
+        out.print(f"{len(result.cells)} trainings in {result.seconds:.1f} s")
+        name = result.record.experiment.data.name
+        steps = [f"orchestrator report {result.sweep}"]
+        if result.ledger.best_run:
+            steps += [f"orchestrator models promote {result.ledger.best_run} {name}", f"orchestrator deploy {name}"]
+        next_steps(*steps)
+
+    emit(
+        {"sweep": result.sweep, "ledger": result.ledger, "cells": result.cells, "seconds": result.seconds},
+        as_json=as_json,
+        show=show,
+    )
+
+
+def print_ledger(ledger: "Ledger", arms: Any) -> None:
+    """The table of arms and the verdict."""
+    from orchestrator.display import number, out, table
+
+    names = list(dict.fromkeys(name for arm in arms for name in arm.settings))
+    rows = [
+        (
+            row.arm,
+            *(str(row.settings.get(n, "not applicable")) for n in names),
+            row.mean,
+            "–" if row.low is None else f"{number(row.low)} … {number(row.high)}",
+            row.seconds,
+            f"{row.finished}" + (f" (+{row.failed} failed)" if row.failed else ""),
+        )
+        for row in ledger.arms
+    ]
+    short = [name.removeprefix("techniques.") for name in names]
+    table(("arm", *short, ledger.metric, "95 % interval", "seconds", "seeds"), rows)
+    verdict = f"winner: {ledger.winner}" if ledger.winner else "no clear winner"
+    out.print(f"{verdict}: {ledger.reason}", style="bold")
+
+
+# ---------------------------------------------------------------------------------------------- registry and serving
+
+
+@models_app.command("promote")
+@_example("orchestrator models promote cifar10-cnn-20261122-101500-a1b2 cifar10")
+def models_promote(run: str, name: str, json: Json = False, store: StoreUrl = None) -> None:
+    """Make a finished run the newest version, and the champion, of model NAME."""
+    from orchestrator.display import emit, next_steps, out
+    from serving import registry
+
+    version = registry.promote(_store(store), run=run, name=name)
+
+    def show() -> None:
+        out.print(f"{name} {version.version} is the champion (weights {version.weights_sha256[:12]})")
+        next_steps(f"orchestrator deploy {name}")
+
+    emit(version, as_json=json, show=show)
+
+
+@models_app.command("ls")
+@_example("orchestrator models ls")
+def models_ls(json: Json = False, store: StoreUrl = None) -> None:
+    """List all models with their versions and metrics."""
+    from orchestrator.display import emit, metrics_line, table
+    from serving import registry
+
+    opened = _store(store)
+    found = [(n, v, registry.champion(opened, n)) for n in registry.models(opened) for v in registry.versions(opened, n)]
+    rows = [
+        (n, v.version, "champion" if v.version == champion else "", metrics_line(v.metrics), v.lineage.run)
+        for n, v, champion in found
+    ]
+    emit(
+        [{"name": n, "champion": v.version == champion, **v.model_dump(mode="json")} for n, v, champion in found],
+        as_json=json,
+        show=lambda: table(("model", "version", "alias", "metrics", "run"), rows),
+    )
+
+
+@models_app.command("show")
+@_example("orchestrator models show cifar10")
+def models_show(
+    name: str,
+    version: Annotated[Optional[str], typer.Option(help="Default: the champion.")] = None,
+    json: Json = False,
+    store: StoreUrl = None,
+) -> None:
+    """Show a version's card: configuration, metrics, lineage."""
+    from orchestrator.display import emit, out
+    from serving import registry
+
+    opened = _store(store)
+    found = registry.show(opened, name=name, version=version)
+    card = opened.read(f"models/{name}/{found.version}/card.md").decode()
+    emit(found, as_json=json, show=lambda: out.print(card, markup=False))
+
+
+@app.command()
+@_example("orchestrator deploy cifar10")
+def deploy(
+    name: str,
+    version: Annotated[Optional[str], typer.Option(help="Default: the champion.")] = None,
+    port: Annotated[int, typer.Option(help="Of the HTTP server, if none runs yet; 0 finds a free one.")] = 8000,
+    replicas: Annotated[int, typer.Option(min=1, help="Processes that answer.")] = 1,
+    cpus: Annotated[float, typer.Option(min=0, help="CPUs that each reserves; 0 leaves all to training.")] = 0,
+    json: Json = False,
+    address: Address = None,
+    store: StoreUrl = None,
+) -> None:
+    """Serve a model over HTTP; returns when it has answered its golden example."""
+    from cluster.session import ray_session
+    from orchestrator.display import emit, next_steps, out
+    from serving import deploy as serving
+
+    opened = _store(store)
+    opened.check()
+    _print_address(address)
+    with ray_session(address, store=opened.settings):
+        endpoint = serving.deploy(opened, name=name, version=version, port=port, replicas=replicas, cpus=cpus)
+
+    def show() -> None:
+        out.print(f"{name} {endpoint.version} answers at {endpoint.url}/models/{name}/predict")
+        out.print(f"page {endpoint.url}/   API {endpoint.url}/docs   token in {endpoint.token_file}")
+        next_steps(f"orchestrator predict {name} INPUT", f"orchestrator undeploy {name}")
+
+    emit(endpoint, as_json=json, show=show)
+
+
+@app.command()
+@_example("orchestrator rollback cifar10")
+def rollback(name: str, json: Json = False, address: Address = None, store: StoreUrl = None) -> None:
+    """Make the champion before this one the champion again, and serve it."""
+    from cluster.session import ray_session
+    from orchestrator.display import emit, out
+    from serving import deploy as serving
+
+    opened = _store(store)
+    with ray_session(address, store=opened.settings):
+        endpoint = serving.rollback_endpoint(opened, name)
+    emit(endpoint, as_json=json, show=lambda: out.print(f"{name} serves {endpoint.version} again"))
+
+
+@app.command()
+@_example("orchestrator undeploy cifar10")
+def undeploy(
+    name: str, yes: Yes = False, dry_run: DryRun = False, json: Json = False, address: Address = None, store: StoreUrl = None
+) -> None:
+    """Stop serving a model; its versions stay in the registry."""
+    from cluster.session import ray_session
+    from orchestrator.display import emit, out
+    from serving import deploy as serving
+
+    if dry_run:
+        out.print(f"would stop serving {name}")
+        return
+    if not yes and sys.stdin.isatty() and not typer.confirm(f"Stop serving {name}?"):
+        raise typer.Exit(1)
+    with ray_session(address, store=_store(store).settings):
+        serving.undeploy(name)
+    emit({"undeployed": name}, as_json=json, show=lambda: out.print(f"{name} is no longer served"))
+
+
+@app.command()
+@_example("orchestrator endpoints")
+def endpoints(json: Json = False, address: Address = None, store: StoreUrl = None) -> None:
+    """List what is served."""
+    from cluster.session import ray_session
+    from orchestrator.display import emit, table
+    from serving import deploy as serving
+
+    opened = _store(store)
+    with ray_session(address, store=opened.settings):
+        found = serving.endpoints(opened)
+    rows = [(e.name, e.version, e.status, e.replicas, e.url) for e in found]
+    emit(found, as_json=json, show=lambda: table(("endpoint", "version", "status", "replicas", "url"), rows))
+
+
+@app.command()
+@_example("orchestrator predict movielens user=196 item=242")
+def predict(
+    name: str,
+    inputs: Annotated[list[str], typer.Argument(metavar="INPUT...", help="A picture, a CSV of a series, or NAME=VALUE pairs.")],
+    url: Annotated[Optional[str], typer.Option(envvar="ORCHESTRATOR_ENDPOINT", help="Default: the local endpoint.")] = None,
+    json: Json = False,
+) -> None:
+    """Ask a deployed model."""
+    from orchestrator.display import emit, out
+    from serving.client import Client, answer_line
+
+    answer = Client(url).predict_words(name, inputs)
+    emit(answer, as_json=json, show=lambda: out.print(answer_line(answer), markup=False))
+
+
+# ------------------------------------------------------------------------------------------------------------- jobs
+
+
+@app.command()
+@_example("orchestrator submit train cifar10-cnn --address http://head:8265")
+def submit(
+    verb: Annotated[str, typer.Argument(metavar="train|sweep", help="What to run.")],
+    config: Config,
+    overrides: Overrides = None,
+    address: Address = None,
+    store: StoreUrl = None,
+    job: Annotated[Optional[str], typer.Option(help="Id of the job; submitting the same id again does nothing.")] = None,
+    follow: Annotated[bool, typer.Option("--follow/--no-follow", help="Show its log; Ctrl-C leaves it running.")] = False,
+    json: Json = False,
+) -> None:
+    """Run a training or a sweep as a job on the cluster, so that this machine may go."""
+    from orchestrator.display import emit, next_steps, note, out
+    from orchestrator.jobs import submit as submit_job
+
+    opened = _store(store)
+    submitted = submit_job(verb, config, overrides or [], store=opened, address=address, job=job)
+    note(f"cluster {submitted.address}")
+
+    def show() -> None:
+        out.print(f"job {submitted.job} {'submitted' if submitted.new else 'was there already'}")
+        next_steps(f"orchestrator logs {submitted.job} --follow", f"orchestrator stop {submitted.job}", "orchestrator jobs")
+
+    if follow:
+        note("Ctrl-C stops watching, not the job")
+        logs(submitted.job, follow=True, address=address)
+    emit(submitted, as_json=json, show=show)
+
+
+@app.command()
+@_example("orchestrator jobs")
+def jobs(json: Json = False, address: Address = None) -> None:
+    """List the cluster's jobs."""
+    from cluster.jobs import jobs as list_jobs
+    from orchestrator.display import emit, table
+
+    found = list_jobs(address)
+    rows = [(j.job, j.status, j.started or "–", j.ended or "–", j.entrypoint) for j in found]
+    emit(found, as_json=json, show=lambda: table(("job", "status", "started", "ended", "command"), rows))
+
+
+@app.command()
+@_example("orchestrator logs JOB --follow")
+def logs(
+    job: str,
+    follow: Annotated[bool, typer.Option("--follow", "-f", help="Until the job ends.")] = False,
+    address: Address = None,
+) -> None:
+    """Print a job's log. With --follow, the exit code is the job's."""
+    from cluster.jobs import logs as job_logs
+    from cluster.jobs import require_success
+    from orchestrator.display import note
+
+    try:
+        for text in job_logs(job, address=address, follow=follow):
+            sys.stdout.write(text)
+            sys.stdout.flush()
+    except KeyboardInterrupt:
+        note(f"\nthe job goes on. Watch again: orchestrator logs {job} --follow. End it: orchestrator stop {job}")
+        raise typer.Exit(130) from None
+    if follow:
+        require_success(job, address=address)
+
+
+@app.command()
+@_example("orchestrator stop JOB")
+def stop(job: str, json: Json = False, address: Address = None) -> None:
+    """Stop a job; what it had written can be resumed."""
+    from cluster.jobs import stop as stop_job
+    from orchestrator.display import emit, out
+
+    status = stop_job(job, address=address)
+    emit({"job": job, "status": status}, as_json=json, show=lambda: out.print(f"job {job}: {status}"))
+
+
+if __name__ == "__main__":
+    os.environ.setdefault("RAY_DEDUP_LOGS", "0")
+    main()

@@ -1,0 +1,145 @@
+"""What a person sees: tables, progress bars and closing lines on a terminal, or one JSON object with `--json`."""
+
+import dataclasses
+import json
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+from pydantic import BaseModel
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+from rich.table import Table
+
+out = Console(highlight=False, soft_wrap=True)
+"""Results."""
+err = Console(stderr=True, highlight=False, soft_wrap=True)
+"""Progress, notes and errors: data on stdout stays clean."""
+
+
+def emit(value: Any, *, as_json: bool, show: Callable[[], None]) -> None:
+    """Print ``value`` as one JSON object, or call ``show``."""
+    if as_json:
+        sys.stdout.write(json.dumps(plain(value), allow_nan=False, indent=None) + "\n")
+        sys.stdout.flush()
+    else:
+        show()
+
+
+def plain(value: Any) -> Any:
+    """What JSON can hold: records become objects; NaN and infinity become null."""
+    if isinstance(value, BaseModel):
+        return plain(value.model_dump(mode="json"))
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return plain({f.name: getattr(value, f.name) for f in dataclasses.fields(value) if f.repr})
+    if isinstance(value, tuple) and hasattr(value, "_asdict"):
+        return plain(value._asdict())
+    if isinstance(value, Mapping):
+        return {str(k): plain(v) for k, v in value.items()}
+    if isinstance(value, list | tuple | set):
+        return [plain(v) for v in value]
+    if isinstance(value, float) and (value != value or value in (float("inf"), float("-inf"))):
+        return None
+    return value if isinstance(value, str | int | float | bool | None) else str(value)
+
+
+def table(columns: Sequence[str], rows: Sequence[Sequence[Any]], *, title: str | None = None) -> None:
+    """Print rows; a column of numbers is aligned to the right."""
+    view = Table(title=title, title_justify="left", header_style="bold", box=None, pad_edge=False)
+    for i, name in enumerate(columns):
+        numbers = bool(rows) and all(isinstance(row[i], int | float | None) for row in rows)
+        view.add_column(name, justify="right" if numbers else "left", overflow="fold")
+    for row in rows:
+        view.add_row(*(number(cell) for cell in row))
+    out.print(view)
+
+
+def number(value: Any) -> str:
+    """A number as a person writes it: 4 significant digits, thousands apart."""
+    if value is None:
+        return "–"
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return str(value)
+    if isinstance(value, int) or abs(value) >= 1000:
+        return f"{value:,.0f}"
+    return f"{value:.4g}"
+
+
+def metrics_line(metrics: Mapping[str, float]) -> str:
+    """`accuracy 0.9722 · loss 0.103`."""
+    return " · ".join(f"{name} {number(value)}" for name, value in metrics.items())
+
+
+def size(num_bytes: float) -> str:
+    """Bytes in the largest fitting unit."""
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if num_bytes < 1024:
+            return f"{num_bytes:.0f} {unit}" if unit == "B" else f"{num_bytes:.1f} {unit}"
+        num_bytes /= 1024
+    return f"{num_bytes:.1f} TiB"
+
+
+def note(text: str) -> None:
+    """A line for the person, not part of the result."""
+    err.print(text, style="dim")
+
+
+def next_steps(*commands: str) -> None:
+    """The closing lines: what one would type next."""
+    out.print("\nNext:")
+    for command in commands:
+        out.print(f"  {command}", style="bold")
+
+
+@contextmanager
+def training_progress(on_epoch: Callable[[int], str | None]) -> Iterator[Callable[[Any], None]]:
+    """Yield a callback for `RunStatus`; a bar on a terminal, one line per epoch elsewhere.
+
+    Args:
+        on_epoch: called with the number of finished epochs when it has grown; returns the line to print.
+    """
+    columns = (
+        SpinnerColumn(),
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[speed]}"),
+        TimeElapsedColumn(),
+    )
+    with Progress(*columns, console=err, disable=not err.is_terminal, transient=True) as bar:
+        task = bar.add_task("starting workers", total=None, speed="")
+        done = 0
+
+        def update(status: Any) -> None:
+            nonlocal done
+            if status.phase == "training" and status.epoch > done:
+                done = status.epoch
+                if line := on_epoch(done):
+                    bar.console.print(line) if err.is_terminal else note(line)
+            if status.phase == "training":
+                speed = f"{status.samples_per_s:,.0f} samples/s · waiting {status.waiting_share:.0%}"
+                bar.update(
+                    task,
+                    description=f"epoch {status.epoch + 1}/{status.epochs}",
+                    completed=status.step,
+                    total=status.steps,
+                    speed=speed,
+                )
+
+        yield update
+
+
+@contextmanager
+def counting_progress(what: str) -> Iterator[Callable[[int, int, str], None]]:
+    """Yield a callback `(done, total, detail)`; a bar on a terminal, a line for every tenth elsewhere."""
+    columns = (SpinnerColumn(), TextColumn(what), BarColumn(), MofNCompleteColumn(), TextColumn("{task.description}"))
+    with Progress(*columns, console=err, disable=not err.is_terminal, transient=True) as bar:
+        task = bar.add_task("", total=None)
+
+        def update(done: int, total: int, detail: str) -> None:
+            bar.update(task, completed=done, total=total, description=detail)
+            if not err.is_terminal and (done == total or done % max(1, total // 10) == 0):
+                note(f"{what} {done}/{total} {detail}")
+
+        yield update
