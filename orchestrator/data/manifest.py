@@ -2,12 +2,14 @@
 
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from cluster.config import Name
 from models.features import ClassTarget, Feature, NumberTarget
 
 FORMAT_VERSION = 1
+
+Sha256 = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
 
 
 class _Frozen(BaseModel):
@@ -21,19 +23,32 @@ class RowGroup(_Frozen):
     offset: int = Field(ge=0)
     """First byte of its column chunks in the shard."""
     bytes: int = Field(gt=0)
-    sha256: str
+    sha256: Sha256
 
 
 class Shard(_Frozen):
     """One Parquet file, in the dataset's folder."""
 
-    path: str
+    path: str = Field(pattern=r"^[a-z0-9][a-z0-9-]*\.parquet$")
     rows: int = Field(gt=0)
     bytes: int = Field(gt=0)
-    sha256: str
-    footer_sha256: str
+    sha256: Sha256
+    footer_sha256: Sha256
     """SHA-256 of everything after the last row group: the Parquet footer."""
     row_groups: tuple[RowGroup, ...] = Field(min_length=1)
+
+    @property
+    def footer_offset(self) -> int:
+        """First byte after the last row group."""
+        return self.row_groups[-1].offset + self.row_groups[-1].bytes
+
+    @model_validator(mode="after")
+    def _row_groups_fit(self) -> "Shard":
+        if self.rows != sum(group.rows for group in self.row_groups):
+            raise ValueError(f"rows of shard {self.path} must be the sum of its row groups, got {self.rows}")
+        if self.footer_offset >= self.bytes:
+            raise ValueError(f"bytes of shard {self.path} must exceed {self.footer_offset}, got {self.bytes}")
+        return self
 
 
 class Split(_Frozen):
@@ -41,8 +56,16 @@ class Split(_Frozen):
 
     rows: int = Field(gt=0)
     context_rows: int = Field(default=0, ge=0)
-    """Series only: leading rows that belong to the split before, there for the first windows to look back on."""
+    """Series only: leading ones of `rows` that belong to the split before, for the first windows to look back on."""
     shards: tuple[Shard, ...] = Field(min_length=1)
+
+    @model_validator(mode="after")
+    def _shards_fit(self) -> "Split":
+        if self.rows != sum(shard.rows for shard in self.shards):
+            raise ValueError(f"rows of a split must be the sum of its shards, got {self.rows}")
+        if self.context_rows >= self.rows:
+            raise ValueError(f"context_rows must be less than rows ({self.rows}), got {self.context_rows}")
+        return self
 
 
 class Source(_Frozen):
