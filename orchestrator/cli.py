@@ -5,7 +5,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Optional
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import typer
 
@@ -37,19 +37,24 @@ app.add_typer(recipes_app, name="recipes")
 
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout; progress goes to stderr.")]
 StoreUrl = Annotated[
-    Optional[str],
+    str | None,
     typer.Option("--store", envvar="ORCHESTRATOR_STORE", help="s3://BUCKET[/PREFIX]; default: the local one."),
 ]
 Address = Annotated[
-    Optional[str],
-    typer.Option("--address", help="Ray cluster: HOST:PORT, ray://…, http://… or auto. Default: RAY_ADDRESS, or `up`'s."),
+    str | None,
+    typer.Option(
+        "--address", help="Ray cluster: HOST:PORT, ray://…, http://… or auto. Default: RAY_ADDRESS, or `up`'s."
+    ),
 ]
 Config = Annotated[str, typer.Argument(metavar="CONFIG", help="YAML file, or the name of a recipe.")]
 Overrides = Annotated[
-    Optional[list[str]], typer.Argument(metavar="[KEY=VALUE]...", help="Settings that win over the file's.")
+    list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Settings that win over the file's.")
 ]
 Yes = Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Say what would be done, and do nothing.")]
+
+
+Command = TypeVar("Command", bound=Callable[..., Any])
 
 
 def main() -> None:
@@ -83,14 +88,15 @@ def _print_error(message: str) -> None:
     err.print(message, markup=False)
 
 
-def _example(text: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
-    """Put an example first in a command's help."""
+def _command(group: typer.Typer, example: str, *, name: str | None = None) -> Callable[[Command], Command]:
+    """Register a command whose help begins with an example."""
 
-    def decorate(command: Callable[..., Any]) -> Callable[..., Any]:
-        command.__doc__ = f"`{text}`\n\n{command.__doc__}"
-        return command
+    def register(function: Command) -> Command:
+        text = function.__doc__ or ""
+        short = text.split(". ")[0].split(": ")[0].rstrip(".") + "."
+        return group.command(name, help=f"`{example}`\n\n{text}", short_help=short)(function)
 
-    return decorate
+    return register
 
 
 def _store(url: str | None) -> "Store":
@@ -102,8 +108,7 @@ def _store(url: str | None) -> "Store":
 # ---------------------------------------------------------------------------------------------------- local cluster
 
 
-@app.command()
-@_example("orchestrator demo")
+@_command(app, "orchestrator demo")
 def demo(
     json: Json = False,
     keep: Annotated[bool, typer.Option("--keep", help="Leave the local cluster and the endpoints running.")] = False,
@@ -116,8 +121,7 @@ def demo(
     emit(report, as_json=json, show=lambda: None)
 
 
-@app.command()
-@_example("orchestrator doctor")
+@_command(app, "orchestrator doctor")
 def doctor(json: Json = False, address: Address = None, store: StoreUrl = None) -> None:
     """Check Python, torch, Ray, the store, ports and disk: one line and one cure each."""
     from orchestrator.display import emit, out
@@ -137,12 +141,11 @@ def doctor(json: Json = False, address: Address = None, store: StoreUrl = None) 
         raise typer.Exit(1)
 
 
-@app.command()
-@_example("orchestrator up")
+@_command(app, "orchestrator up")
 def up(
     json: Json = False,
-    cpus: Annotated[Optional[int], typer.Option(help="Logical CPUs of the Ray head; default: all.")] = None,
-    gpus: Annotated[Optional[int], typer.Option(help="GPUs of the Ray head; default: all.")] = None,
+    cpus: Annotated[int | None, typer.Option(help="Logical CPUs of the Ray head; default: all.")] = None,
+    gpus: Annotated[int | None, typer.Option(help="GPUs of the Ray head; default: all.")] = None,
 ) -> None:
     """Start a Ray head and an S3 store on this machine; what already runs is left alone."""
     from cluster import local
@@ -165,8 +168,7 @@ def up(
     emit(state, as_json=json, show=show)
 
 
-@app.command()
-@_example("orchestrator down")
+@_command(app, "orchestrator down")
 def down(
     json: Json = False,
     delete_data: Annotated[bool, typer.Option("--delete-data", help="Remove the local store's data too.")] = False,
@@ -186,8 +188,7 @@ def down(
     emit({"ended": ended}, as_json=json, show=lambda: out.print("\n".join(ended) or "nothing was running"))
 
 
-@app.command()
-@_example("orchestrator status")
+@_command(app, "orchestrator status")
 def status(json: Json = False) -> None:
     """Show what `up` has started and whether it runs."""
     from cluster import local
@@ -209,14 +210,14 @@ def status(json: Json = False) -> None:
 # ------------------------------------------------------------------------------------------------------------- data
 
 
-@data_app.command("push")
-@_example("orchestrator data push ./ml-100k/u.data --name movielens-100k")
+@_command(data_app, "orchestrator data push ./ml-100k/u.data --name movielens-100k", name="push")
 def data_push(
     source: Annotated[str, typer.Argument(help="File, folder, or sklearn:digits, sklearn:china, statsmodels:elnino.")],
-    name: Annotated[Optional[str], typer.Option(help="Of the dataset; default: from the source.")] = None,
-    format: Annotated[Optional[str], typer.Option(help="Of the source, where it cannot be told.")] = None,
+    name: Annotated[str | None, typer.Option(help="Of the dataset; default: from the source.")] = None,
+    format: Annotated[str | None, typer.Option(help="Of the source, where it cannot be told.")] = None,
     option: Annotated[
-        Optional[list[str]], typer.Option("--option", "-o", metavar="KEY=VALUE", help="Of the format; see docs/data.md.")
+        list[str] | None,
+        typer.Option("--option", "-o", metavar="KEY=VALUE", help="Of the format; see docs/data.md."),
     ] = None,
     json: Json = False,
     store: StoreUrl = None,
@@ -242,8 +243,7 @@ def data_push(
     emit({"changed": result.changed, "manifest": result.manifest}, as_json=json, show=show)
 
 
-@data_app.command("ls")
-@_example("orchestrator data ls")
+@_command(data_app, "orchestrator data ls", name="ls")
 def data_ls(json: Json = False, store: StoreUrl = None) -> None:
     """List the datasets in the store."""
     from orchestrator.data.push import ls
@@ -258,11 +258,10 @@ def data_ls(json: Json = False, store: StoreUrl = None) -> None:
     emit(manifests, as_json=json, show=lambda: table(columns, rows))
 
 
-@data_app.command("show")
-@_example("orchestrator data show movielens-100k")
+@_command(data_app, "orchestrator data show movielens-100k", name="show")
 def data_show(
     name: str,
-    version: Annotated[Optional[str], typer.Option(help="Default: the newest.")] = None,
+    version: Annotated[str | None, typer.Option(help="Default: the newest.")] = None,
     json: Json = False,
     store: StoreUrl = None,
 ) -> None:
@@ -330,8 +329,7 @@ def recipes(context: typer.Context, json: Json = False) -> None:
     emit({name: recipe_title(name) for name in names}, as_json=json, show=show)
 
 
-@recipes_app.command("copy")
-@_example("orchestrator recipes copy cifar10-cnn my.yaml")
+@_command(recipes_app, "orchestrator recipes copy cifar10-cnn my.yaml", name="copy")
 def recipes_copy(name: str, file: Path) -> None:
     """Write a recipe into a file of your own, to change it."""
     from orchestrator.configfile import near_miss
@@ -349,8 +347,7 @@ def recipes_copy(name: str, file: Path) -> None:
 # --------------------------------------------------------------------------------------------------------- training
 
 
-@app.command()
-@_example("orchestrator check my.yaml train.epochs=5")
+@_command(app, "orchestrator check my.yaml train.epochs=5")
 def check(config: Config, overrides: Overrides = None, json: Json = False) -> None:
     """Validate an experiment without touching store or cluster, and print it with every default filled in."""
     import yaml
@@ -364,15 +361,14 @@ def check(config: Config, overrides: Overrides = None, json: Json = False) -> No
     emit(experiment, as_json=json, show=lambda: out.print(text.rstrip(), markup=False))
 
 
-@app.command()
-@_example("orchestrator train cifar10-cnn scaling.workers=2")
+@_command(app, "orchestrator train cifar10-cnn scaling.workers=2")
 def train(
     config: Config,
     overrides: Overrides = None,
     json: Json = False,
     address: Address = None,
     store: StoreUrl = None,
-    run: Annotated[Optional[str], typer.Option(help="Name of the new run; default: made from data, model, time.")] = None,
+    run: Annotated[str | None, typer.Option(help="Name of the new run; default: made from data, model, time.")] = None,
 ) -> None:
     """Train one experiment on the cluster; what it will do is printed first, every epoch as it ends."""
     from orchestrator.configfile import load_experiment
@@ -391,11 +387,10 @@ def train(
     )
 
 
-@app.command()
-@_example("orchestrator resume cifar10-cnn-20261122-101500-a1b2")
+@_command(app, "orchestrator resume cifar10-cnn-20261122-101500-a1b2")
 def resume(
     run: str,
-    workers: Annotated[Optional[int], typer.Option(help="Another number of workers than before.")] = None,
+    workers: Annotated[int | None, typer.Option(help="Another number of workers than before.")] = None,
     json: Json = False,
     address: Address = None,
     store: StoreUrl = None,
@@ -414,8 +409,7 @@ def resume(
     )
 
 
-@app.command()
-@_example("orchestrator runs")
+@_command(app, "orchestrator runs")
 def runs(
     json: Json = False,
     all: Annotated[bool, typer.Option("--all", help="The cells of sweeps too.")] = False,
@@ -426,15 +420,12 @@ def runs(
     from orchestrator.runs import list_runs
 
     records = [r for r in list_runs(_store(store)) if all or r.sweep is None]
-    rows = [
-        (r.run, r.state, r.primary_metric, r.metrics.get(r.primary_metric), r.seconds, r.created) for r in records
-    ]
+    rows = [(r.run, r.state, r.primary_metric, r.metrics.get(r.primary_metric), r.seconds, r.created) for r in records]
     columns = ("run", "state", "metric", "value", "seconds", "created")
     emit(records, as_json=json, show=lambda: table(columns, rows))
 
 
-@app.command()
-@_example("orchestrator show cifar10-cnn-20261122-101500-a1b2")
+@_command(app, "orchestrator show cifar10-cnn-20261122-101500-a1b2")
 def show(run: str, json: Json = False, store: StoreUrl = None) -> None:
     """Show one run: its state, its metrics per epoch, what it used."""
     from orchestrator.display import emit, metrics_line, out, table
@@ -538,13 +529,14 @@ def epoch_line(metrics: dict[str, float], record: "RunRecord") -> str:
 # ------------------------------------------------------------------------------------------------------------ sweep
 
 
-@app.command()
-@_example("orchestrator sweep digits-techniques sweep.seeds=3")
+@_command(app, "orchestrator sweep digits-techniques sweep.seeds=3")
 def sweep(
-    config: Annotated[Optional[str], typer.Argument(metavar="CONFIG", help="YAML file or recipe with a sweep group.")] = None,
+    config: Annotated[
+        str | None, typer.Argument(metavar="CONFIG", help="YAML file or recipe with a sweep group.")
+    ] = None,
     overrides: Overrides = None,
-    resume: Annotated[Optional[str], typer.Option("--resume", metavar="SWEEP", help="Finish a stopped sweep.")] = None,
-    name: Annotated[Optional[str], typer.Option(help="Of the new sweep.")] = None,
+    resume: Annotated[str | None, typer.Option("--resume", metavar="SWEEP", help="Finish a stopped sweep.")] = None,
+    name: Annotated[str | None, typer.Option(help="Of the new sweep.")] = None,
     dry_run: DryRun = False,
     json: Json = False,
     address: Address = None,
@@ -588,8 +580,7 @@ def sweep(
     _print_sweep(result, as_json=json)
 
 
-@app.command()
-@_example("orchestrator report digits-cnn-20261122-101500-a1b2-sweep")
+@_command(app, "orchestrator report digits-cnn-20261122-101500-a1b2-sweep")
 def report(sweep: str, json: Json = False, store: StoreUrl = None) -> None:
     """Show what a sweep found so far: every arm's mean with its 95 % interval, and the verdict."""
     from orchestrator import sweep as sweeps
@@ -599,12 +590,18 @@ def report(sweep: str, json: Json = False, store: StoreUrl = None) -> None:
     record = sweeps.read_sweep(opened, sweep)
     cells = sweeps.read_cells(opened, sweep)
     ledger = sweeps.ledger_of(record, cells)
-    emit({"sweep": sweep, "ledger": ledger, "cells": cells}, as_json=json, show=lambda: print_ledger(ledger, record.arms))
+    emit(
+        {"sweep": sweep, "ledger": ledger, "cells": cells}, as_json=json, show=lambda: print_ledger(ledger, record.arms)
+    )
 
 
 def not_applicable_lines(arms: Any) -> list[str]:
     """Which varied settings some arms do not have."""
-    lines = {f"{name} is not applicable to model.type {arm.experiment.model.type}: not varied there" for arm in arms for name in arm.not_applicable}
+    lines = {
+        f"{name} is not applicable to model.type {arm.experiment.model.type}: not varied there"
+        for arm in arms
+        for name in arm.not_applicable
+    }
     return sorted(lines)
 
 
@@ -668,8 +665,7 @@ def print_ledger(ledger: "Ledger", arms: Any) -> None:
 # ---------------------------------------------------------------------------------------------- registry and serving
 
 
-@models_app.command("promote")
-@_example("orchestrator models promote cifar10-cnn-20261122-101500-a1b2 cifar10")
+@_command(models_app, "orchestrator models promote cifar10-cnn-20261122-101500-a1b2 cifar10", name="promote")
 def models_promote(run: str, name: str, json: Json = False, store: StoreUrl = None) -> None:
     """Make a finished run the newest version, and the champion, of model NAME."""
     from orchestrator.display import emit, next_steps, out
@@ -684,15 +680,16 @@ def models_promote(run: str, name: str, json: Json = False, store: StoreUrl = No
     emit(version, as_json=json, show=show)
 
 
-@models_app.command("ls")
-@_example("orchestrator models ls")
+@_command(models_app, "orchestrator models ls", name="ls")
 def models_ls(json: Json = False, store: StoreUrl = None) -> None:
     """List all models with their versions and metrics."""
     from orchestrator.display import emit, metrics_line, table
     from serving import registry
 
     opened = _store(store)
-    found = [(n, v, registry.champion(opened, n)) for n in registry.models(opened) for v in registry.versions(opened, n)]
+    found = [
+        (n, v, registry.champion(opened, n)) for n in registry.models(opened) for v in registry.versions(opened, n)
+    ]
     rows = [
         (n, v.version, "champion" if v.version == champion else "", metrics_line(v.metrics), v.lineage.run)
         for n, v, champion in found
@@ -704,11 +701,10 @@ def models_ls(json: Json = False, store: StoreUrl = None) -> None:
     )
 
 
-@models_app.command("show")
-@_example("orchestrator models show cifar10")
+@_command(models_app, "orchestrator models show cifar10", name="show")
 def models_show(
     name: str,
-    version: Annotated[Optional[str], typer.Option(help="Default: the champion.")] = None,
+    version: Annotated[str | None, typer.Option(help="Default: the champion.")] = None,
     json: Json = False,
     store: StoreUrl = None,
 ) -> None:
@@ -722,11 +718,10 @@ def models_show(
     emit(found, as_json=json, show=lambda: out.print(card, markup=False))
 
 
-@app.command()
-@_example("orchestrator deploy cifar10")
+@_command(app, "orchestrator deploy cifar10")
 def deploy(
     name: str,
-    version: Annotated[Optional[str], typer.Option(help="Default: the champion.")] = None,
+    version: Annotated[str | None, typer.Option(help="Default: the champion.")] = None,
     port: Annotated[int, typer.Option(help="Of the HTTP server, if none runs yet; 0 finds a free one.")] = 8000,
     replicas: Annotated[int, typer.Option(min=1, help="Processes that answer.")] = 1,
     cpus: Annotated[float, typer.Option(min=0, help="CPUs that each reserves; 0 leaves all to training.")] = 0,
@@ -753,8 +748,7 @@ def deploy(
     emit(endpoint, as_json=json, show=show)
 
 
-@app.command()
-@_example("orchestrator rollback cifar10")
+@_command(app, "orchestrator rollback cifar10")
 def rollback(name: str, json: Json = False, address: Address = None, store: StoreUrl = None) -> None:
     """Make the champion before this one the champion again, and serve it."""
     from cluster.session import ray_session
@@ -767,10 +761,14 @@ def rollback(name: str, json: Json = False, address: Address = None, store: Stor
     emit(endpoint, as_json=json, show=lambda: out.print(f"{name} serves {endpoint.version} again"))
 
 
-@app.command()
-@_example("orchestrator undeploy cifar10")
+@_command(app, "orchestrator undeploy cifar10")
 def undeploy(
-    name: str, yes: Yes = False, dry_run: DryRun = False, json: Json = False, address: Address = None, store: StoreUrl = None
+    name: str,
+    yes: Yes = False,
+    dry_run: DryRun = False,
+    json: Json = False,
+    address: Address = None,
+    store: StoreUrl = None,
 ) -> None:
     """Stop serving a model; its versions stay in the registry."""
     from cluster.session import ray_session
@@ -787,8 +785,7 @@ def undeploy(
     emit({"undeployed": name}, as_json=json, show=lambda: out.print(f"{name} is no longer served"))
 
 
-@app.command()
-@_example("orchestrator endpoints")
+@_command(app, "orchestrator endpoints")
 def endpoints(json: Json = False, address: Address = None, store: StoreUrl = None) -> None:
     """List what is served."""
     from cluster.session import ray_session
@@ -802,12 +799,15 @@ def endpoints(json: Json = False, address: Address = None, store: StoreUrl = Non
     emit(found, as_json=json, show=lambda: table(("endpoint", "version", "status", "replicas", "url"), rows))
 
 
-@app.command()
-@_example("orchestrator predict movielens user=196 item=242")
+@_command(app, "orchestrator predict movielens user=196 item=242")
 def predict(
     name: str,
-    inputs: Annotated[list[str], typer.Argument(metavar="INPUT...", help="A picture, a CSV of a series, or NAME=VALUE pairs.")],
-    url: Annotated[Optional[str], typer.Option(envvar="ORCHESTRATOR_ENDPOINT", help="Default: the local endpoint.")] = None,
+    inputs: Annotated[
+        list[str], typer.Argument(metavar="INPUT...", help="A picture, a CSV of a series, or NAME=VALUE pairs.")
+    ],
+    url: Annotated[
+        str | None, typer.Option(envvar="ORCHESTRATOR_ENDPOINT", help="Default: the local endpoint.")
+    ] = None,
     json: Json = False,
 ) -> None:
     """Ask a deployed model."""
@@ -821,16 +821,17 @@ def predict(
 # ------------------------------------------------------------------------------------------------------------- jobs
 
 
-@app.command()
-@_example("orchestrator submit train cifar10-cnn --address http://head:8265")
+@_command(app, "orchestrator submit train cifar10-cnn --address http://head:8265")
 def submit(
     verb: Annotated[str, typer.Argument(metavar="train|sweep", help="What to run.")],
     config: Config,
     overrides: Overrides = None,
     address: Address = None,
     store: StoreUrl = None,
-    job: Annotated[Optional[str], typer.Option(help="Id of the job; submitting the same id again does nothing.")] = None,
-    follow: Annotated[bool, typer.Option("--follow/--no-follow", help="Show its log; Ctrl-C leaves it running.")] = False,
+    job: Annotated[str | None, typer.Option(help="Id of the job; submitting the same id again does nothing.")] = None,
+    follow: Annotated[
+        bool, typer.Option("--follow/--no-follow", help="Show its log; Ctrl-C leaves it running.")
+    ] = False,
     json: Json = False,
 ) -> None:
     """Run a training or a sweep as a job on the cluster, so that this machine may go."""
@@ -843,7 +844,9 @@ def submit(
 
     def show() -> None:
         out.print(f"job {submitted.job} {'submitted' if submitted.new else 'was there already'}")
-        next_steps(f"orchestrator logs {submitted.job} --follow", f"orchestrator stop {submitted.job}", "orchestrator jobs")
+        next_steps(
+            f"orchestrator logs {submitted.job} --follow", f"orchestrator stop {submitted.job}", "orchestrator jobs"
+        )
 
     if follow:
         note("Ctrl-C stops watching, not the job")
@@ -851,8 +854,7 @@ def submit(
     emit(submitted, as_json=json, show=show)
 
 
-@app.command()
-@_example("orchestrator jobs")
+@_command(app, "orchestrator jobs")
 def jobs(json: Json = False, address: Address = None) -> None:
     """List the cluster's jobs."""
     from cluster.jobs import jobs as list_jobs
@@ -863,8 +865,7 @@ def jobs(json: Json = False, address: Address = None) -> None:
     emit(found, as_json=json, show=lambda: table(("job", "status", "started", "ended", "command"), rows))
 
 
-@app.command()
-@_example("orchestrator logs JOB --follow")
+@_command(app, "orchestrator logs JOB --follow")
 def logs(
     job: str,
     follow: Annotated[bool, typer.Option("--follow", "-f", help="Until the job ends.")] = False,
@@ -886,8 +887,7 @@ def logs(
         require_success(job, address=address)
 
 
-@app.command()
-@_example("orchestrator stop JOB")
+@_command(app, "orchestrator stop JOB")
 def stop(job: str, json: Json = False, address: Address = None) -> None:
     """Stop a job; what it had written can be resumed."""
     from cluster.jobs import stop as stop_job

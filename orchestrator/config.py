@@ -5,7 +5,7 @@ Reading a file, with its line numbers and near misses, is in `orchestrator/confi
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, model_validator
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from cluster.config import Name
 from models.config import ModelConfig, Techniques, resolve_techniques
@@ -135,7 +135,7 @@ class Experiment(_Frozen):
     sweep: SweepConfig | None = None
 
     @model_validator(mode="after")
-    def _fits_together(self, info: ValidationInfo) -> "Experiment":
+    def _fits_together(self) -> "Experiment":
         # A GPU can only add choices: what is wrong without one is wrong with one.
         techniques = resolve_techniques(self.techniques, self.model, gpu_available=False)
         pieces = self.scaling.num_logical_workers

@@ -3,9 +3,9 @@
 import difflib
 import json
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple, get_args
+from typing import Any, ClassVar, NamedTuple, get_args
 
 import yaml
 from pydantic import BaseModel, TypeAdapter, ValidationError
@@ -140,7 +140,7 @@ def setting_names(model: type[BaseModel] = Experiment, prefix: str = "") -> Iter
 class _Loader(yaml.SafeLoader):
     """YAML's plain data: `true`/`false` only, `1e-3` is a number, no aliases, no duplicate keys, no tags."""
 
-    yaml_implicit_resolvers: dict[str, list[tuple[str, Any]]] = {}
+    yaml_implicit_resolvers: ClassVar[dict[str, list[tuple[str, Any]]]] = {}
 
     def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
         if self.check_event(yaml.AliasEvent):

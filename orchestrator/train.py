@@ -181,7 +181,7 @@ def describe(record: RunRecord, dataset: Dataset) -> tuple[RunRecord, Arithmetic
         ConfigError: the model cannot read the dataset's features.
     """
     from models.network import build, example_batch, example_target
-    from orchestrator.trainer import epoch_plan
+    from orchestrator.trainer import epoch_plan, updates_per_epoch
 
     experiment, signature = record.experiment, record.signature
     try:
@@ -198,11 +198,10 @@ def describe(record: RunRecord, dataset: Dataset) -> tuple[RunRecord, Arithmetic
             f"train.batch_size must be at most the {plan.num_samples} training samples with train.drop_last, "
             f"got {experiment.train.batch_size}."
         )
-    updates_per_epoch = 1 if record.techniques.gradient == "batch" else plan.num_steps
     arithmetic = Arithmetic(
         samples=plan.num_samples,
         steps_per_epoch=plan.num_steps,
-        updates=updates_per_epoch * experiment.train.epochs,
+        updates=updates_per_epoch(record, plan) * experiment.train.epochs,
         batch_per_logical_worker=experiment.train.batch_size // experiment.scaling.num_logical_workers,
         parameters=parameters,
     )

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import torch
 import torch.distributed as dist
@@ -34,10 +34,19 @@ from orchestrator.config import TrainConfig
 from orchestrator.data.augment import augment
 from orchestrator.data.order import Plan
 from orchestrator.data.reader import Dataset, MicroBatch, Reader, open_dataset
-from orchestrator.gradients import fixed_order_sum
+from orchestrator.gradients import Parts
 from orchestrator.runs import Metrics, RunLog, RunRecord
 
-# K = logical workers of this worker, P = parameters (numbers), T = tail: running statistics, then the loss
+# P = all numbers of a gradient
+
+
+class Counters(NamedTuple):
+    """What every random number depends on, and nothing else."""
+
+    seed: int
+    epoch: int
+    step: int
+    logical_worker: int
 
 
 @dataclass(frozen=True)
@@ -60,11 +69,12 @@ class Trainer:
     reader: Reader
     network: Network
     optimizer: torch.optim.Optimizer
-    parts_KN: Tensor
-    """For every logical worker of this worker: its gradient, running statistics and loss, in one row."""
+    parts: Parts
     log: RunLog | None
     """Of the first worker only."""
     attempt: str
+    updates_per_epoch: int
+    """One with batch gradient descent, else one per step."""
     history: list[Metrics] = field(default_factory=list)
     update: int = 0
     first_step_at: float | None = None
@@ -84,11 +94,6 @@ class Trainer:
         """Those that this worker runs."""
         each = self.num_logical_workers // self.world.size
         return range(self.world.rank * each, (self.world.rank + 1) * each)
-
-    @property
-    def updates_per_epoch(self) -> int:
-        """One with batch gradient descent, else one per step."""
-        return 1 if self.record.techniques.gradient == "batch" else self.plan(0).num_steps
 
     def plan(self, epoch: int) -> Plan:
         """The order of one epoch's samples."""
@@ -138,8 +143,7 @@ def build_trainer(
     network = build(experiment.model, record.techniques, record.signature, seed=experiment.train.seed).to(device)
     if channels_last(record):
         network = network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    each = experiment.scaling.num_logical_workers // world.size
-    numbers = sum(p.numel() for p in network.parameters()) + sum(b.numel() for b in running_statistics(network)) + 1
+    rows = experiment.scaling.num_logical_workers // world.size
     pin_memory = device.type == "cuda"
     return Trainer(
         record=record,
@@ -149,9 +153,10 @@ def build_trainer(
         reader=reader or dataset.reader(record.signature, cache_mb=experiment.data.cache_mb, pin_memory=pin_memory),
         network=network,
         optimizer=build_optimizer(network, experiment.train),
-        parts_KN=torch.zeros(each, numbers, device=device),
+        parts=Parts(network, rows=rows, device=device),
         log=log,
         attempt=secrets.token_hex(4),
+        updates_per_epoch=updates_per_epoch(record, epoch_plan(record, dataset, epoch=0)),
     )
 
 
@@ -168,6 +173,11 @@ def epoch_plan(record: RunRecord, dataset: Dataset, epoch: int) -> Plan:
         batch_size=experiment.train.batch_size,
         drop_last=experiment.train.drop_last,
     )
+
+
+def updates_per_epoch(record: RunRecord, plan: Plan) -> int:
+    """How often an epoch of this plan changes the weights."""
+    return 1 if record.techniques.gradient == "batch" else plan.num_steps
 
 
 def build_optimizer(network: nn.Module, settings: TrainConfig) -> torch.optim.Optimizer:
@@ -198,7 +208,6 @@ def train_epoch(trainer: Trainer, epoch: int) -> Metrics:
     plan, clock = trainer.plan(epoch), time.perf_counter()
     waited_s = trainer.reader.wait_s
     trainer.network.train()
-    trainer.parts_KN.zero_()
     loss = torch.zeros((), dtype=torch.float64, device=trainer.world.device)
     samples = 0
     by_batch = trainer.record.techniques.gradient == "batch"
@@ -225,31 +234,27 @@ def train_epoch(trainer: Trainer, epoch: int) -> Metrics:
 
 
 def accumulate(trainer: Trainer, micro_batches: Sequence[MicroBatch], *, epoch: int, step: int, samples: int) -> None:
-    """Add each logical worker's gradient of the loss, divided by ``samples``, to its row of ``parts_KN``."""
-    statistics = running_statistics(trainer.network)
-    before = [s.clone() for s in statistics]
-    for row_N, logical_worker, micro_batch in zip(
-        trainer.parts_KN, trainer.logical_workers, micro_batches, strict=True
-    ):
-        for s, old in zip(statistics, before, strict=True):
-            s.copy_(old)
-        if micro_batch.size:
-            _bind_gradients(trainer.network, row_N)
-            set_random_state(
-                trainer.network, seed=trainer.settings.seed, epoch=epoch, step=step, logical_worker=logical_worker
-            )
-            row_N[-1] += _backward(trainer, micro_batch, (epoch, step, logical_worker), samples)
-        _copy_into(row_N[_num_parameters(trainer.network) : -1], statistics)
+    """Add the gradient of each logical worker's loss, divided by ``samples``, to its row of ``trainer.parts``."""
+    trainer.parts.begin_step()
+    for row, (logical_worker, micro_batch) in enumerate(zip(trainer.logical_workers, micro_batches, strict=True)):
+        trainer.parts.begin_row(row)
+        counters = Counters(trainer.settings.seed, epoch, step, logical_worker)
+        loss = _backward(trainer, micro_batch, counters, samples) if micro_batch.size else None
+        trainer.parts.end_row(row, loss)
 
 
 def apply_update(trainer: Trainer, gradient_P: Tensor) -> None:
-    """One step of the optimizer along the summed gradient, with penalty, clipping, decay and schedule."""
+    """One step of the optimizer along the summed gradient, with penalty, clipping, decay and schedule.
+
+    Args:
+        trainer: whose parameters' gradients are views of ``gradient_P``.
+        gradient_P: the gradient of the mean loss.
+    """
     settings, network = trainer.settings, trainer.network
-    _bind_gradients(network, gradient_P)
     if trainer.record.techniques.regularization == "penalty":
         penalty(network, l1=settings.l1, l2=settings.l2).backward()  # type: ignore[no-untyped-call]
     if settings.clip_norm is not None:
-        nn.utils.clip_grad_norm_(network.parameters(), settings.clip_norm)
+        gradient_P.mul_(torch.clamp(settings.clip_norm / gradient_P.norm(), max=1.0))
     rate = learning_rate(settings, trainer.update, total_updates(trainer))
     if settings.weight_decay:
         decayed = [p for p in network.parameters() if p.ndim > 1]
@@ -292,7 +297,7 @@ def evaluate(trainer: Trainer, split: str) -> Metrics:
             batch = to_device(micro_batch.tensors, trainer)
             with _autocast(trainer):
                 outputs = network(batch)
-            sums = network.task.metric_sums(outputs.float(), batch[TARGET])
+            sums = network.task.metric_sums(outputs, batch[TARGET])
             names = list(sums)
             rows[index] = torch.stack([*(sums[n].double() for n in names)]).cpu()
     count = trainer.dataset.num_samples(split, trainer.record.signature)
@@ -329,7 +334,10 @@ def snapshot(trainer: Trainer, epochs_done: int) -> State:
         environment=environment(trainer),
         history=list(trainer.history),
     )
-    weights = {k: v.detach().cpu().clone().contiguous() for k, v in trainer.network.state_dict().items()}
+    weights = {
+        k: v.detach().cpu().clone(memory_format=torch.contiguous_format)
+        for k, v in trainer.network.state_dict().items()
+    }
     return State(weights, optimizer_tensors(trainer.optimizer, _parameter_names(trainer.network)), progress)
 
 
@@ -358,11 +366,6 @@ def channels_last(record: RunRecord) -> bool:
     return chosen == "channels_last" or (chosen == "auto" and record.experiment.model.type == "cnn")
 
 
-def running_statistics(network: nn.Module) -> list[Tensor]:
-    """The running means and variances of batch normalization, in a fixed order."""
-    return [b for name, b in network.named_buffers() if name.endswith(("running_mean", "running_var"))]
-
-
 def to_device(tensors: Mapping[str, Tensor], trainer: Trainer) -> dict[str, Tensor]:
     """Move a batch; from pinned memory the copy overlaps the computation."""
     batch = {name: t.to(trainer.world.device, non_blocking=True) for name, t in tensors.items()}
@@ -373,18 +376,18 @@ def to_device(tensors: Mapping[str, Tensor], trainer: Trainer) -> dict[str, Tens
     return batch
 
 
-def _backward(trainer: Trainer, micro_batch: MicroBatch, counters: tuple[int, int, int], samples: int) -> Tensor:
+def _backward(trainer: Trainer, micro_batch: MicroBatch, counters: Counters, samples: int) -> Tensor:
     batch = to_device(micro_batch.tensors, trainer)
     experiment = trainer.record.experiment
     for name, feature in trainer.record.signature.features.items():
         if isinstance(feature, ImageFeature) and experiment.data.augment:
-            batch[name] = augment(batch[name], experiment.data.augment, key=(experiment.train.seed, *counters))
+            batch[name] = augment(batch[name], experiment.data.augment, key=counters)
+    set_random_state(trainer.network, **counters._asdict())
     _freeze_statistics_of_one(trainer.network, micro_batch.size)
     with _autocast(trainer):
         outputs = trainer.network(batch)
-    loss = trainer.network.task.loss_sum(
-        outputs.float(), batch[TARGET], label_smoothing=experiment.train.label_smoothing
-    )
+    smoothing = experiment.train.label_smoothing
+    loss: Tensor = trainer.network.task.loss_sum(outputs, batch[TARGET], label_smoothing=smoothing)
     (loss / samples).backward()  # type: ignore[no-untyped-call]
     return loss.detach()
 
@@ -397,38 +400,13 @@ def _freeze_statistics_of_one(network: nn.Module, size: int) -> None:
 
 
 def _finish_step(trainer: Trainer, *, updates: bool) -> Tensor:
-    """Sum over all logical workers; set the running statistics, update the weights if asked, return the loss."""
-    p = _num_parameters(trainer.network)
-    first = 0 if updates else p
-    total_N = fixed_order_sum(trainer.parts_KN[:, first:], workers=trainer.world.size)
-    tail_T = total_N[p - first :]
-    offset = 0
-    for s in running_statistics(trainer.network):
-        s.copy_(tail_T[offset : offset + s.numel()].view_as(s) / trainer.num_logical_workers)
-        offset += s.numel()
-    if updates:
-        apply_update(trainer, total_N[:p])
-    trainer.parts_KN[:, first:].zero_()
-    return tail_T[-1]
-
-
-def _bind_gradients(network: nn.Module, flat: Tensor) -> None:
-    """Make every parameter's gradient a view of ``flat``, so that backward adds into it."""
-    offset = 0
-    for p in network.parameters():
-        p.grad = flat[offset : offset + p.numel()].view_as(p)
-        offset += p.numel()
-
-
-def _copy_into(flat: Tensor, tensors: Sequence[Tensor]) -> None:
-    offset = 0
-    for t in tensors:
-        flat[offset : offset + t.numel()] = t.flatten()
-        offset += t.numel()
-
-
-def _num_parameters(network: nn.Module) -> int:
-    return sum(p.numel() for p in network.parameters())
+    """Sum over all logical workers, update the weights if asked, and return the loss."""
+    gradient_P, loss = trainer.parts.end_step(
+        with_gradient=updates, workers=trainer.world.size, logical_workers=trainer.num_logical_workers
+    )
+    if gradient_P is not None:
+        apply_update(trainer, gradient_P)
+    return loss
 
 
 def _parameter_names(network: nn.Module) -> list[str]:

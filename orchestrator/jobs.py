@@ -1,0 +1,83 @@
+"""Runs a training or a sweep as a Ray job, so that the machine it was submitted from may go."""
+
+import sys
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import yaml
+
+from cluster import jobs
+from cluster.errors import ConfigError
+from cluster.storage import Store
+from orchestrator.configfile import load_experiment
+from orchestrator.data.reader import open_dataset
+from orchestrator.runs import new_run_id
+
+EXPERIMENT_FILE = "experiment.yaml"
+VERBS = {"train": "--run", "sweep": "--name"}
+"""What can be submitted, and the option that names what it makes."""
+
+
+class Submitted(NamedTuple):
+    """A job that the cluster has accepted."""
+
+    job: str
+    """Its id; the run or sweep that it makes has the same name."""
+    address: str
+    new: bool
+    """``False`` when a job of this id was there already."""
+
+
+def submit(
+    verb: str,
+    config: str,
+    overrides: Sequence[str] = (),
+    *,
+    store: Store,
+    address: str | None = None,
+    job: str | None = None,
+) -> Submitted:
+    """Check everything here, then start the job.
+
+    Args:
+        verb: `train` or `sweep`.
+        config: YAML file or recipe.
+        overrides: `key=value` words.
+        store: must be reachable from the cluster too, with credentials that its nodes have.
+        address: of the cluster; see `cluster.session.resolve_address`.
+        job: its id. The same id again changes nothing, so repeating a submission is safe.
+
+    Raises:
+        ConfigError, NotFoundError, StoreAccessError, ClusterError: before anything is submitted.
+    """
+    if verb not in VERBS:
+        raise ConfigError(f"submit must be given train or sweep, got {verb!r}.")
+    experiment = load_experiment(config, overrides)
+    if verb == "sweep" and experiment.sweep is None:
+        raise ConfigError(f"{config} must have a sweep group to be swept, got none. Add sweep: {{vary: …}}.")
+    store.check()
+    open_dataset(store, experiment.data.name, version=experiment.data.version)
+    job = job or new_run_id(experiment)
+    text = yaml.safe_dump(experiment.model_dump(mode="json", exclude_unset=True), sort_keys=False)
+    accepted = jobs.submit(
+        ["python", "-m", "orchestrator", verb, EXPERIMENT_FILE, VERBS[verb], job],
+        address=address,
+        submission_id=job,
+        files={EXPERIMENT_FILE: text.encode()},
+        env=_environment(store),
+        metadata={"verb": verb, "python": sys.version.split()[0]},
+    )
+    return Submitted(accepted.job, accepted.address, accepted.new)
+
+
+def _environment(store: Store) -> dict[str, str]:
+    """Where the store is; never a key: the cluster's nodes have their own."""
+    settings = store.settings
+    found = {
+        "ORCHESTRATOR_STORE": settings.url,
+        "AWS_ENDPOINT_URL": settings.endpoint_url,
+        "AWS_REGION": settings.region,
+        "AWS_PROFILE": settings.profile,
+        "AWS_SHARED_CREDENTIALS_FILE": settings.credentials_file,
+    }
+    return {name: value for name, value in found.items() if value}
