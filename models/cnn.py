@@ -51,7 +51,9 @@ class CNN(nn.Module):
 
     def forward(self, x_BCHW: Tensor) -> Tensor:
         """Return outputs_BO."""
-        maximum_BC = F.adaptive_max_pool2d(self.blocks(x_BCHW), 1).flatten(1)
+        y_BCHW = self.blocks(x_BCHW)
+        # Not adaptive_max_pool2d, whose gradient on a GPU differs from run to run.
+        maximum_BC = F.max_pool2d(y_BCHW, y_BCHW.shape[-2:]).flatten(1)
         outputs_BO: Tensor = self.head(self.dropout(maximum_BC))
         return outputs_BO * LOGIT_SCALE if self.residual else outputs_BO
 

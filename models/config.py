@@ -38,7 +38,8 @@ class CNNConfig(_Network):
     channels: tuple[Annotated[int, Field(gt=0)], ...] = Field(default=(32, 64, 128), min_length=1)
     """Output channels of each block; every block halves height and width, down to 1."""
     residual: bool = False
-    """Add a residual pair of convolutions after every second block, as ResNet-9 does."""
+    """Add a residual pair of convolutions after every second block, as ResNet-9 does; the first block then keeps
+    height and width."""
 
 
 class RNNConfig(_Network):

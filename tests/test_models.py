@@ -184,7 +184,7 @@ def test_one_batch_can_be_learned_by_heart(name: str) -> None:
         (SMALL_CNN, signature(FORECAST, picture=IMAGE), "exactly one series for a forecast, got image 'picture'"),
         (model(type="rnn"), signature(FORECAST, row=VECTOR, series=SERIES), "exactly one series for model.type rnn"),
         (model(type="rnn"), signature(CLASSES, series=SERIES), "target must be a forecast .* got class"),
-        (model(type="rnn", segment=7), signature(FORECAST, series=SERIES), r"segment must divide data.lookback \(24\), got 7"),
+        (model(type="rnn", segment=7), signature(FORECAST, series=SERIES), r"segment must divide .* \(24\), got 7"),
         (FM, signature(CLASSES, picture=IMAGE, user=USER), "must be categorical or vectors .* fm, got image 'picture'"),
         (FM, signature(CLASSES), "features must be categorical or vectors for model.type fm, got none"),
         (FM, signature(FORECAST, series=SERIES), "features must be categorical or vectors .* got series 'series'"),
@@ -319,9 +319,9 @@ def test_an_fm_treats_an_unseen_user_like_nobody() -> None:
         loss(net, batch, 1 + 4 * torch.rand(100)).backward()
         optimizer.step()
     unseen = net({"user": torch.tensor([0]), "colour": torch.tensor([2])})
-    green = COLOUR.size - 2 + USER.size  # the table holds 101 users, then the colours
+    green = 2  # the table holds the colours, then 101 users: features are in the order of their names
     torch.testing.assert_close(unseen, (net.body.bias_O + net.body.weights.weight[green]))
-    assert not net.body.factors.weight[0].any()
+    assert not net.body.factors.weight[COLOUR.size].any()
 
 
 def test_an_fm_learns_about_unseen_values_when_training_shows_some() -> None:
@@ -329,7 +329,8 @@ def test_an_fm_learns_about_unseen_values_when_training_shows_some() -> None:
     net = network(model(type="fm", factors=4), data, regularization="penalty")
     batch = {"user": torch.tensor([0]), "colour": torch.tensor([1])}
     loss(net, batch, torch.tensor([5.0])).backward()
-    assert net.body.weights.weight.grad[0].any() and net.body.factors.weight.grad[0].any()
+    nobody = COLOUR.size
+    assert net.body.weights.weight.grad[nobody].any() and net.body.factors.weight.grad[nobody].any()
 
 
 @pytest.mark.parametrize("regularization", ["penalty", "layers"])
