@@ -15,7 +15,7 @@ The target's key in a batch is ``TARGET``.
 
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 TARGET = "target"
 
@@ -66,9 +66,7 @@ class SeriesFeature(_Frozen):
     std: tuple[float, ...]
 
 
-Feature = Annotated[
-    ImageFeature | VectorFeature | CategoricalFeature | SeriesFeature, Field(discriminator="kind")
-]
+Feature = Annotated[ImageFeature | VectorFeature | CategoricalFeature | SeriesFeature, Field(discriminator="kind")]
 
 
 class ClassTarget(_Frozen):
@@ -105,4 +103,10 @@ class Signature(_Frozen):
     """Everything about the data that a network's shape and meaning depend on."""
 
     features: dict[str, Feature]
+    """In the order of their names: networks concatenate them, and JSON may come back with its keys in another order."""
     target: Target
+
+    @field_validator("features")
+    @classmethod
+    def _in_one_order(cls, features: dict[str, Feature]) -> dict[str, Feature]:
+        return dict(sorted(features.items()))
