@@ -1,0 +1,241 @@
+"""The Ray Serve applications: one gateway for HTTP, and one ``model-NAME`` for each deployed model.
+
+A replica serves one version for its whole life. To change the version Serve starts new replicas, which load it,
+verify it and answer its golden request before they are sent anything, and stops the old ones after that. Swapping the
+weights inside a replica (Serve's ``reconfigure``) would be quicker by seconds, but when it fails Serve stops that
+replica, which with one replica is an outage.
+"""
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable
+from typing import Any, TypeVar
+
+import ray
+import torch
+from fastapi import FastAPI
+from ray import serve
+from ray.serve.config import BackpressureConfig
+from ray.serve.exceptions import BackPressureError, RayServeException
+from ray.serve.handle import DeploymentHandle
+from ray.serve.schema import ApplicationStatusOverview
+from torch import Tensor
+
+from cluster.storage import Store
+from models.features import CategoricalFeature, Signature
+from serving.gateway import GatewaySettings, Kind, UnavailableError, create_app
+from serving.inputs import Batch, InputError, parse_picture, parse_samples, read_json
+from serving.outputs import describe_answers
+from serving.protocol import describe_output, describe_tensors, parse_request
+from serving.registry import LoadedModel, check_golden, load, read_golden
+
+GATEWAY = "gateway"
+MODEL_PREFIX = "model-"
+
+ANSWER_TIMEOUT_S = 30.0
+PROXY_TIMEOUT_S = 60.0  # only when the gateway itself hangs
+NAMES_AGE_S = 1.0  # a model deployed or removed is noticed after this long
+ATTEMPTS = 3  # a prediction changes nothing, so one that a dying replica took is asked again
+
+MAX_BATCH_REQUESTS = 32
+BATCH_WAIT_S = 0.002
+MAX_ONGOING_REQUESTS = 64
+MAX_QUEUED_REQUESTS = 256
+START_ATTEMPTS = 3
+LISTED_VALUES = 200  # of a category, in a model's description
+
+T = TypeVar("T")
+
+
+class Model:
+    """A replica: one version of one model."""
+
+    def __init__(self, store: Store, name: str, version: str) -> None:
+        torch.set_num_threads(1)  # more replicas scale better than more threads on networks this small
+        self._model = load(store, name=name, version=version)
+        check_golden(self._model, read_golden(store, name=name, version=version))
+
+    async def describe(self) -> dict[str, Any]:
+        """Name, version, weights hash, metrics, what it reads and what it answers."""
+        return describe_model(self._model)
+
+    async def reserved_cpus(self) -> float:
+        """CPUs that Ray reserves for this replica."""
+        resources = ray.get_runtime_context().get_assigned_resources()  # type: ignore[no-untyped-call]
+        return float(resources.get("CPU", 0))
+
+    async def ask(self, kind: Kind, content: bytes) -> tuple[int, dict[str, Any]]:
+        """HTTP status and JSON body of the answer; a bad input is an answer too, not a failure of the replica."""
+        try:
+            request, batch = await asyncio.to_thread(parse_content, kind, content, self._model.version.signature)
+            return 200, describe_answer(kind, request, batch, await self._forward(batch), self._model)
+        except InputError as error:
+            return error.status, error.body()
+
+    @serve.batch(max_batch_size=MAX_BATCH_REQUESTS, batch_wait_timeout_s=BATCH_WAIT_S)
+    async def _forward(self, batches: list[Batch]) -> list[Tensor]:
+        """Answer several requests in one pass."""
+        joined = {key: torch.cat([batch[key] for batch in batches]) for key in batches[0]}
+        sizes = [len(next(iter(batch.values()))) for batch in batches]
+        return list(torch.split(self._model.predict(joined), sizes))
+
+
+class Gateway:
+    """The replica that `serving.gateway` answers HTTP in."""
+
+    def __init__(self, url: str) -> None:
+        self._url = url
+
+    async def url(self) -> str:
+        """Where it is reached."""
+        return self._url
+
+
+def parse_content(kind: Kind, content: bytes, signature: Signature) -> tuple[Any, Batch]:
+    """The parsed JSON (``None`` for a picture) and the batch in a request's body.
+
+    Raises:
+        InputError: if it is not what the model reads.
+    """
+    if kind == "picture":
+        return None, parse_picture(content, signature)
+    request = read_json(content)
+    parse = parse_request if kind == "infer" else parse_samples
+    return request, parse(request, signature)
+
+
+def describe_answer(kind: Kind, request: Any, batch: Batch, output: Tensor, model: LoadedModel) -> dict[str, Any]:
+    """The JSON body of an answer, in the form that the request's kind asks for.
+
+    Raises:
+        InputError: if the answer is not finite.
+    """
+    version = model.version
+    if kind == "infer":
+        body = {"model_name": version.name, "model_version": version.version}
+        body |= {"id": request["id"]} if "id" in request else {}
+        outputs = describe_output(output, version.signature)
+        return {**body, "parameters": {"weights_sha256": version.weights_sha256}, "outputs": outputs}
+    answers = describe_answers(output, batch, version.signature)
+    found = {"predictions": answers} if isinstance(request, list) else {"prediction": answers[0]}
+    return {"model": version.name, "version": version.version, "weights_sha256": version.weights_sha256, **found}
+
+
+def describe_model(model: LoadedModel) -> dict[str, Any]:
+    """What clients need to know about a model. Long vocabularies are cut to their first values."""
+    version = model.version
+    features = {
+        name: feature.model_copy(update={"vocabulary": feature.vocabulary[:LISTED_VALUES]})
+        if isinstance(feature, CategoricalFeature)
+        else feature
+        for name, feature in version.signature.features.items()
+    }
+    return {
+        "name": version.name,
+        "version": version.version,
+        "weights_sha256": version.weights_sha256,
+        "run": version.lineage.run,
+        "dataset": version.lineage.dataset,
+        "metrics": version.metrics,
+        "primary_metric": version.primary_metric,
+        "signature": Signature(features=features, target=version.signature.target).model_dump(mode="json"),
+        "tensors": describe_tensors(version.signature),
+    }
+
+
+class ServeEndpoints:
+    """The models deployed on this Ray cluster, asked through Serve's handles."""
+
+    def __init__(self) -> None:
+        self._handles: dict[str, DeploymentHandle[Any]] = {}
+        self._names: list[str] = []
+        self._read_at = -NAMES_AGE_S
+        self._reading = asyncio.Lock()
+
+    async def names(self) -> list[str]:
+        """Names of all deployed models, read again when older than ``NAMES_AGE_S``."""
+        async with self._reading:
+            if time.monotonic() - self._read_at >= NAMES_AGE_S:
+                self._names = await asyncio.to_thread(deployed_names)
+                self._read_at = time.monotonic()
+                self._handles = {name: h for name, h in self._handles.items() if name in self._names}
+        return self._names
+
+    async def describe(self, name: str) -> dict[str, Any]:
+        """The served version. Raises ``UnavailableError``."""
+        return await self._call(name, lambda handle: handle.describe.remote())
+
+    async def ask(self, name: str, kind: Kind, content: bytes) -> tuple[int, dict[str, Any]]:
+        """HTTP status and JSON body of the answer. Raises ``UnavailableError``."""
+        return await self._call(name, lambda handle: handle.ask.remote(kind, content))
+
+    async def _call(self, name: str, call: Callable[[DeploymentHandle[Any]], Awaitable[T]]) -> T:
+        if name not in self._handles:
+            self._handles[name] = await asyncio.to_thread(serve.get_app_handle, MODEL_PREFIX + name)
+        try:
+            async with asyncio.timeout(ANSWER_TIMEOUT_S):
+                return await self._call_again(name, call)
+        except TimeoutError:
+            message = f"{name} must answer within {ANSWER_TIMEOUT_S:g} s, got no answer."
+            raise UnavailableError("timeout", message, status=504) from None
+
+    async def _call_again(self, name: str, call: Callable[[DeploymentHandle[Any]], Awaitable[T]]) -> T:
+        for _ in range(ATTEMPTS):
+            try:
+                return await call(self._handles[name])
+            except BackPressureError:
+                message = f"{name} must have room for another request, got {MAX_QUEUED_REQUESTS} waiting."
+                raise UnavailableError("overloaded", message, status=503) from None
+            except (RayServeException, ray.exceptions.RayActorError):
+                continue
+        raise UnavailableError("unavailable", f"{name} must have a living replica, got none.", status=503)
+
+
+def deployed_names() -> list[str]:
+    """Names of the models that have a running replica, in order."""
+    applications = serve.status().applications
+    return sorted(
+        app.removeprefix(MODEL_PREFIX)
+        for app, overview in applications.items()
+        if app.startswith(MODEL_PREFIX) and running_replicas(overview) and overview.status != "DELETING"
+    )
+
+
+def running_replicas(overview: ApplicationStatusOverview) -> int:
+    """Replicas of an application that answer."""
+    states = (item for deployment in overview.deployments.values() for item in deployment.replica_states.items())
+    return sum(count for state, count in states if state == "RUNNING")
+
+
+def model_application(store: Store, *, name: str, version: str, replicas: int, cpus: float) -> serve.Application:
+    """The Serve application of one model."""
+    deployment = serve.deployment(
+        name="Model",
+        num_replicas=replicas,
+        ray_actor_options={"num_cpus": cpus},
+        max_ongoing_requests=MAX_ONGOING_REQUESTS,
+        max_queued_requests=MAX_QUEUED_REQUESTS,
+        graceful_shutdown_timeout_s=ANSWER_TIMEOUT_S,
+        graceful_shutdown_wait_loop_s=0.5,
+        max_surge_percent=100,  # new replicas first, then stop the old ones
+        max_constructor_retry_count=START_ATTEMPTS,
+    )
+    return deployment(Model).bind(store, name, version)
+
+
+def gateway_application(settings: GatewaySettings, *, url: str) -> serve.Application:
+    """The Serve application that answers HTTP."""
+
+    def build_app() -> FastAPI:
+        return create_app(settings, ServeEndpoints())
+
+    deployment = serve.deployment(
+        name="Gateway",
+        ray_actor_options={"num_cpus": 0},
+        max_ongoing_requests=2 * MAX_QUEUED_REQUESTS,
+        max_queued_requests=MAX_QUEUED_REQUESTS,
+        backpressure_config=BackpressureConfig(status_code=503, retry_after_s=1),
+        max_surge_percent=100,
+        max_constructor_retry_count=START_ATTEMPTS,
+    )
+    return deployment(serve.ingress(build_app)(Gateway)).bind(url)

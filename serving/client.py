@@ -1,0 +1,260 @@
+"""A client for deployed models: pictures, series, categories or JSON in, answers out."""
+
+import csv
+import io
+import json
+import math
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import requests
+
+from cluster.errors import ClusterError, ConfigError, NotFoundError, RunFailedError
+from models.features import (
+    CategoricalFeature,
+    ForecastTarget,
+    ImageFeature,
+    SeriesFeature,
+    Signature,
+    VectorFeature,
+)
+from serving.inputs import InputError
+from serving.tokens import TOKEN_VARIABLE, read_token, token_path
+
+CONNECT_TIMEOUT_S = 5.0
+READ_TIMEOUT_S = 60.0  # the gateway gives up after 30
+RETRY_BUDGET_S = 30.0
+PAUSE_S = 0.25
+PICTURE_SUFFIXES = (".png", ".jpg", ".jpeg")
+
+
+class Client:
+    """Asks the models behind one URL.
+
+    Asking changes nothing, so a question that met an overloaded, restarting or dying server is asked again for up to
+    ``RETRY_BUDGET_S``.
+    """
+
+    def __init__(self, url: str, token: str | None = None) -> None:
+        """Without ``token``, the environment's or the user's own is sent."""
+        self.url = url.rstrip("/")
+        self._session = requests.Session()
+        self._session.trust_env = False  # a proxy or a .netrc entry must not see or replace the token
+        if token := token or read_token():
+            self._session.headers["Authorization"] = f"Bearer {token}"
+
+    def predict(self, name: str, inputs: Any) -> dict[str, Any]:
+        """Ask a model.
+
+        Args:
+            name: of the model.
+            inputs: one sample ``{feature: value}``, a list of samples, or the path or the bytes of a picture.
+
+        Returns:
+            ``model``, ``version``, ``weights_sha256``, and ``prediction`` or, for a list, ``predictions``.
+
+        Raises:
+            InputError: if the model refuses the inputs; with ``code`` and ``field``.
+            NotFoundError: if no such model is deployed.
+            ConfigError: if the token is refused.
+            RunFailedError: if the server fails, or stays overloaded.
+            ClusterError: if nothing answers at the URL.
+        """
+        path = f"/models/{name}/predict"
+        if isinstance(inputs, Path):
+            inputs = _read_file(inputs)
+        if isinstance(inputs, bytes):
+            return self._post(path, inputs, media_type=_picture_type(inputs))
+        return self._post(path, _json_body(inputs), media_type="application/json")
+
+    def infer(self, name: str, request: Mapping[str, Any]) -> dict[str, Any]:
+        """Ask a model in the Open Inference Protocol v2. Raises as `predict` does."""
+        return self._post(f"/v2/models/{name}/infer", _json_body(request), media_type="application/json")
+
+    def models(self) -> list[dict[str, Any]]:
+        """All deployed models: name, version, metrics, signature. Raises as `predict` does."""
+        found: list[dict[str, Any]] = self._ask("GET", "/models")["models"]
+        return found
+
+    def signature(self, name: str) -> Signature:
+        """What a model reads and answers; long vocabularies are cut. Raises as `predict` does."""
+        for model in self.models():
+            if model["name"] == name:
+                return Signature.model_validate(model["signature"])
+        raise NotFoundError(f"the model must be deployed, got {name!r}. See `orchestrator endpoints`.")
+
+    def _post(self, path: str, body: bytes, *, media_type: str) -> dict[str, Any]:
+        return self._ask("POST", path, data=body, headers={"Content-Type": media_type})
+
+    def _ask(self, method: str, path: str, **arguments: Any) -> dict[str, Any]:
+        deadline = time.monotonic() + RETRY_BUDGET_S
+        while True:
+            response = self._try(method, path, deadline=deadline, **arguments)
+            if response is None or (response.status_code == 503 and time.monotonic() < deadline):
+                time.sleep(_pause_s(response))
+                continue
+            if response.ok:
+                answer: dict[str, Any] = response.json()
+                return answer
+            raise _error(response, self.url)
+
+    def _try(self, method: str, path: str, *, deadline: float, **arguments: Any) -> requests.Response | None:
+        """The answer; ``None`` if the connection broke and there is time to try again."""
+        try:
+            return self._session.request(
+                method, self.url + path, timeout=(CONNECT_TIMEOUT_S, READ_TIMEOUT_S), allow_redirects=False, **arguments
+            )
+        except (requests.ConnectionError, requests.Timeout) as error:
+            if time.monotonic() < deadline and not _is_refused(error):
+                return None
+            found = type(error).__name__
+            raise ClusterError(
+                f"an endpoint must answer at {self.url}, got {found}. Start it: `orchestrator deploy NAME`."
+            ) from None
+
+
+def parse_inputs(words: Sequence[str], signature: Signature) -> Any:
+    """Turn words of a command line into what `Client.predict` takes.
+
+    A picture model takes one path of a PNG or JPEG file; a forecast one path of a CSV file, or its text, whose last
+    rows are used; all others ``name=value`` pairs, where the numbers of a vector are named one by one. A word that
+    begins with ``{`` or ``[`` is JSON and is passed on as it is.
+
+    Raises:
+        ConfigError: if the words do not fit, saying what would.
+    """
+    if len(words) == 1 and words[0].lstrip()[:1] in ("{", "["):
+        return _parse_json(words[0])
+    features = signature.features
+    only = next(iter(features.items())) if len(features) == 1 else None
+    if only and isinstance(only[1], ImageFeature):
+        return Path(_single(words, "the path of a PNG or JPEG file"))
+    if only and isinstance(only[1], SeriesFeature):
+        assert isinstance(signature.target, ForecastTarget)
+        text = _read_text(_single(words, "the path of a CSV file"))
+        return {only[0]: parse_series(text, only[1], lookback=signature.target.lookback)}
+    return _parse_pairs(words, signature)
+
+
+def parse_series(text: str, feature: SeriesFeature, *, lookback: int) -> list[list[float]]:
+    """The last ``lookback`` rows of a CSV text, in the order of the feature's channels.
+
+    With a header line the columns are found by name, and others (a date) are ignored; without one, there must be as
+    many columns as channels.
+
+    Raises:
+        ConfigError: naming the column or the line that is wrong.
+    """
+    rows = [row for row in csv.reader(io.StringIO(text)) if any(cell.strip() for cell in row)]
+    header = [cell.strip() for cell in rows[0]] if rows and not all(map(_is_number, rows[0])) else None
+    columns = _columns(header, feature.channels)
+    data = rows[1:] if header else rows
+    if len(data) < lookback:
+        raise ConfigError(f"the series must have {lookback} rows or more, got {len(data)}. Add earlier ones.")
+    first = len(rows) - lookback + 1
+    return [_row(row, columns, line=first + i) for i, row in enumerate(data[-lookback:])]
+
+
+def _columns(header: list[str] | None, channels: tuple[str, ...]) -> list[int]:
+    if header is None:
+        return list(range(len(channels)))
+    missing = [name for name in channels if name not in header]
+    if missing:
+        raise ConfigError(f"the series must have the columns {', '.join(channels)}, got none named {missing[0]!r}.")
+    return [header.index(name) for name in channels]
+
+
+def _row(row: list[str], columns: list[int], *, line: int) -> list[float]:
+    if len(row) <= max(columns) or not all(_is_number(row[column]) for column in columns):
+        raise ConfigError(f"row {line} of the series must hold {len(columns)} numbers, got {','.join(row)[:60]!r}.")
+    return [float(row[column]) for column in columns]
+
+
+def _is_number(cell: str) -> bool:
+    try:
+        return math.isfinite(float(cell))
+    except ValueError:
+        return False
+
+
+def _parse_pairs(words: Sequence[str], signature: Signature) -> dict[str, Any]:
+    owner = {
+        number: name for name, f in signature.features.items() if isinstance(f, VectorFeature) for number in f.names
+    }
+    expected = [name for name, f in signature.features.items() if isinstance(f, CategoricalFeature)] + [*owner]
+    usage = " ".join(f"{name}=..." for name in expected[:8])
+    sample: dict[str, Any] = {}
+    for word in words:
+        key, equals, value = word.partition("=")
+        if not equals or key not in expected:
+            raise ConfigError(f"inputs must be given as {usage}, got {word!r}.")
+        if key not in owner:
+            sample[key] = value
+        elif _is_number(value):
+            sample.setdefault(owner[key], {})[key] = float(value)
+        else:
+            raise ConfigError(f"{key} must be a number, got {value!r}.")
+    return sample
+
+
+def _single(words: Sequence[str], what: str) -> str:
+    if len(words) != 1:
+        raise ConfigError(f"inputs must be {what}, got {len(words)} words.")
+    return words[0]
+
+
+def _read_text(word: str) -> str:
+    return word if "\n" in word else _read_file(Path(word)).decode("utf-8", "replace")
+
+
+def _read_file(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise ConfigError(f"the file must be readable, got {str(path)!r}: {error.strerror}.") from None
+
+
+def _parse_json(word: str) -> Any:
+    try:
+        return json.loads(word)
+    except ValueError as error:
+        raise ConfigError(f"inputs must be JSON when they begin with {{ or [, got: {error}.") from None
+
+
+def _json_body(value: Any) -> bytes:
+    try:
+        return json.dumps(value, allow_nan=False).encode()
+    except ValueError:
+        raise InputError("out_of_range", None, "the inputs must be finite numbers, got NaN or infinity.") from None
+
+
+def _picture_type(content: bytes) -> str:
+    return "image/png" if content.startswith(b"\x89PNG") else "image/jpeg"
+
+
+def _pause_s(response: requests.Response | None) -> float:
+    announced = response.headers.get("Retry-After", "") if response is not None else ""
+    return float(announced) if announced.isdigit() else PAUSE_S
+
+
+def _is_refused(error: requests.RequestException) -> bool:
+    """Whether nothing listens there, as opposed to a connection that broke."""
+    reason = getattr(error.args[0] if error.args else None, "reason", None)
+    return type(reason).__name__ == "NewConnectionError"
+
+
+def _error(response: requests.Response, url: str) -> Exception:
+    try:
+        body = response.json()
+        code, field, message = body["code"], body["field"], body["message"]
+    except (ValueError, KeyError, TypeError):
+        code, field, message = "unknown", None, f"{url} must answer in JSON, got HTTP {response.status_code}."
+    if response.status_code == 401:
+        return ConfigError(f"{url} must accept the token, got 401. Set {TOKEN_VARIABLE}, or check {token_path()}.")
+    if response.status_code == 404:
+        return NotFoundError(message)
+    if response.status_code < 500:
+        return InputError(code, field, message, status=response.status_code)
+    return RunFailedError(message)

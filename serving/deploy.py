@@ -1,0 +1,305 @@
+"""Deploys a version from the registry to Ray Serve, and takes it back. Call inside a Ray session."""
+
+import socket
+import time
+from collections.abc import Iterable
+from dataclasses import dataclass
+from http import HTTPStatus
+
+import requests
+from ray import serve
+from ray.serve.exceptions import RayServeException
+from ray.serve.schema import ApplicationStatusOverview
+
+from cluster.errors import ClusterError, ConfigError, IntegrityError, NotFoundError, OrchestratorError, RunFailedError
+from cluster.storage import Store
+from serving import registry
+from serving.app import (
+    GATEWAY,
+    MODEL_PREFIX,
+    PROXY_TIMEOUT_S,
+    deployed_names,
+    gateway_application,
+    model_application,
+    running_replicas,
+)
+from serving.client import Client
+from serving.gateway import GatewaySettings
+from serving.protocol import output_tensor
+from serving.tokens import ensure_tokens, token_path, token_sha256
+from serving.version import Version
+
+LOOPBACK = "127.0.0.1"
+POLL_S = 0.2
+
+
+@dataclass(frozen=True)
+class Endpoint:
+    """A deployed model."""
+
+    name: str
+    version: str
+    weights_sha256: str
+    url: str
+    """Of the gateway; the page to try models by hand is there."""
+    replicas: int
+    cpus: float
+    """Per replica."""
+    token_file: str
+
+    @property
+    def predict_url(self) -> str:
+        """Where to POST inputs."""
+        return f"{self.url}/models/{self.name}/predict"
+
+
+def deploy(
+    store: Store,
+    *,
+    name: str,
+    version: str | None = None,
+    host: str = LOOPBACK,
+    port: int = 8000,
+    replicas: int = 1,
+    cpus: float = 0,
+    wait_s: float = 120,
+) -> Endpoint:
+    """Serve a version, or the champion, and return once a real query through HTTP was answered as recorded.
+
+    An endpoint of that name goes on answering with its old version until the new one does. A gateway that runs is
+    kept, with its host and port.
+
+    Args:
+        store: where the registry is.
+        name: of the model.
+        version: to serve; default: the champion.
+        host: address that the gateway listens on. The token travels unencrypted: keep to loopback, or put TLS before.
+        port: of the gateway; 0 chooses a free one.
+        replicas: processes that answer.
+        cpus: that Ray reserves for each; 0 leaves them all to training.
+        wait_s: until the new replicas must answer.
+
+    Raises:
+        NotFoundError: if there is no such version.
+        ConfigError: if ``replicas`` or ``cpus`` make no sense.
+        RunFailedError: with the replica's error; the old version, if any, is served as before.
+    """
+    if replicas < 1 or cpus < 0:
+        raise ConfigError(f"replicas must be 1 or more and cpus 0 or more, got {replicas} and {cpus}.")
+    wanted = registry.show(store, name=name, version=version)
+    deadline = time.monotonic() + wait_s
+    tokens = ensure_tokens()
+    before = _describe(name)
+    try:
+        url = _ensure_gateway(tokens, host=host, port=port, deadline=deadline)
+        _roll_out(store, name=name, version=wanted.version, replicas=replicas, cpus=cpus, deadline=deadline)
+        _query_golden(store, Client(url, tokens[0]), wanted, deadline=deadline)
+    except OrchestratorError:
+        _restore(store, name, before, wait_s=wait_s)
+        raise
+    return _endpoint(name, url)
+
+
+def endpoints() -> list[Endpoint]:
+    """All deployed models; empty when Serve does not run."""
+    url = _gateway_url()
+    return [_endpoint(name, url) for name in deployed_names()] if url else []
+
+
+def undeploy(name: str) -> None:
+    """Stop serving a model. With the last one the gateway ends, and Serve with it unless others use it.
+
+    Raises:
+        NotFoundError: if it is not deployed.
+    """
+    applications = _applications()
+    if MODEL_PREFIX + name not in applications:
+        raise _not_deployed(name, applications)
+    serve.delete(MODEL_PREFIX + name)
+    _stop_when_unused()
+
+
+def rollback_endpoint(store: Store, *, name: str, wait_s: float = 120) -> Endpoint:
+    """Point the champion back at the version before, and serve it with as many replicas as now.
+
+    Raises:
+        NotFoundError: if the model is not deployed, or has no version to go back to.
+        RunFailedError: if that version does not start; alias and endpoint are left as they were.
+    """
+    before = _describe(name)
+    if before is None:
+        raise _not_deployed(name, _applications())
+    failed = registry.champion(store, name)
+    version = registry.rollback(store, name).version
+    try:
+        return deploy(store, name=name, version=version, replicas=before.replicas, cpus=before.cpus, wait_s=wait_s)
+    except OrchestratorError:
+        registry.set_champion(store, name=name, version=failed)
+        raise
+
+
+def _roll_out(store: Store, *, name: str, version: str, replicas: int, cpus: float, deadline: float) -> None:
+    application = model_application(store, name=name, version=version, replicas=replicas, cpus=cpus)
+    _run(application, MODEL_PREFIX + name, route_prefix=None, deadline=deadline, what=f"{name} {version}")
+
+
+def _run(
+    application: serve.Application, app_name: str, *, route_prefix: str | None, deadline: float, what: str
+) -> None:
+    """Start an application and wait until Serve calls it running.
+
+    Raises:
+        RunFailedError: with the replica's own error, or with what Serve was waiting for.
+    """
+    target = serve.RunTarget(target=application, name=app_name, route_prefix=route_prefix)
+    serve.run_many([target], wait_for_applications_running=False)
+    while True:
+        overview = serve.status().applications[app_name]
+        if overview.status == "RUNNING":
+            return
+        if overview.status == "DEPLOY_FAILED":
+            raise RunFailedError(f"{what} must start, got an error in its replica:\n{_reason(overview)}")
+        if time.monotonic() > deadline:
+            raise RunFailedError(f"{what} must start in time, got no running replica: {_reason(overview)}")
+        time.sleep(POLL_S)
+
+
+def _reason(overview: ApplicationStatusOverview) -> str:
+    texts = [overview.message, *(d.message for d in overview.deployments.values())]
+    return "\n".join(dict.fromkeys(text for text in texts if text)) or str(overview.status.value)
+
+
+def _query_golden(store: Store, client: Client, wanted: Version, *, deadline: float) -> None:
+    """Ask through HTTP what the version must answer; for a moment the old replicas may still be asked."""
+    golden = registry.read_golden(store, name=wanted.name, version=wanted.version)
+    while True:
+        try:
+            answer = client.infer(wanted.name, golden.request)
+        except NotFoundError:  # the gateway has not noticed a new model yet
+            answer = {"model_version": None}
+        if answer["model_version"] == wanted.version:
+            break
+        if time.monotonic() > deadline:
+            found = answer["model_version"]
+            raise RunFailedError(f"{client.url} must answer with {wanted.name} {wanted.version}, got {found}.")
+        time.sleep(POLL_S)
+    try:
+        registry.require_golden(output_tensor(answer["outputs"]), golden, where=f"{wanted.name} {wanted.version}")
+    except IntegrityError as error:
+        raise RunFailedError(str(error)) from error
+
+
+def _restore(store: Store, name: str, before: Endpoint | None, *, wait_s: float) -> None:
+    """After a failed start: serve what was served, or nothing.
+
+    The old replicas still answer, but Serve would not replace one that dies while the failed version is its target.
+    """
+    if before is None:
+        if MODEL_PREFIX + name in _applications():
+            serve.delete(MODEL_PREFIX + name)
+        _stop_when_unused()
+        return
+    deadline = time.monotonic() + wait_s
+    _roll_out(store, name=name, version=before.version, replicas=before.replicas, cpus=before.cpus, deadline=deadline)
+
+
+def _ensure_gateway(tokens: list[str], *, host: str, port: int, deadline: float) -> str:
+    """URL of the gateway; starts one if none runs, and renews one that refuses the first token."""
+    url = _gateway_url()
+    if url is not None and _accepts(url, tokens[0]):
+        return url
+    if url is None:
+        url = _start_proxy(host=host, port=port)
+    settings = GatewaySettings(token_sha256=tuple(token_sha256(token) for token in tokens))
+    _run(gateway_application(settings, url=url), GATEWAY, route_prefix="/", deadline=deadline, what="the gateway")
+    return url
+
+
+def _start_proxy(*, host: str, port: int) -> str:
+    """Start Serve with its HTTP proxy on the head node."""
+    others = [app for app in _applications() if app != GATEWAY and not app.startswith(MODEL_PREFIX)]
+    if others:
+        raise ClusterError(
+            f"Ray Serve must run for orchestrator alone, got the applications {', '.join(others)}, whose HTTP address "
+            "cannot be changed. Remove them, or use another cluster."
+        )
+    _shutdown()  # one that is left over keeps its address and ignores ours
+    port = port or _free_port(host)
+    _require_free(host, port)
+    options = {"host": host, "port": port, "request_timeout_s": PROXY_TIMEOUT_S}
+    serve.start(proxy_location="HeadOnly", http_options=options)
+    return f"http://{host}:{port}"
+
+
+def _accepts(url: str, token: str) -> bool:
+    answer = requests.get(f"{url}/v2", headers={"Authorization": f"Bearer {token}"}, timeout=PROXY_TIMEOUT_S)
+    return answer.status_code == HTTPStatus.OK
+
+
+def _gateway_url() -> str | None:
+    """URL of the gateway that runs; ``None`` when none does."""
+    gateway = _applications().get(GATEWAY)
+    if gateway is None or not running_replicas(gateway):
+        return None
+    return str(serve.get_app_handle(GATEWAY).url.remote().result(timeout_s=PROXY_TIMEOUT_S))
+
+
+def _applications() -> dict[str, ApplicationStatusOverview]:
+    """Serve's applications by name; none when it does not run."""
+    try:
+        return dict(serve.status().applications)
+    except RayServeException:
+        return {}
+
+
+def _shutdown() -> None:
+    serve.shutdown()  # type: ignore[no-untyped-call]
+
+
+def _stop_when_unused() -> None:
+    applications = _applications()
+    if any(app.startswith(MODEL_PREFIX) for app in applications):
+        return
+    if GATEWAY in applications:
+        serve.delete(GATEWAY)
+    if not applications.keys() - {GATEWAY}:
+        _shutdown()
+
+
+def _describe(name: str) -> Endpoint | None:
+    url = _gateway_url()
+    return _endpoint(name, url) if url and name in deployed_names() else None
+
+
+def _endpoint(name: str, url: str) -> Endpoint:
+    handle = serve.get_app_handle(MODEL_PREFIX + name)
+    found = handle.describe.remote().result(timeout_s=PROXY_TIMEOUT_S)
+    return Endpoint(
+        name=name,
+        version=found["version"],
+        weights_sha256=found["weights_sha256"],
+        url=url,
+        replicas=running_replicas(_applications()[MODEL_PREFIX + name]),
+        cpus=handle.reserved_cpus.remote().result(timeout_s=PROXY_TIMEOUT_S),
+        token_file=str(token_path()),
+    )
+
+
+def _not_deployed(name: str, applications: Iterable[str]) -> NotFoundError:
+    known = (
+        ", ".join(sorted(a.removeprefix(MODEL_PREFIX) for a in applications if a.startswith(MODEL_PREFIX))) or "none"
+    )
+    return NotFoundError(f"the model must be deployed, got {name!r}; deployed: {known}.")
+
+
+def _free_port(host: str) -> int:
+    with socket.create_server((host, 0)) as server:
+        port: int = server.getsockname()[1]
+        return port
+
+
+def _require_free(host: str, port: int) -> None:
+    try:
+        socket.create_server((host, port)).close()
+    except OSError as error:
+        raise ConfigError(f"the port must be free, got {host}:{port}: {error.strerror}. Choose another port.") from None
