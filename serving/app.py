@@ -135,7 +135,7 @@ def describe_model(model: LoadedModel) -> dict[str, Any]:
         "version": version.version,
         "weights_sha256": version.weights_sha256,
         "run": version.lineage.run,
-        "dataset": version.lineage.dataset,
+        "dataset": version.lineage.dataset.name,
         "metrics": version.metrics,
         "primary_metric": version.primary_metric,
         "signature": Signature(features=features, target=version.signature.target).model_dump(mode="json"),

@@ -19,7 +19,7 @@ from serving.version import Version
 def write_card(version: Version) -> str:
     """A version's card in Markdown."""
     lineage = version.lineage
-    metrics = "\n".join(f"| {name} | {_number(value)} |" for name, value in sorted(version.metrics.items()))
+    metrics = "\n".join(f"| {name} | {value:.6g} |" for name, value in sorted(version.metrics.items()))
     techniques = "\n".join(
         f"| {name} | {value if value is not None else 'not applicable'} |"
         for name, value in version.techniques.model_dump().items()
@@ -27,7 +27,7 @@ def write_card(version: Version) -> str:
     reads = "\n".join(f"- `{name}`: {describe_feature(f)}" for name, f in version.signature.features.items())
     return f"""# {version.name} {version.version}
 
-A {version.model.type} that run `{lineage.run}` trained on dataset `{lineage.dataset}` `{lineage.dataset_version}`.
+A {version.model.type} that run `{lineage.run}` trained on dataset `{lineage.dataset.name}` `{lineage.dataset.version}`.
 
 ## Reads
 
@@ -39,7 +39,7 @@ A {version.model.type} that run `{lineage.run}` trained on dataset `{lineage.dat
 
 ## Measured
 
-On the dataset's held-out split; the metric that decides is `{version.primary_metric}`.
+On the split `{version.evaluated_on}`; the metric that decides is `{version.primary_metric}`.
 
 | metric | value |
 |---|---|
@@ -60,7 +60,7 @@ Weights: {version.weights_bytes:,} bytes, SHA-256 `{version.weights_sha256}`.
 
 ## Limits
 
-The measurements hold for data like that of the held-out split, and for nothing else. Categories that training never
+The measurements hold for data like that of this split, and for nothing else. Categories that training never
 saw share one entry; answers to them are flagged as unseen.
 """
 
@@ -92,7 +92,3 @@ def describe_target(target: Target) -> str:
 def _few(names: tuple[str, ...], limit: int = 12) -> str:
     shown = ", ".join(names[:limit])
     return shown if len(names) <= limit else f"{shown}, …"
-
-
-def _number(value: object) -> str:
-    return f"{value:.6g}" if isinstance(value, float) else str(value)

@@ -20,8 +20,8 @@ from models.features import (
     Signature,
     VectorFeature,
 )
+from serving.access import TOKEN_VARIABLE, read_token, read_url, token_path
 from serving.inputs import InputError
-from serving.tokens import TOKEN_VARIABLE, read_token, token_path
 
 CONNECT_TIMEOUT_S = 5.0
 READ_TIMEOUT_S = 60.0  # the gateway gives up after 30
@@ -37,9 +37,9 @@ class Client:
     ``RETRY_BUDGET_S``.
     """
 
-    def __init__(self, url: str, token: str | None = None) -> None:
-        """Without ``token``, the environment's or the user's own is sent."""
-        self.url = url.rstrip("/")
+    def __init__(self, url: str | None = None, token: str | None = None) -> None:
+        """Without ``url`` or ``token``, the environment's or those of the last deployment from here are used."""
+        self.url = (url or read_url()).rstrip("/")
         self._session = requests.Session()
         self._session.trust_env = False  # a proxy or a .netrc entry must not see or replace the token
         if token := token or read_token():
@@ -68,6 +68,10 @@ class Client:
         if isinstance(inputs, bytes):
             return self._post(path, inputs, media_type=_picture_type(inputs))
         return self._post(path, _json_body(inputs), media_type="application/json")
+
+    def predict_words(self, name: str, words: Sequence[str]) -> dict[str, Any]:
+        """Ask a model with the words of a command line, see `parse_inputs`. Raises as `predict` does."""
+        return self.predict(name, parse_inputs(words, self.signature(name)))
 
     def infer(self, name: str, request: Mapping[str, Any]) -> dict[str, Any]:
         """Ask a model in the Open Inference Protocol v2. Raises as `predict` does."""
@@ -113,6 +117,24 @@ class Client:
             raise ClusterError(
                 f"an endpoint must answer at {self.url}, got {found}. Start it: `orchestrator deploy NAME`."
             ) from None
+
+
+def answer_line(answer: Mapping[str, Any]) -> str:
+    """An answer for people: one line for each sample, or for each step of a forecast."""
+    predictions = answer["predictions"] if "predictions" in answer else [answer["prediction"]]
+    return "\n".join(_prediction_line(prediction) for prediction in predictions)
+
+
+def _prediction_line(prediction: Mapping[str, Any]) -> str:
+    if "top" in prediction:
+        line = "  ".join(f"{entry['class']} {entry['probability']:.1%}" for entry in prediction["top"])
+    elif "forecast" in prediction:
+        steps = enumerate(prediction["forecast"], start=1)
+        line = "\n".join(f"{i}: " + "  ".join(f"{k} {v:.5g}" for k, v in step.items()) for i, step in steps)
+    else:
+        line = f"{prediction['value']:.5g}"
+    unseen = prediction.get("unseen")
+    return f"{line}  (never seen in training: {', '.join(unseen)})" if unseen else line
 
 
 def parse_inputs(words: Sequence[str], signature: Signature) -> Any:

@@ -14,6 +14,7 @@ from ray.serve.schema import ApplicationStatusOverview
 from cluster.errors import ClusterError, ConfigError, IntegrityError, NotFoundError, OrchestratorError, RunFailedError
 from cluster.storage import Store
 from serving import registry
+from serving.access import ensure_tokens, token_path, token_sha256, write_url
 from serving.app import (
     GATEWAY,
     MODEL_PREFIX,
@@ -26,7 +27,6 @@ from serving.app import (
 from serving.client import Client
 from serving.gateway import GatewaySettings
 from serving.protocol import output_tensor
-from serving.tokens import ensure_tokens, token_path, token_sha256
 from serving.version import Version
 
 LOOPBACK = "127.0.0.1"
@@ -45,6 +45,8 @@ class Endpoint:
     replicas: int
     cpus: float
     """Per replica."""
+    status: str
+    """Serve's word for it: `running`; `deploying`, `unhealthy`, ... otherwise."""
     token_file: str
 
     @property
@@ -97,6 +99,7 @@ def deploy(
     except OrchestratorError:
         _restore(store, name, before, wait_s=wait_s)
         raise
+    write_url(url)
     return _endpoint(name, url)
 
 
@@ -119,7 +122,7 @@ def undeploy(name: str) -> None:
     _stop_when_unused()
 
 
-def rollback_endpoint(store: Store, *, name: str, wait_s: float = 120) -> Endpoint:
+def rollback_endpoint(store: Store, name: str, *, wait_s: float = 120) -> Endpoint:
     """Point the champion back at the version before, and serve it with as many replicas as now.
 
     Raises:
@@ -274,12 +277,14 @@ def _describe(name: str) -> Endpoint | None:
 def _endpoint(name: str, url: str) -> Endpoint:
     handle = serve.get_app_handle(MODEL_PREFIX + name)
     found = handle.describe.remote().result(timeout_s=PROXY_TIMEOUT_S)
+    overview = _applications()[MODEL_PREFIX + name]
     return Endpoint(
         name=name,
         version=found["version"],
         weights_sha256=found["weights_sha256"],
         url=url,
-        replicas=running_replicas(_applications()[MODEL_PREFIX + name]),
+        replicas=running_replicas(overview),
+        status=overview.status.value.lower(),
         cpus=handle.reserved_cpus.remote().result(timeout_s=PROXY_TIMEOUT_S),
         token_file=str(token_path()),
     )

@@ -34,20 +34,39 @@ from models.network import Network, build, example_batch
 from serving.card import write_card
 from serving.inputs import Batch, InputError
 from serving.protocol import describe_output, output_tensor, parse_request, request_of
-from serving.version import Version
+from serving.version import DatasetRef, Version
 
 GOLDEN_SIZE = 4
 GOLDEN_SEED = 0
 # Another processor or another batch size changes the last bits of a float32 sum; other weights change far more.
 GOLDEN_RTOL, GOLDEN_ATOL = 1e-3, 1e-4
 ALIAS_ATTEMPTS = 20
-FINISHED = "finished"
 
 Parsed = TypeVar("Parsed", bound=BaseModel)
 
 
 class _Frozen(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class FinishedRun(BaseModel):
+    """What the registry needs of a run's ``run.json``."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+    run: str
+    state: str
+    experiment: dict[str, Any]
+    techniques: ResolvedTechniques
+    signature: Signature
+    dataset: DatasetRef
+    evaluated_on: str
+    """The split that ``metrics`` describe."""
+    primary_metric: str
+    code_version: str
+    versions: dict[str, str]
+    metrics: dict[str, float]
+    checkpoint: str | None
 
 
 class Champion(_Frozen):
@@ -244,11 +263,11 @@ def require_golden(answer: Tensor, golden: Golden, *, where: str) -> None:
         )
 
 
-def _create(store: Store, record: dict[str, Any], *, name: str, version: str) -> Version:
+def _create(store: Store, run: FinishedRun, *, name: str, version: str) -> Version:
     """Write all files of a claimed version, ``model.json`` last; of two writers at once the first one's stands."""
-    weights = _read_weights(store, record)
-    described = _describe(record, weights, name=name, version=version)
-    network = _build(described.model, described.techniques, described.signature, weights, f"run {record['run']}")
+    weights = _read_weights(store, run)
+    described = _describe(run, weights, name=name, version=version)
+    network = _build(described.model, described.techniques, described.signature, weights, f"run {run.run}")
     golden = _record_golden(LoadedModel(described, network))
     files = {
         "weights.safetensors": weights,
@@ -258,24 +277,14 @@ def _create(store: Store, record: dict[str, Any], *, name: str, version: str) ->
     for file, data in files.items():
         _write_verified(store, _key(name, version, file), data)
     try:
-        store.write(
-            _key(name, version, "model.json"), described.model_dump_json(indent=2).encode(), only_if_absent=True
-        )
+        body = described.model_dump_json(indent=2).encode()
+        store.write(_key(name, version, "model.json"), body, only_if_absent=True)
     except PreconditionError:
         return show(store, name=name, version=version)
     return described
 
 
-def _describe(record: dict[str, Any], weights: bytes, *, name: str, version: str) -> Version:
-    dataset = record["dataset"]
-    lineage = {
-        "run": record["run"],
-        "dataset": dataset["name"],
-        "dataset_version": dataset["version"],
-        "code_version": record.get("code_version"),
-        "versions": record.get("versions", {}),
-        "experiment": record["experiment"],
-    }
+def _describe(run: FinishedRun, weights: bytes, *, name: str, version: str) -> Version:
     return Version.model_validate(
         {
             "name": name,
@@ -283,34 +292,37 @@ def _describe(record: dict[str, Any], weights: bytes, *, name: str, version: str
             "created": _now(),
             "weights_sha256": _sha256(weights),
             "weights_bytes": len(weights),
-            "model": record["experiment"]["model"],
-            "techniques": record["techniques"],
-            "signature": record["signature"],
-            "metrics": record["metrics"],
-            "primary_metric": record.get("primary_metric"),
-            "lineage": lineage,
+            "model": run.experiment["model"],
+            "techniques": run.techniques,
+            "signature": run.signature,
+            "metrics": run.metrics,
+            "primary_metric": run.primary_metric,
+            "evaluated_on": run.evaluated_on,
+            "lineage": run.model_dump(include={"run", "dataset", "code_version", "versions", "experiment"}),
         }
     )
 
 
-def _read_run(store: Store, run: str) -> dict[str, Any]:
+def _read_run(store: Store, run: str) -> FinishedRun:
     _check_name("run", run)
     try:
-        record: dict[str, Any] = store.read_json(f"runs/{run}/run.json")
+        body = store.read(f"runs/{run}/run.json")
     except NotFoundError:
         raise NotFoundError(f"the run must exist, got {run!r}. See `orchestrator runs`.") from None
-    if record.get("status") != FINISHED or not record.get("checkpoint"):
+    record = _parsed(FinishedRun, body, f"runs/{run}/run.json")
+    if record.state != "finished" or not record.checkpoint:
         raise ConfigError(
-            f"run {run} must be {FINISHED} to be promoted, got {record.get('status')!r}. "
+            f"run {run} must be finished to be promoted, got {record.state!r}. "
             f"Complete it: `orchestrator resume {run}`."
         )
     return record
 
 
-def _read_weights(store: Store, record: dict[str, Any]) -> bytes:
-    prefix = record["checkpoint"].rstrip("/") + "/"
-    if not prefix.startswith(f"runs/{record['run']}/checkpoints/"):
-        raise IntegrityError(f"run {record['run']} must name a checkpoint of its own, got {prefix!r}.")
+def _read_weights(store: Store, run: FinishedRun) -> bytes:
+    assert run.checkpoint is not None
+    prefix = run.checkpoint.rstrip("/") + "/"
+    if not prefix.startswith(f"runs/{run.run}/checkpoints/"):
+        raise IntegrityError(f"run {run.run} must name a checkpoint of its own, got {prefix!r}.")
     weights = store.read(prefix + "weights.safetensors")
     recorded = store.read_json(prefix + "manifest.json")["files"]["weights.safetensors"]["sha256"]
     if _sha256(weights) != recorded:

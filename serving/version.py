@@ -12,13 +12,19 @@ class _Frozen(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
+class DatasetRef(_Frozen):
+    """The dataset version that a model was trained on."""
+
+    name: str
+    version: str
+
+
 class Lineage(_Frozen):
     """Where a version came from."""
 
     run: str
-    dataset: str
-    dataset_version: str
-    code_version: str | None
+    dataset: DatasetRef
+    code_version: str
     versions: dict[str, str]
     """Of the libraries it was trained with."""
     experiment: dict[str, Any]
@@ -37,6 +43,9 @@ class Version(_Frozen):
     model: ModelConfig
     techniques: ResolvedTechniques
     signature: Signature
-    metrics: dict[str, Any]
-    primary_metric: str | None
+    metrics: dict[str, float]
+    primary_metric: str
+    """The metric that decides between two models of this kind."""
+    evaluated_on: str
+    """The split that ``metrics`` describe."""
     lineage: Lineage

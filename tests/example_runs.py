@@ -18,6 +18,7 @@ from models.features import (
 )
 from models.network import build
 from orchestrator.checkpoint import Progress, State, save_checkpoint
+from orchestrator.runs import RunRecord, update_run
 
 PICTURES = Signature(
     features={"image": ImageFeature(shape=(3, 8, 8), mean=(120.0,) * 3, std=(60.0,) * 3)},
@@ -69,19 +70,28 @@ def write_run(store: Any, *, run: str, kind: str, seed: int = 0, **changes: Any)
         epoch=1, update=10, logical_workers=1, dataset_version="d1", environment={}, history=[{"loss": 0.5}]
     )
     state = State(weights=dict(network.state_dict()), optimizer={}, progress=progress)
+    window = {"lookback": 6, "horizon": 3} if kind == "series" else {}
     record = {
         "run": run,
-        "experiment": {"model": model.model_dump(mode="json"), "data": {"name": kind}},
+        "state": "finished",
+        "created": "2026-11-22T10:00:00+00:00",
+        "experiment": {
+            "data": {"name": kind, **window},
+            "model": model.model_dump(mode="json"),
+            "train": {"epochs": 1, "learning_rate": 0.1},
+        },
         "techniques": techniques.model_dump(mode="json"),
+        "not_applicable": techniques.not_applicable,
         "signature": signature.model_dump(mode="json"),
         "dataset": {"name": kind, "version": "d1"},
-        "versions": {"torch": "2.13.0"},
-        "code_version": "0.1.0",
-        "status": "finished",
-        "metrics": {"loss": 0.25, "accuracy": 0.5},
+        "evaluated_on": "test",
         "primary_metric": "accuracy",
+        "higher_is_better": True,
+        "code_version": "0.1.0",
+        "versions": {"torch": "2.13.0"},
+        "metrics": {"loss": 0.25, "accuracy": 0.5},
         "checkpoint": save_checkpoint(store, run=run, attempt="0a0b0c0d", state=state),
         **changes,
     }
-    store.write_json(f"runs/{run}/run.json", record)
+    update_run(store, RunRecord.model_validate(record))
     return record

@@ -136,7 +136,7 @@ def test_damaged_weights_are_refused(memory):
     registry.promote(memory, run="r1", name="m")
     key = "models/m/v1/weights.safetensors"
     memory.objects[key] = _flip_last_bit(memory.objects[key])
-    with pytest.raises(IntegrityError, match="weights.safetensors must match its SHA-256"):
+    with pytest.raises(IntegrityError, match=r"weights.safetensors must match its SHA-256"):
         registry.load(memory, name="m", version="v1")
 
 
@@ -156,7 +156,7 @@ def test_a_damaged_upload_never_becomes_a_version(memory):
 def test_a_damaged_checkpoint_is_refused(memory):
     record = write_run(memory, run="r1", kind="table")
     memory.objects[record["checkpoint"] + "weights.safetensors"] += b"x"
-    with pytest.raises(IntegrityError, match="checkpoints/00000010-0a0b0c0d/weights.safetensors must match"):
+    with pytest.raises(IntegrityError, match=r"checkpoints/00000010-0a0b0c0d/weights.safetensors must match"):
         registry.promote(memory, run="r1", name="m")
 
 
@@ -174,7 +174,7 @@ def test_another_answer_than_the_golden_one_is_refused(memory):
     golden = json.loads(memory.objects["models/m/v1/golden.json"])
     golden["outputs"][0]["data"][0] += 0.01
     memory.write_json("models/m/v1/golden.json", golden)
-    with pytest.raises(IntegrityError, match="must answer its golden request as recorded, got a difference of 0.01"):
+    with pytest.raises(IntegrityError, match=r"must answer its golden request as recorded, got a difference of 0.01"):
         registry.check_golden(
             registry.load(memory, name="m", version="v1"), registry.read_golden(memory, name="m", version="v1")
         )
@@ -201,7 +201,7 @@ def _replace_weights(memory: JsonMemoryStore, record: dict, value: float) -> Non
     memory.write_json(prefix + "manifest.json", manifest)
 
 
-@pytest.mark.parametrize("changes", [{"status": "running"}, {"status": "failed"}, {"checkpoint": None}])
+@pytest.mark.parametrize("changes", [{"state": "running"}, {"state": "failed"}, {"checkpoint": None}])
 def test_an_unfinished_run_is_not_promoted(memory, changes):
     write_run(memory, run="r1", kind="table", **changes)
     with pytest.raises(ConfigError, match="run r1 must be finished to be promoted"):
@@ -239,7 +239,7 @@ def test_a_damaged_record_is_an_integrity_error(memory, body):
     write_run(memory, run="r1", kind="table")
     registry.promote(memory, run="r1", name="m")
     memory.objects["models/m/v1/model.json"] = body
-    with pytest.raises(IntegrityError, match="model.json must be what this version of orchestrator writes"):
+    with pytest.raises(IntegrityError, match=r"model.json must be what this version of orchestrator writes"):
         registry.load(memory, name="m", version="v1")
 
 

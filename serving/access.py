@@ -1,4 +1,4 @@
-"""The endpoint's token: from the environment, or one that is created once and kept in the user's folder."""
+"""Where the gateway is and the token that opens it: from the environment, or kept in the user's folder."""
 
 import hashlib
 import os
@@ -8,9 +8,24 @@ from pathlib import Path
 from cluster.errors import ConfigError
 from cluster.state import home
 
+URL_VARIABLE = "ORCHESTRATOR_ENDPOINT"
+URL_FILE = "endpoint_url"
+DEFAULT_URL = "http://127.0.0.1:8000"
 TOKEN_VARIABLE = "ORCHESTRATOR_ENDPOINT_TOKEN"
 TOKEN_FILE = "endpoint_token"
 TOKEN_BYTES = 32
+
+
+def read_url() -> str:
+    """The gateway that clients ask: the environment's, else the one deployed last from here, else Serve's default."""
+    path = home() / URL_FILE
+    return os.environ.get(URL_VARIABLE) or (path.read_text("utf-8").strip() if path.exists() else DEFAULT_URL)
+
+
+def write_url(url: str) -> None:
+    """Remember the gateway for clients on this machine."""
+    home().mkdir(parents=True, exist_ok=True, mode=0o700)
+    (home() / URL_FILE).write_text(url + "\n", "utf-8")
 
 
 def token_path() -> Path:
