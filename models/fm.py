@@ -1,6 +1,6 @@
 """A factorization machine: each pair of fields interacts through the product of their factors (Rendle 2010)."""
 
-# B = batch, F = categorical fields, D = numbers, O = outputs, E = factors
+# B = batch, F = categorical fields, D = numbers, O = outputs, E = factors, X = O·E
 
 import torch
 from torch import Tensor, nn
@@ -10,7 +10,8 @@ from models.config import FMConfig, ResolvedTechniques
 from models.inputs import FieldInput
 from models.techniques import Dropout, Initializer
 
-PAIRWISE_VARIANCE = 0.01  # of the pairwise term at the start: small beside a standardized target's 1
+PAIRWISE_VARIANCE = 1e-4  # of the pairwise term at the start: 1 % of a standardized target, deviation to deviation
+NORM_EPS = 1e-9  # far below the variance of a factor's interactions at the start, PAIRWISE_VARIANCE / E
 
 
 class FM(nn.Module):
@@ -30,11 +31,12 @@ class FM(nn.Module):
         self.num_outputs, self.num_factors = num_outputs, config.factors
         self.num_fields, self.num_category_rows = inputs.num_fields, inputs.num_category_rows
         self.unseen_rows = inputs.unseen_rows
+        num_columns = num_outputs * config.factors
         self.bias_O = nn.Parameter(torch.empty(num_outputs))
         self.weights = nn.Embedding(inputs.num_rows, num_outputs)
-        self.factors = nn.Embedding(inputs.num_rows, num_outputs * config.factors)
+        self.factors = nn.Embedding(inputs.num_rows, num_columns)
         regularized = techniques.regularization == "layers"
-        self.norm = nn.BatchNorm1d(num_outputs * config.factors) if regularized else nn.Identity()
+        self.norm = nn.BatchNorm1d(num_columns, eps=NORM_EPS) if regularized else nn.Identity()
         self.dropout = Dropout(config.dropout if regularized else 0.0)
 
     def initialize(self, initializer: Initializer) -> None:
@@ -55,7 +57,7 @@ class FM(nn.Module):
         index_BF, x_BD = fields
         weights_BFO, weights_DO = self._rows(self.weights, index_BF)
         linear_BO = weights_BFO.sum(1) + x_BD @ weights_DO
-        pairs_BX: Tensor = self.dropout(self.norm(self._interact(index_BF, x_BD)))  # X = O·E
+        pairs_BX: Tensor = self.dropout(self.norm(self._interact(index_BF, x_BD)))
         return self.bias_O + linear_BO + pairs_BX.reshape(-1, self.num_outputs, self.num_factors).sum(-1)
 
     def _interact(self, index_BF: Tensor, x_BD: Tensor) -> Tensor:

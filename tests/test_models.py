@@ -318,10 +318,11 @@ def test_an_fm_treats_an_unseen_user_like_nobody() -> None:
         optimizer.zero_grad()
         loss(net, batch, 1 + 4 * torch.rand(100)).backward()
         optimizer.step()
-    unseen = net({"user": torch.tensor([0]), "colour": torch.tensor([2])})
-    green = 2  # the table holds the colours, then 101 users: features are in the order of their names
-    torch.testing.assert_close(unseen, (net.body.bias_O + net.body.weights.weight[green]))
-    assert not net.body.factors.weight[COLOUR.size].any()
+    stranger = {"user": torch.tensor([0]), "colour": torch.tensor([2])}
+    index_BF, _ = net.inputs(stranger)
+    colour_row, user_row = index_BF[0]  # fields are in the order of their names
+    torch.testing.assert_close(net(stranger), net.body.bias_O + net.body.weights.weight[colour_row])
+    assert not net.body.factors.weight[user_row].any()
 
 
 def test_an_fm_learns_about_unseen_values_when_training_shows_some() -> None:
