@@ -3,7 +3,7 @@
 import difflib
 import json
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple, get_args
 
@@ -116,7 +116,8 @@ def validate(document: Document) -> Experiment:
         ConfigError: one line for each thing that is wrong.
     """
     try:
-        return Experiment.model_validate(document.values)
+        # strict as JSON: "3" and true are no numbers, but a list may fill a tuple
+        return Experiment.model_validate_json(json.dumps(document.values), strict=True)
     except ValidationError as error:
         raise ConfigError("\n".join(_lines_of(error, document))) from None
 
@@ -186,32 +187,37 @@ def _plain(node: yaml.Node, path: Path_, lines: dict[Path_, int], source: str) -
     lines.setdefault(path, line)
     if len(path) > MAX_DEPTH:
         raise ConfigError(f"{source}:{line}: settings must be nested at most {MAX_DEPTH} deep.")
+    if node.tag.removeprefix(_CORE) not in _PLAIN_TAGS:
+        raise ConfigError(f"{source}:{line}: {_dotted(path)} must be plain data, got the tag {node.tag!r}.")
     if isinstance(node, yaml.MappingNode):
         return _mapping(node, path, lines, source)
     if isinstance(node, yaml.SequenceNode):
         return [_plain(item, (*path, i), lines, source) for i, item in enumerate(node.value)]
-    if not node.tag.startswith("tag:yaml.org,2002:") or "python" in node.tag:
-        raise ConfigError(f"{source}:{line}: {_dotted(path)} must be plain data, got the tag {node.tag!r}.")
     return _scalar(node, path, source)
 
 
 def _scalar(node: yaml.Node, path: Path_, source: str) -> Any:
-    kind = node.tag.rpartition(":")[2]
-    text = str(node.value)
-    convert = {"int": lambda: int(text.replace("_", "")), "float": lambda: _float(text), "str": lambda: text}
-    convert |= {"bool": lambda: text.lower() == "true", "null": lambda: None}
-    if kind not in convert:
-        raise ConfigError(f"{source}:{node.start_mark.line + 1}: {_dotted(path)} must be plain data, got a {kind}.")
+    kind, text = node.tag.removeprefix(_CORE), str(node.value)
     try:
-        return convert[kind]()
-    except ValueError:
-        raise ConfigError(
-            f"{source}:{node.start_mark.line + 1}: {_dotted(path)} must be a {kind}, got {text[:40]!r}."
-        ) from None
+        return _CONVERT[kind](text)
+    except (KeyError, ValueError):
+        line = node.start_mark.line + 1
+        raise ConfigError(f"{source}:{line}: {_dotted(path)} must be a {kind}, got {text[:40]!r}.") from None
 
 
 def _float(text: str) -> float:
     return float(text.replace("_", "").replace(".inf", "inf").replace(".nan", "nan"))
+
+
+_CORE = "tag:yaml.org,2002:"
+_CONVERT: dict[str, Callable[[str], Any]] = {
+    "int": lambda text: int(text.replace("_", "")),
+    "float": _float,
+    "str": str,
+    "bool": lambda text: text.lower() == "true",
+    "null": lambda _: None,
+}
+_PLAIN_TAGS = {"map", "seq", *_CONVERT}
 
 
 def _mapping(node: yaml.MappingNode, path: Path_, lines: dict[Path_, int], source: str) -> dict[str, Any]:

@@ -1,0 +1,35 @@
+# Every target sets up what it needs: a machine with Python 3.11+ and make is enough.
+PYTHON ?= python3
+VENV ?= .venv
+BIN = $(VENV)/bin
+INSTALLED = $(VENV)/.installed
+
+.PHONY: install demo test check bench chaos clean
+
+install: $(INSTALLED)
+
+$(INSTALLED): pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install -q -c constraints.txt "torch==$(shell sed -n 's/^torch==//p' constraints.txt)"
+	$(BIN)/pip install -q -c constraints.txt -e ".[dev]"
+	touch $(INSTALLED)
+
+demo: $(INSTALLED)  ## all of it in two minutes
+	$(BIN)/orchestrator demo
+
+test: $(INSTALLED)  ## with a real local Ray cluster and a real S3 server
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest
+
+check: $(INSTALLED)  ## formatting, lint, types
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+bench: $(INSTALLED)  ## side-by-side measurements; figures of a full run go into docs/benchmarks.md
+	for file in tests/benchmarks/*.py; do $(BIN)/python $$file --quick || exit 1; done
+
+chaos: $(INSTALLED)  ## kills, long
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m chaos --override-ini addopts=-ra tests
+
+clean:
+	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache
