@@ -9,7 +9,7 @@ from torch import Tensor
 
 from orchestrator.data.order import counter_key, random_bits
 
-# B = batch, C = channels, H = height, W = width, P = H·W pixels
+# B = batch, C = channels, H = height, W = width, P = H·W pixels, S = side of a square
 
 Augmentation = Literal["flip", "crop", "cutout"]
 
@@ -55,14 +55,14 @@ def _cutout(images_BCHW: Tensor, key: Sequence[int]) -> Tensor:
     B, _, H, W = images_BCHW.shape
     device = images_BCHW.device
     side = min(H, W) // 4
-    top_B1 = _integers(B, H - side + 1, (_CUTOUT_ROW, *key), device)
-    left_B1 = _integers(B, W - side + 1, (_CUTOUT_COLUMN, *key), device)
-    row_1H, column_1W = torch.arange(H, device=device)[None], torch.arange(W, device=device)[None]
-    in_rows_BH = (row_1H >= top_B1) & (row_1H < top_B1 + side)
-    in_columns_BW = (column_1W >= left_B1) & (column_1W < left_B1 + side)
-    is_cut_B1HW = (in_rows_BH[:, :, None] & in_columns_BW[:, None, :])[:, None]
-    mean_BC11 = images_BCHW.sum((2, 3), keepdim=True).div(H * W, rounding_mode="floor")
-    return torch.where(is_cut_B1HW, mean_BC11.to(torch.uint8), images_BCHW)
+    within_S = torch.arange(side, device=device)
+    row_BS = _integers(B, H - side + 1, (_CUTOUT_ROW, *key), device) + within_S
+    column_BS = _integers(B, W - side + 1, (_CUTOUT_COLUMN, *key), device) + within_S
+    picture_B = torch.arange(B, device=device)
+    mean_BC = images_BCHW.sum((2, 3)).div(H * W, rounding_mode="floor").to(torch.uint8)
+    images_BCHW = images_BCHW.clone()
+    images_BCHW[picture_B[:, None, None], :, row_BS[:, :, None], column_BS[:, None, :]] = mean_BC[:, None, None, :]
+    return images_BCHW
 
 
 def _shifts(count: int, most: int, key: Sequence[int], device: torch.device) -> Tensor:

@@ -140,7 +140,7 @@ class Reader:
     def __init__(self, dataset: Dataset, signature: Signature, *, cache_mb: int, pin_memory: bool = False) -> None:
         self.wait_s = 0.0
         """Seconds that consumers have waited for batches so far."""
-        self._dataset = dataset
+        self.dataset = dataset
         self._signature = signature
         self._pin_memory = pin_memory
         self._cache = _Cache(cache_mb * 2**20)
@@ -161,7 +161,7 @@ class Reader:
             IntegrityError: from the iterator, if a row group is damaged in the store.
             StoreError: from the iterator, if the store fails.
         """
-        samples = _Samples(self._dataset, TRAIN, self._signature)
+        samples = _Samples(self.dataset, TRAIN, self._signature)
         assert len(plan.group_starts) == len(samples.per_group) + 1, "the plan is of this split"
         return self._ahead(self._steps(samples, plan, logical_workers, range(start_step, plan.num_steps)))
 
@@ -173,7 +173,7 @@ class Reader:
         Batches are the same for every number of workers: the split in stored order, cut every `batch_size` samples.
         Each belongs to one worker, so every sample is there exactly once, without padding.
         """
-        samples = _Samples(self._dataset, split, self._signature)
+        samples = _Samples(self.dataset, split, self._signature)
         plan = plan_epoch(
             samples.per_group,
             seed=0,

@@ -119,8 +119,7 @@ def read_huggingface_images(source: str, options: SourceOptions) -> Prepared:
     columns = {split: _join([_decode_table(path, table) for path, table in parts]) for split, parts in tables.items()}
     _check_same_shape({split: images.shape[1:] for split, (images, _) in columns.items()}, source)
     classes = _class_names(options, [table for parts in tables.values() for _, table in parts])
-    labels = np.concatenate([labels for _, labels in columns.values()])
-    classes = classes or tuple(str(i) for i in range(int(labels.max()) + 1))
+    classes = classes or _numbered_classes(np.concatenate([labels for _, labels in columns.values()]), source)
     for path, table in (part for parts in tables.values() for part in parts):
         _check_labels(_labels(path, table), len(classes), path)
     images_NCHW = columns["train"][0]
@@ -293,8 +292,9 @@ def _detect(source: str) -> str:
 
 
 def _only(options: SourceOptions, format: str, *allowed: str) -> None:
-    for name in sorted(options.model_dump(exclude_none=True).keys() - set(allowed)):
-        raise ConfigError(f"{name} must be left out for {format}, which has no such option, got a value.")
+    for name, value in options.model_dump(exclude_none=True).items():
+        if name not in allowed:
+            raise ConfigError(f"{name} must be left out for {format}, which has no such option, got {value}.")
 
 
 def _as_name(text: str) -> str:
@@ -412,6 +412,17 @@ def _class_names(options: SourceOptions, tables: Iterable[pa.Table]) -> tuple[st
         if names:
             return tuple(names)
     return None
+
+
+def _numbered_classes(labels: Array, source: str) -> tuple[str, ...]:
+    present = np.unique(labels[labels >= 0])
+    missing = np.flatnonzero(present != np.arange(len(present)))
+    if len(missing):
+        raise ConfigError(
+            f"label in {source} must take every value from 0 to {present[-1]} if the classes have no names, got "
+            f"none of {missing[0]}. Correct the labels, or name all classes."
+        )
+    return tuple(str(i) for i in range(len(present)))
 
 
 def _check_same_shape(shapes: Mapping[str, tuple[int, ...]], source: str) -> None:

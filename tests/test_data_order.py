@@ -1,0 +1,207 @@
+"""The sample order: every sample as often as promised, the same for every worker count, from any step on."""
+
+import hashlib
+import time
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from cluster.errors import ConfigError
+from orchestrator.data.order import Plan, counter_key, permutation, plan_epoch, random_bits
+
+plans = st.builds(
+    lambda sizes, micro, workers, **rest: dict(
+        rows_per_group=sizes, batch_size=micro * workers, logical_workers=workers, **rest
+    ),
+    sizes=st.lists(st.integers(0, 25), min_size=1, max_size=8).filter(any),
+    micro=st.integers(1, 9),
+    workers=st.integers(1, 8),
+    seed=st.integers(0, 2**32 - 1),
+    epoch=st.integers(0, 1000),
+    shuffle_rows=st.integers(1, 70),
+    shuffle=st.booleans(),
+)
+
+
+def ids_of(plan: Plan, logical_worker: int, step: int) -> list[int]:
+    return plan.sample_ids(plan.micro_batch(logical_worker, step)).tolist()
+
+
+def ids_of_epoch(plan: Plan, steps: range | None = None) -> list[int]:
+    steps = steps or range(plan.num_steps)
+    return [i for step in steps for worker in range(plan.logical_workers) for i in ids_of(plan, worker, step)]
+
+
+@settings(max_examples=300, deadline=None)
+@given(plans)
+def test_an_epoch_has_every_sample_exactly_once(arguments):
+    plan = plan_epoch(**arguments, drop_last=False)
+    assert sorted(ids_of_epoch(plan)) == list(range(sum(arguments["rows_per_group"])))
+    assert plan.num_samples == sum(arguments["rows_per_group"])
+
+
+@settings(max_examples=300, deadline=None)
+@given(plans)
+def test_drop_last_leaves_out_less_than_a_batch_and_repeats_nothing(arguments):
+    total, batch_size = sum(arguments["rows_per_group"]), arguments["batch_size"]
+    if batch_size > total:
+        with pytest.raises(ConfigError, match=rf"must be at most the {total} samples .* got {batch_size}"):
+            plan_epoch(**arguments, drop_last=True)
+        return
+    plan = plan_epoch(**arguments, drop_last=True)
+    ids = ids_of_epoch(plan)
+    assert len(ids) == len(set(ids)) == total - total % batch_size == plan.num_samples
+    assert all(sum(plan.step_sizes(step)) == batch_size for step in range(plan.num_steps))
+
+
+@settings(max_examples=300, deadline=None)
+@given(plans, st.booleans())
+def test_every_step_is_full_but_the_last_which_is_spread_evenly(arguments, drop_last):
+    if drop_last and arguments["batch_size"] > sum(arguments["rows_per_group"]):
+        return
+    plan = plan_epoch(**arguments, drop_last=drop_last)
+    for step in range(plan.num_steps):
+        sizes = plan.step_sizes(step)
+        assert sizes == [len(ids_of(plan, worker, step)) for worker in range(plan.logical_workers)]
+        assert max(sizes) - min(sizes) <= 1
+        assert 0 < sum(sizes) <= plan.micro_batch_size * plan.logical_workers
+        assert sum(sizes) == arguments["batch_size"] or step == plan.num_steps - 1
+
+
+@settings(max_examples=300, deadline=None)
+@given(plans, st.data())
+def test_a_fresh_plan_asked_for_any_step_gives_what_a_walk_to_it_gives(arguments, data):
+    walked = plan_epoch(**arguments, drop_last=False)
+    step = data.draw(st.integers(0, walked.num_steps - 1))
+    everything = [ids_of_epoch(walked, range(s, s + 1)) for s in range(walked.num_steps)]
+    assert ids_of_epoch(plan_epoch(**arguments, drop_last=False), range(step, walked.num_steps)) == [
+        i for ids in everything[step:] for i in ids
+    ]
+
+
+@settings(max_examples=300, deadline=None)
+@given(plans)
+def test_what_is_announced_ahead_covers_every_step_of_its_window(arguments):
+    plan = plan_epoch(**arguments, drop_last=False)
+    for worker in range(plan.logical_workers):
+        window, announced, later = None, set(), set()
+        for step in range(plan.num_steps):
+            if plan.window(worker, step) != window:
+                window = plan.window(worker, step)
+                now, after = plan.groups_ahead(worker, step)
+                announced, later = {*now.tolist()}, {*after.tolist()}
+            assert {*plan.groups_needed(worker, step).tolist()} <= announced
+        assert not later
+
+
+def test_the_order_differs_by_seed_and_by_epoch():
+    common = {"logical_workers": 2, "shuffle_rows": 1000, "batch_size": 10, "drop_last": False}
+    orders = [
+        ids_of_epoch(plan_epoch([50] * 4, seed=seed, epoch=epoch, **common)) for seed in (0, 1) for epoch in (0, 1)
+    ]
+    assert len({tuple(order) for order in orders}) == 4
+
+
+def test_a_window_mixes_no_more_rows_than_it_holds():
+    plan = plan_epoch([10] * 100, seed=3, epoch=0, logical_workers=1, shuffle_rows=50, batch_size=50, drop_last=False)
+    for step in range(plan.num_steps):
+        assert len(plan.groups_needed(0, step)) == 5
+
+
+def test_shuffling_is_fair_enough_for_a_chi_square_test():
+    # Where sample 0 of 8 lands in 4000 epochs: 7 degrees of freedom, 0.9999 quantile 29.9.
+    places = [
+        ids_of_epoch(
+            plan_epoch([2] * 4, seed=7, epoch=e, logical_workers=1, shuffle_rows=100, batch_size=8, drop_last=False)
+        ).index(0)
+        for e in range(4000)
+    ]
+    counts = np.bincount(places, minlength=8)
+    assert ((counts - 500) ** 2 / 500).sum() < 29.9
+
+
+def test_without_shuffling_the_order_is_the_stored_one():
+    plan = plan_epoch(
+        [3, 4, 5],
+        seed=0,
+        epoch=0,
+        logical_workers=1,
+        shuffle_rows=2,
+        batch_size=5,
+        drop_last=False,
+        shuffle=False,
+    )
+    assert ids_of_epoch(plan) == list(range(12))
+
+
+def test_splitmix64_matches_its_published_stream():
+    # The first outputs of Vigna's splitmix64.c with state 1234567.
+    assert random_bits(3, key=1234567).tolist() == [
+        6457827717110365317,
+        3203168211198807973,
+        9817491932198370423,
+    ]
+
+
+def test_the_order_is_the_one_that_earlier_runs_were_trained_with():
+    """A change here breaks the promise that a resumed run sees the samples it would have seen."""
+    assert counter_key(1, 2, 3) == 15020427595393229491
+    assert permutation(10, key=counter_key(0)).tolist() == [5, 7, 8, 2, 9, 0, 3, 1, 6, 4]
+    plan = plan_epoch([7, 5, 6, 2], seed=42, epoch=3, logical_workers=2, shuffle_rows=8, batch_size=6, drop_last=False)
+    pieces = [[ids_of(plan, worker, step) for step in range(plan.num_steps)] for worker in range(2)]
+    assert pieces == [
+        [[19, 3, 6], [2, 18, 1], [4, 0, 5], [7]],
+        [[13, 8, 12], [14, 17, 10], [15, 11, 9], [16]],
+    ]
+    large = plan_epoch(
+        [2048] * 24 + [848],
+        seed=0,
+        epoch=0,
+        logical_workers=4,
+        shuffle_rows=8192,
+        batch_size=512,
+        drop_last=False,
+    )
+    order = np.array(ids_of_epoch(large), dtype="<i8")
+    assert hashlib.sha256(order.tobytes()).hexdigest()[:16] == "ac4f30d113c20920"
+
+
+def test_the_last_step_of_a_large_epoch_costs_no_more_than_the_first():
+    def seconds(step: int) -> float:
+        plan = plan_epoch(
+            [4096] * 25_000,
+            seed=0,
+            epoch=0,
+            logical_workers=8,
+            shuffle_rows=65_536,
+            batch_size=512,
+            drop_last=False,
+        )
+        started = time.perf_counter()
+        plan.micro_batch(7, step)
+        return time.perf_counter() - started
+
+    assert min(seconds(199_999) for _ in range(3)) < 10 * min(seconds(0) for _ in range(3))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"batch_size": 7}, r"train.batch_size must be a multiple of the logical workers \(2\), got 7"),
+        ({"rows_per_group": [0, 0]}, "must hold at least one sample, got 0"),
+    ],
+)
+def test_a_plan_that_cannot_be_is_refused(change, message):
+    arguments = {
+        "rows_per_group": [5, 5],
+        "seed": 0,
+        "epoch": 0,
+        "logical_workers": 2,
+        "shuffle_rows": 9,
+        "batch_size": 4,
+        "drop_last": False,
+    }
+    with pytest.raises(ConfigError, match=message):
+        plan_epoch(**arguments | change)

@@ -1,0 +1,492 @@
+"""The reader: batches equal what is stored, in the planned order, whatever the threads, the cache and the store do."""
+
+import gc
+import threading
+from collections.abc import Iterator
+from dataclasses import replace
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+from fake_store import MemoryStore
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from cluster.errors import ConfigError, IntegrityError, NotFoundError, StoreUnavailableError
+from models.features import (
+    TARGET,
+    CategoricalFeature,
+    ClassTarget,
+    ImageFeature,
+    SeriesFeature,
+    VectorFeature,
+)
+from orchestrator.data import push as push_module
+from orchestrator.data.columns import number_target
+from orchestrator.data.manifest import SeriesTarget, Source
+from orchestrator.data.push import push_prepared
+from orchestrator.data.reader import Dataset, MicroBatch, manifest_key, open_dataset
+from orchestrator.data.sources import Part, Prepared
+
+SOURCE = Source(format="test", uri="test")
+random = np.random.default_rng(0)
+
+
+def pictures(train_rows: int = 1000, test_rows: int = 130) -> Prepared:
+    def part(rows: int) -> Part:
+        return Part(
+            {
+                "image": random.integers(0, 256, (rows, 3, 4, 5), np.uint8),
+                TARGET: random.integers(0, 7, rows, np.int64),
+            }
+        )
+
+    feature = ImageFeature(shape=(3, 4, 5), mean=(1.0, 2.0, 3.0), std=(1.0, 1.0, 1.0))
+    return Prepared(
+        name="pictures",
+        features={"image": feature},
+        target=ClassTarget(classes=tuple("abcdefg")),
+        splits={"train": part(train_rows), "test": part(test_rows)},
+        source=SOURCE,
+    )
+
+
+def mixed_rows(rows: int = 300) -> Prepared:
+    part = Part(
+        {
+            "numbers": random.normal(size=(rows, 2)).astype(np.float32),
+            "city": random.integers(0, 3, rows).astype(np.int32),
+            TARGET: random.normal(size=rows).astype(np.float32),
+        }
+    )
+    return Prepared(
+        name="mixed",
+        features={
+            "numbers": VectorFeature(names=("x", "y"), mean=(0.0, 0.0), std=(1.0, 1.0)),
+            "city": CategoricalFeature(vocabulary=("a", "b")),
+        },
+        target=number_target(part.columns[TARGET]),
+        splits={"train": part, "test": part},
+        source=SOURCE,
+    )
+
+
+def series(rows: int = 200, *, context_rows: int = 20) -> Prepared:
+    values = np.arange(rows * 2, dtype=np.float32).reshape(rows, 2)
+    test = np.arange(1000, 1000 + 2 * (60 + context_rows), dtype=np.float32).reshape(-1, 2)
+    return Prepared(
+        name="series",
+        features={"series": SeriesFeature(channels=("a", "b"), mean=(0.0, 0.0), std=(1.0, 1.0))},
+        target=SeriesTarget(),
+        splits={"train": Part({"series": values}), "test": Part({"series": test}, context_rows=context_rows)},
+        source=SOURCE,
+    )
+
+
+@pytest.fixture(autouse=True)
+def small_row_groups(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(push_module, "_LEAST_GROUP_ROWS", 16)
+    monkeypatch.setattr(push_module, "SHARD_BYTES", 8000)
+
+
+@pytest.fixture(autouse=True)
+def no_thread_outlives_its_test() -> Iterator[None]:
+    yield
+    gc.collect()
+    for thread in threading.enumerate():
+        if thread.name.startswith(("batches-ahead", "row-groups")):
+            thread.join(timeout=10)
+            assert not thread.is_alive()
+
+
+def pushed(prepared: Prepared, store: MemoryStore | None = None) -> Dataset:
+    store = store or MemoryStore()
+    push_prepared(store, prepared)
+    return open_dataset(store, prepared.name)
+
+
+def train(
+    dataset: Dataset,
+    *,
+    workers: int = 1,
+    logical_workers: int = 4,
+    cache_mb: int = 64,
+    start_step: int = 0,
+    lookback: int | None = None,
+    horizon: int | None = None,
+    **changes,
+) -> list[list[MicroBatch]]:
+    """Return the micro-batches of an epoch, a list per step, as `workers` readers together give them."""
+    signature = dataset.signature(lookback=lookback, horizon=horizon)
+    options = {"seed": 1, "epoch": 0, "shuffle_rows": 100, "batch_size": 32, "drop_last": False} | changes
+    plan = dataset.plan("train", signature, logical_workers=logical_workers, **options)
+    each = logical_workers // workers
+    streams = [
+        dataset.reader(signature, cache_mb=cache_mb).train_batches(
+            plan, logical_workers=range(w * each, (w + 1) * each), start_step=start_step
+        )
+        for w in range(workers)
+    ]
+    return [[batch for part in step for batch in part] for step in zip(*streams, strict=True)]
+
+
+def assert_equal(steps: list[list[MicroBatch]], others: list[list[MicroBatch]]) -> None:
+    assert len(steps) == len(others)
+    for step, other in zip(steps, others, strict=True):
+        for batch, same in zip(step, other, strict=True):
+            assert batch.sample_ids.tolist() == same.sample_ids.tolist()
+            for name, tensor in batch.tensors.items():
+                assert torch.equal(tensor, same.tensors[name])
+
+
+@pytest.mark.parametrize("prepared", [pictures(), mixed_rows()], ids=["pictures", "mixed rows"])
+def test_every_sample_of_an_epoch_equals_the_pushed_one(prepared):
+    steps = train(pushed(prepared))
+    columns = prepared.splits["train"].columns
+    seen = []
+    for batch in (batch for step in steps for batch in step):
+        seen += batch.sample_ids.tolist()
+        for name, tensor in batch.tensors.items():
+            expected = columns[name][batch.sample_ids]
+            assert np.array_equal(tensor.numpy(), expected), name
+    assert sorted(seen) == list(range(prepared.splits["train"].rows))
+
+
+def test_tensors_have_the_types_and_shapes_of_the_batch_contract():
+    (first, *_), *_ = train(pushed(mixed_rows()))
+    assert {name: (tuple(t.shape), t.dtype) for name, t in first.tensors.items()} == {
+        "numbers": ((8, 2), torch.float32),
+        "city": ((8,), torch.int64),
+        TARGET: ((8,), torch.float32),
+    }
+    (first, *_), *_ = train(pushed(pictures()))
+    assert first.tensors["image"].dtype == torch.uint8
+    assert first.tensors["image"].shape == (8, 3, 4, 5)
+    assert first.tensors[TARGET].dtype == torch.int64
+
+
+def test_any_parquet_reader_can_read_the_shards():
+    store, prepared = MemoryStore(), pictures()
+    dataset = pushed(prepared, store)
+    shards = dataset.manifest.splits["train"].shards
+    assert len(shards) > 2
+    tables = [
+        pq.read_table(pa.BufferReader(store.objects[f"datasets/pictures/{dataset.manifest.version}/{s.path}"]))
+        for s in shards
+    ]
+    table = pa.concat_tables(tables)
+    assert table.column(TARGET).to_pylist() == prepared.splits["train"].columns[TARGET].tolist()
+    assert table.column("image")[17].as_py() == prepared.splits["train"].columns["image"][17].tobytes()
+
+
+@pytest.mark.parametrize("workers", [1, 2, 4])
+def test_the_batches_are_the_same_for_every_number_of_workers(workers):
+    dataset = pushed(pictures(train_rows=333))
+    assert_equal(train(dataset, workers=workers), train(dataset, workers=1))
+
+
+@pytest.mark.parametrize("cache_mb", [0, 64])
+def test_the_batches_do_not_depend_on_the_cache_nor_on_what_was_read_before(cache_mb):
+    dataset = pushed(pictures())
+    signature = dataset.signature()
+    reader = dataset.reader(signature, cache_mb=cache_mb)
+    for epoch in (0, 1, 0):
+        plan = dataset.plan(
+            "train",
+            signature,
+            seed=1,
+            epoch=epoch,
+            logical_workers=2,
+            shuffle_rows=50,
+            batch_size=32,
+            drop_last=True,
+        )
+        again = list(reader.train_batches(plan, logical_workers=range(2)))
+        fresh = list(dataset.reader(signature, cache_mb=0).train_batches(plan, logical_workers=range(2)))
+        assert_equal(again, fresh)
+
+
+def test_the_second_epoch_reads_nothing_when_the_cache_holds_the_split():
+    store = MemoryStore()
+    dataset = pushed(pictures(), store)
+    signature = dataset.signature()
+    reader = dataset.reader(signature, cache_mb=64)
+    options = {"seed": 1, "logical_workers": 2, "shuffle_rows": 50, "batch_size": 32, "drop_last": False}
+    row_groups = sum(len(shard.row_groups) for shard in dataset.manifest.splits["train"].shards)
+    shards = len(dataset.manifest.splits["train"].shards)
+    list(reader.train_batches(dataset.plan("train", signature, epoch=0, **options), logical_workers=range(2)))
+    assert store.count("read_range") == row_groups + shards  # each row group and each footer once
+    list(reader.train_batches(dataset.plan("train", signature, epoch=1, **options), logical_workers=range(2)))
+    assert store.count("read_range") == row_groups + shards
+
+
+def test_resuming_at_a_step_gives_the_tail_and_reads_no_row_group_of_the_head():
+    store = MemoryStore()
+    dataset = pushed(pictures(), store)
+    whole = train(dataset)
+    before = store.count("read_range")
+    tail = train(replace(dataset, _footers={}), start_step=len(whole) - 3)
+    assert_equal(tail, whole[-3:])
+    assert store.count("read_range") - before < before / 2
+
+
+def test_an_empty_micro_batch_has_tensors_of_no_samples():
+    (last,) = train(pushed(pictures(train_rows=3)))
+    assert sorted(batch.size for batch in last) == [0, 1, 1, 1]
+    assert all(batch.tensors["image"].shape == (batch.size, 3, 4, 5) for batch in last)
+
+
+@pytest.mark.parametrize("workers", [1, 2, 3, 20])
+def test_evaluation_has_every_sample_once_in_batches_that_do_not_depend_on_the_workers(workers):
+    prepared = pictures()
+    reader = pushed(prepared).reader(open_signature(prepared), cache_mb=1)
+    batches = {}
+    for worker in range(workers):
+        for number, batch in reader.evaluate_batches("test", worker=worker, workers=workers, batch_size=16):
+            assert number not in batches
+            batches[number] = batch.sample_ids.tolist()
+    assert [i for number in sorted(batches) for i in batches[number]] == list(range(130))
+    assert [len(batches[number]) for number in sorted(batches)] == [16] * 8 + [2]
+
+
+def open_signature(prepared: Prepared):
+    return pushed(prepared).signature()
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.integers(1, 30), st.integers(1, 30), st.integers(60, 150), st.integers(1, 40), st.integers(0, 3))
+def test_windows_of_a_series_equal_slices_of_it(lookback, horizon, rows, context_rows, epoch):
+    prepared = series(rows, context_rows=context_rows)
+    dataset = pushed(prepared)
+    values = prepared.splits["train"].columns["series"]
+    seen = []
+    for step in train(dataset, lookback=lookback, horizon=horizon, epoch=epoch, shuffle_rows=40):
+        for batch in step:
+            for i, window, target in zip(batch.sample_ids, batch.tensors["series"], batch.tensors[TARGET], strict=True):
+                seen.append(int(i))
+                assert np.array_equal(window, values[i : i + lookback])
+                assert np.array_equal(target, values[i + lookback : i + lookback + horizon])
+    assert sorted(seen) == list(range(rows - lookback - horizon + 1))
+
+
+@pytest.mark.parametrize(("lookback", "first_row"), [(8, 12), (20, 0), (30, 0)])
+def test_the_first_forecast_of_a_later_split_begins_where_the_split_does(lookback, first_row):
+    prepared = series(context_rows=20)
+    dataset = pushed(prepared)
+    signature = dataset.signature(lookback=lookback, horizon=5)
+    values = prepared.splits["test"].columns["series"]
+    reader = dataset.reader(signature, cache_mb=1)
+    batches = [b for _, b in reader.evaluate_batches("test", worker=0, workers=1, batch_size=7)]
+    targets = torch.cat([batch.tensors[TARGET] for batch in batches])
+    assert np.array_equal(targets[0], values[first_row + lookback : first_row + lookback + 5])
+    assert np.array_equal(targets[-1], values[-5:])
+    assert len(targets) == dataset.num_samples("test", signature) == 80 - first_row - lookback - 5 + 1
+
+
+def test_a_flipped_byte_in_a_shard_is_found_after_one_more_try():
+    store = MemoryStore()
+    dataset = pushed(pictures(), store)
+    shard = dataset.manifest.splits["train"].shards[1]
+    key = f"datasets/pictures/{dataset.manifest.version}/{shard.path}"
+    broken = bytearray(store.objects[key])
+    broken[shard.row_groups[2].offset + 100] ^= 1
+    store.objects[key] = bytes(broken)
+    reads = []
+    store.before = lambda operation, read: reads.append(read) if operation == "read_range" else None
+    with pytest.raises(
+        IntegrityError, match=rf"row group 2 of shard {key} must have SHA-256 .* twice.*push the data again"
+    ):
+        train(dataset)
+    groups = len(shard.row_groups)
+    assert reads.count(key) <= groups + 2  # every row group and the footer once, the damaged one twice
+
+
+def test_a_damaged_footer_is_found():
+    store = MemoryStore()
+    dataset = pushed(pictures(), store)
+    shard = dataset.manifest.splits["train"].shards[0]
+    key = f"datasets/pictures/{dataset.manifest.version}/{shard.path}"
+    broken = bytearray(store.objects[key])
+    broken[-20] ^= 1
+    store.objects[key] = bytes(broken)
+    with pytest.raises(IntegrityError, match=f"footer of shard {key} must have SHA-256"):
+        train(dataset)
+
+
+def test_a_truncated_shard_is_found():
+    store = MemoryStore()
+    dataset = pushed(pictures(), store)
+    shard = dataset.manifest.splits["train"].shards[0]
+    key = f"datasets/pictures/{dataset.manifest.version}/{shard.path}"
+    store.objects[key] = store.objects[key][: shard.bytes // 2]
+    with pytest.raises(IntegrityError, match=f"of shard {key} must have SHA-256"):
+        train(dataset)
+
+
+def test_a_byte_damaged_on_its_way_is_read_again():
+    store = MemoryStore()
+    dataset = pushed(pictures(), store)
+    expected = train(dataset)
+    damaged = []
+
+    def damage_each_first_read(key: str, data: bytes) -> bytes:
+        if data in damaged:
+            return data
+        damaged.append(data)
+        return data[:-1] + bytes([data[-1] ^ 1])
+
+    store.damage = damage_each_first_read
+    assert_equal(train(dataset), expected)
+    assert damaged
+
+
+def test_an_error_of_the_store_reaches_the_consumer():
+    store = MemoryStore()
+    dataset = pushed(pictures(), store)
+
+    def fail(operation: str, key: str) -> None:
+        if operation == "read_range":
+            raise StoreUnavailableError("the store must answer, got nothing.")
+
+    store.before = fail
+    with pytest.raises(StoreUnavailableError, match="must answer"):
+        train(dataset)
+
+
+def test_the_reader_stays_a_bounded_way_ahead_of_its_consumer():
+    store = MemoryStore()
+    dataset = pushed(pictures(), store)
+    signature = dataset.signature()
+    plan = dataset.plan(
+        "train",
+        signature,
+        seed=1,
+        epoch=0,
+        logical_workers=1,
+        shuffle_rows=32,
+        batch_size=8,
+        drop_last=False,
+    )
+    row_groups = sum(len(shard.row_groups) for shard in dataset.manifest.splits["train"].shards)
+    with dataset.reader(signature, cache_mb=0).train_batches(plan, logical_workers=[0]) as stream:
+        next(stream)
+    assert store.count("read_range") < row_groups / 2
+
+
+def test_an_iterator_that_is_dropped_stops_its_threads():
+    dataset = pushed(pictures())
+    signature = dataset.signature()
+    plan = dataset.plan(
+        "train",
+        signature,
+        seed=1,
+        epoch=0,
+        logical_workers=1,
+        shuffle_rows=32,
+        batch_size=8,
+        drop_last=False,
+    )
+    stream = dataset.reader(signature, cache_mb=0).train_batches(plan, logical_workers=[0])
+    next(stream)
+    thread = stream._thread
+    assert thread.is_alive()
+    del stream
+    gc.collect()
+    thread.join(timeout=10)
+    assert not thread.is_alive()
+
+
+def test_a_closed_iterator_ends():
+    dataset = pushed(pictures())
+    reader = dataset.reader(dataset.signature(), cache_mb=0)
+    stream = reader.evaluate_batches("test", worker=0, workers=1, batch_size=8)
+    next(stream)
+    stream.close()
+    stream.close()
+    assert list(stream) == []
+
+
+def test_waiting_for_the_store_is_measured():
+    store = MemoryStore()
+    dataset = pushed(pictures(), store)
+    release = threading.Event()
+    store.before = lambda operation, key: release.wait() and None
+    reader = dataset.reader(dataset.signature(), cache_mb=0)
+    stream = reader.evaluate_batches("test", worker=0, workers=1, batch_size=8)
+    threading.Timer(0.2, release.set).start()
+    assert len(list(stream)) == 17
+    assert reader.wait_s > 0.1
+
+
+def test_numpy_and_torch_global_random_states_are_left_alone():
+    dataset = pushed(pictures())
+    np.random.seed(0)
+    torch.manual_seed(0)
+    before = np.random.get_state()[1].copy(), torch.get_rng_state()
+    train(dataset)
+    assert np.array_equal(np.random.get_state()[1], before[0])
+    assert torch.equal(torch.get_rng_state(), before[1])
+
+
+def test_the_newest_version_is_opened_unless_one_is_named():
+    store = MemoryStore()
+    first = pushed(pictures(), store).manifest.version
+    second = pushed(pictures(), store).manifest.version
+    assert first != second
+    assert open_dataset(store, "pictures").manifest.version == second
+    assert open_dataset(store, "pictures", first).manifest.version == first
+
+
+def test_a_dataset_that_is_not_there_is_named_with_those_that_are():
+    store = MemoryStore()
+    with pytest.raises(NotFoundError, match=r"got 'cats'\. There are no datasets yet\. Make one"):
+        open_dataset(store, "cats")
+    version = pushed(pictures(), store).manifest.version
+    with pytest.raises(NotFoundError, match=r"got 'cats'\. Datasets there: pictures\."):
+        open_dataset(store, "cats")
+    with pytest.raises(NotFoundError, match=f"of dataset pictures, got 'v1'. Versions there: {version}."):
+        open_dataset(store, "pictures", "v1")
+    with pytest.raises(NotFoundError, match="split of dataset pictures must be one of train, test, got 'dev'"):
+        open_dataset(store, "pictures").split("dev")
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        (b'"format_version": 1', b'"format_version": 2', "error at format_version: Input should be 1"),
+        (b'"rows": 1000', b'"rows": 999', "rows of a split must be the sum of its shards, got 999"),
+        (b'"path": "', b'"path": "../', "error at splits.train.shards.0.path"),
+        (b"{", b"[", "error at the whole: Invalid JSON"),
+        (b'"name": "pictures"', b'"name": "cats"', "must describe pictures .* got cats"),
+    ],
+)
+def test_a_manifest_that_does_not_fit_is_refused(old, new, message):
+    store = MemoryStore()
+    key = manifest_key("pictures", pushed(pictures(), store).manifest.version)
+    assert old in store.objects[key]
+    store.objects[key] = store.objects[key].replace(old, new, 1)
+    with pytest.raises(IntegrityError, match=message):
+        open_dataset(store, "pictures")
+
+
+@pytest.mark.parametrize(
+    ("prepared", "lookback", "horizon", "message"),
+    [
+        (pictures(), 8, 4, "must be left out for dataset pictures, which is not a series, got 8 and 4"),
+        (series(), None, None, "must be given for dataset series, which is a series, got None and None"),
+        (series(), 70, 20, "must be at most the 80 rows of split test .* got 70 \\+ 20"),
+    ],
+)
+def test_a_signature_that_does_not_fit_the_data_is_refused(prepared, lookback, horizon, message):
+    with pytest.raises(ConfigError, match=message):
+        pushed(prepared).signature(lookback=lookback, horizon=horizon)
+
+
+@pytest.mark.store
+def test_a_real_s3_server_gives_the_same_batches(store):
+    prepared = pictures()
+    push_prepared(store, prepared)
+    assert_equal(train(open_dataset(store, "pictures"), workers=2), train(pushed(prepared)))
+    assert not push_prepared(store, prepared).changed

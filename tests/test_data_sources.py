@@ -1,0 +1,362 @@
+"""Sources: what comes out of each format, and that every malformed input is named with its file and row."""
+
+import io
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from PIL import Image
+
+from cluster.errors import ConfigError, NotFoundError
+from models.features import TARGET, ClassTarget, NumberTarget
+from orchestrator.data.manifest import SeriesTarget
+from orchestrator.data.sources import CIFAR10_CLASSES, SourceOptions, pixel_fields, prepare
+
+SHARED = Path(__file__).parents[2] / "shared" / "data"
+random = np.random.default_rng(0)
+
+
+def needs(name: str) -> pytest.MarkDecorator:
+    return pytest.mark.skipif(not (SHARED / name).exists(), reason=f"shared/data/{name} is not here")
+
+
+def png(pixels: np.ndarray) -> bytes:
+    file = io.BytesIO()
+    Image.fromarray(pixels).save(file, format="PNG")
+    return file.getvalue()
+
+
+def picture_folder(path: Path, pixels: dict[str, np.ndarray] | None = None, *, column: str = "image", **change) -> Path:
+    """Write a small picture dataset as Hugging Face does; `change` replaces a column of the training file."""
+    pixels = pixels or {
+        split: random.integers(0, 256, (rows, 5, 4, 3), np.uint8) for split, rows in (("train", 6), ("test", 3))
+    }
+    for split, images in pixels.items():
+        encoded = [{"bytes": png(image), "path": f"{i}.png"} for i, image in enumerate(images)]
+        table = {column: encoded, "label": [i % 3 for i in range(len(images))]}
+        table |= change if split == "train" else {}
+        present = {name: values for name, values in table.items() if values is not None}
+        pq.write_table(pa.table(present), path / f"{split}-00000-of-00001.parquet")
+    return path
+
+
+def written(path: Path, text: str, *, encoding: str = "utf-8") -> str:
+    path.write_bytes(text.encode(encoding))
+    return str(path)
+
+
+def test_pictures_come_out_as_they_went_in(tmp_path):
+    pixels = {"train": random.integers(0, 256, (600, 5, 4, 3), np.uint8)}
+    pixels["test"] = pixels["train"][:7]
+    prepared = prepare(str(picture_folder(tmp_path, pixels)))
+    for split, images in pixels.items():
+        assert np.array_equal(prepared.splits[split].columns["image"], images.transpose(0, 3, 1, 2))
+        assert prepared.splits[split].columns[TARGET].tolist() == [i % 3 for i in range(len(images))]
+    feature = prepared.features["image"]
+    assert feature.shape == (3, 5, 4)
+    np.testing.assert_allclose(feature.mean, pixels["train"].mean((0, 1, 2)))
+    assert prepared.target == ClassTarget(classes=("0", "1", "2"))
+
+
+def test_grey_pictures_have_one_channel_and_the_column_may_be_called_img(tmp_path):
+    pixels = {split: random.integers(0, 256, (4, 5, 4), np.uint8) for split in ("train", "test")}
+    prepared = prepare(str(picture_folder(tmp_path, pixels, column="img")))
+    assert prepared.features["image"].shape == (1, 5, 4)
+
+
+def test_class_names_come_from_the_person_or_from_hugging_faces_metadata(tmp_path):
+    folder = picture_folder(tmp_path)
+    named = prepare(str(folder), options=SourceOptions(classes=("a", "b", "c")))
+    assert named.target == ClassTarget(classes=("a", "b", "c"))
+    cifar = prepare(str(folder), options=SourceOptions(classes=("cifar10",)))
+    assert cifar.target == ClassTarget(classes=CIFAR10_CLASSES)
+    file = folder / "train-00000-of-00001.parquet"
+    info = '{"info": {"features": {"label": {"names": ["x", "y", "z"], "_type": "ClassLabel"}}}}'
+    pq.write_table(pq.read_table(file).replace_schema_metadata({"huggingface": info}), file)
+    assert prepare(str(folder)).target == ClassTarget(classes=("x", "y", "z"))
+
+
+two_sizes = [{"bytes": png(np.zeros((5, 4, 3), np.uint8)), "path": "a"}] * 5
+two_sizes.append({"bytes": png(np.zeros((6, 4, 3), np.uint8)), "path": "b"})
+broken = [*two_sizes[:5], {"bytes": b"no picture", "path": "b"}]
+empty = [*two_sizes[:5], {"bytes": None, "path": "b"}]
+
+
+@pytest.mark.parametrize(
+    ("change", "classes", "message"),
+    [
+        ({"image": two_sizes}, None, "pictures of one size, got 4x6 with 3 channels in row 5 and 4x5"),
+        ({"image": broken}, None, "must hold a picture in row 5, got cannot identify image"),
+        ({"image": empty}, None, "must hold a picture in row 5, got cannot identify image"),
+        ({"image": ["text"] * 6}, None, "must have a column 'img' or 'image' of .* got image: string"),
+        ({"label": None}, None, "and a column 'label', got image: struct"),
+        ({"label": [0.5] * 6}, None, "must be a whole number, got type double"),
+        ({"label": [0, 1, None, 1, 1, 1]}, None, "must be given, got nothing in row 2"),
+        ({"label": [0, 1, 1, -1, 1, 1]}, None, r"must be in 0\.\.2, got -1 in row 3"),
+        ({"label": [0, 1, 1, 9, 1, 1]}, ("a", "b", "c"), r"must be in 0\.\.2, got 9 in row 3"),
+        ({"label": [0, 1, 1, 9, 1, 1]}, None, "must take every value from 0 to 9 .* got none of 3"),
+        ({"image": [], "label": []}, None, "must hold at least 1 row, got 0"),
+    ],
+)
+def test_a_malformed_picture_file_is_named_with_its_row(tmp_path, change, classes, message):
+    folder = picture_folder(tmp_path, **change)
+    with pytest.raises(ConfigError, match=message) as raised:
+        prepare(str(folder), options=SourceOptions(classes=classes))
+    assert str(folder) in str(raised.value)
+
+
+def test_splits_of_different_sizes_are_refused(tmp_path):
+    pixels = {"train": np.zeros((3, 5, 4, 3), np.uint8), "test": np.zeros((3, 5, 5, 3), np.uint8)}
+    with pytest.raises(ConfigError, match="got 4x5 with 3 channels in train, 5x5 with 3 channels in test"):
+        prepare(str(picture_folder(tmp_path, pixels)))
+
+
+@pytest.mark.parametrize(
+    ("files", "message"),
+    [
+        ([], "got no Parquet file"),
+        (["train-0.parquet"], "got train-0.parquet"),
+        (["train-0.parquet", "test-0.parquet", "extra-0.parquet"], "got extra-0.parquet, test-0.parquet"),
+    ],
+)
+def test_a_folder_without_the_expected_splits_is_refused(tmp_path, files, message):
+    for file in files:
+        (tmp_path / file).write_bytes(b"")
+    with pytest.raises(ConfigError, match=rf"must hold files named train-\*\.parquet .* {message}"):
+        prepare(str(tmp_path))
+
+
+@pytest.mark.parametrize("content", [b"", b"PAR1 no PAR1", None])
+def test_a_file_that_is_no_parquet_is_refused(tmp_path, content):
+    file = picture_folder(tmp_path) / "test-00000-of-00001.parquet"
+    file.write_bytes(file.read_bytes()[:300] if content is None else content)
+    with pytest.raises(ConfigError, match=r"test-00000-of-00001\.parquet must be a Parquet file"):
+        prepare(str(tmp_path))
+
+
+def test_a_single_parquet_file_is_refused_with_the_cure(tmp_path):
+    file = picture_folder(tmp_path) / "test-00000-of-00001.parquet"
+    with pytest.raises(ConfigError, match=r"must be a folder .* got the file .* Give the folder that holds it"):
+        prepare(str(file))
+
+
+def test_ratings_are_split_at_random_with_a_vocabulary_of_the_training_split(tmp_path):
+    lines = [f"{user}\t{item}\t{(user * item) % 5 + 1}\t0" for user in range(1, 12) for item in range(1, 11)]
+    lines.append("100\t200\t3\t0")
+    source = written(tmp_path / "r.tsv", "\n".join(lines) + "\n")
+    parts = [prepare(source, options=SourceOptions(seed=seed)) for seed in range(12)]
+    for prepared in parts:
+        train, test = prepared.splits["train"], prepared.splits["test"]
+        assert (train.rows, test.rows) == (100, 11)
+        assert train.columns["user"].min() >= 1  # 0 is for values that training never saw
+        assert len(prepared.features["user"].vocabulary) == len(np.unique(train.columns["user"]))
+        assert ("100" in prepared.features["user"].vocabulary) != (0 in test.columns["user"])
+        assert isinstance(prepared.target, NumberTarget)
+        assert prepared.target.mean == pytest.approx(train.columns[TARGET].mean())
+    assert any(0 in prepared.splits["test"].columns["user"] for prepared in parts)
+    again = prepare(source, options=SourceOptions(seed=3)).splits["test"].columns
+    assert np.array_equal(again["item"], parts[3].splits["test"].columns["item"])
+
+
+def test_the_rows_of_both_splits_are_the_file(tmp_path):
+    lines = {(f"u{u}", f"i{i}", float(u % 5)) for u in range(15) for i in range(4)}
+    source = written(tmp_path / "r.tsv", "\n".join("\t".join(map(str, line)) for line in lines))
+    prepared = prepare(source, options=SourceOptions(seed=1))
+    words = {name: ["?", *prepared.features[name].vocabulary] for name in ("user", "item")}
+    found = [
+        (words["user"][u], words["item"][i], float(r))
+        for part in prepared.splits.values()
+        for u, i, r in zip(*(part.columns[name] for name in ("user", "item", TARGET)), strict=True)
+    ]
+    assert len(found) == 60
+    assert set(found) == lines
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", "must hold at least 2 rows, got 0"),
+        ("1\t2\t3\t4\n", "must hold at least 2 rows, got 1"),
+        ("1\t2\t3\t4\n1,3,3,4\n", "separated by tabs, got 1 fields in row 2"),
+        ("1\t2\t3\t4\n1\t3\tgood\t4\n", "rating in .* must be a finite number, got 'good' in row 2"),
+        ("1\t2\t3\t4\n1\t3\tnan\t4\n", "rating in .* must be a finite number, got 'nan' in row 2"),
+        (
+            "1\t2\t3\t4\n2\t2\t3\t4\n1\t2\t5\t9\n",
+            "once per user, got user 1 and item 2 in rows 1 and 3. Remove one",
+        ),
+    ],
+)
+def test_malformed_ratings_are_named_with_file_and_row(tmp_path, text, message):
+    with pytest.raises(ConfigError, match=message) as raised:
+        prepare(written(tmp_path / "r.tsv", text))
+    assert "r.tsv" in str(raised.value)
+
+
+def test_a_file_in_another_encoding_is_refused(tmp_path):
+    source = written(tmp_path / "r.tsv", "José\t2\t3\t4\nÉva\t2\t3\t4\n", encoding="latin-1")
+    with pytest.raises(ConfigError, match=r"r\.tsv must be a text file in UTF-8"):
+        prepare(source)
+
+
+def hourly(rows: int, *, start: int = 0) -> str:
+    return "date,load,heat\n" + "".join(
+        f"2020-01-{1 + hour // 24:02} {hour % 24:02}:00:00,{hour}.5,{-hour}\n" for hour in range(start, start + rows)
+    )
+
+
+def test_a_series_is_cut_by_time_with_rows_to_look_back_on(tmp_path):
+    prepared = prepare(written(tmp_path / "s.csv", hourly(100)))
+    parts = {name: (p.rows, p.context_rows) for name, p in prepared.splits.items()}
+    assert parts == {"train": (70, 0), "validation": (80, 70), "test": (100, 80)}
+    assert prepared.splits["test"].columns["series"][80].tolist() == [80.5, -80.0]
+    feature = prepared.features["series"]
+    assert feature.channels == ("load", "heat")
+    assert feature.mean == pytest.approx((35.0, -34.5))  # of the training split alone
+    assert prepared.target == SeriesTarget()
+
+
+def test_the_sizes_of_a_series_splits_may_be_given(tmp_path):
+    source = written(tmp_path / "s.csv", hourly(100))
+    prepared = prepare(source, options=SourceOptions(split_sizes=(40, 20, 30)))
+    assert [p.rows - p.context_rows for p in prepared.splits.values()] == [40, 20, 30]
+    for sizes in ((50, 30, 30), (50, 30)):
+        with pytest.raises(ConfigError, match=r"must be three numbers that sum to at most the 100 rows .* got 50, 30"):
+            prepare(source, options=SourceOptions(split_sizes=sizes))
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", "must hold at least 1 row, got 0"),
+        ("date,a\n", "must hold at least 10 rows, got 0"),
+        ("date\n2020-01-01\n", "must begin with a header: .* got 'date'"),
+        ("2020-01-01,5\n2020-01-02,6\n", "must begin with a header: .* got '2020-01-01,5'"),
+        ("date,a,a\n", "must name each column once, got 'a,a'"),
+        ("date,a\n2020-01-01,1\n2020-01-02\n", "must have 2 fields, got 1 in row 3"),
+        ("date,a\n2020-01-01,1\nsoon,1\n", "date in .* must be an ISO 8601 date, got 'soon' in row 3"),
+        ("date,a\n2020-01-01,1\n2020-01-01,1\n", "date in .* must increase, got 2020-01-01 in row 3"),
+        ("date,a\n2020-01-01,\n", "a in .* must be a finite number, got '' in row 2"),
+        ("date,a\n2020-01-01,nan\n", "a in .* must be a finite number, got 'nan' in row 2"),
+        ("date,a\n2020-01-01,1;5\n", "a in .* must be a finite number, got '1;5' in row 2"),
+    ],
+)
+def test_a_malformed_series_is_named_with_file_and_row(tmp_path, text, message):
+    with pytest.raises(ConfigError, match=message) as raised:
+        prepare(written(tmp_path / "s.csv", text))
+    assert "s.csv" in str(raised.value)
+
+
+def test_digits_are_stratified_and_span_all_intensities():
+    prepared = prepare("sklearn:digits")
+    train, test = prepared.splits["train"], prepared.splits["test"]
+    assert train.rows + test.rows == 1797
+    assert np.bincount(test.columns[TARGET]) == pytest.approx(np.bincount(train.columns[TARGET]) / 4, abs=1)
+    images = np.concatenate([train.columns["image"], test.columns["image"]])
+    assert images.shape == (1797, 1, 8, 8)
+    assert np.unique(images).tolist() == [
+        0,
+        16,
+        32,
+        48,
+        64,
+        80,
+        96,
+        112,
+        128,
+        143,
+        159,
+        175,
+        191,
+        207,
+        223,
+        239,
+        255,
+    ]
+    other = prepare("sklearn:digits", options=SourceOptions(seed=1)).splits["test"]
+    assert not np.array_equal(other.columns["image"], test.columns["image"])
+
+
+def test_half_of_the_photos_pixels_are_missing_with_all_their_channels():
+    prepared = prepare("sklearn:china", options=SourceOptions(side=32))
+    train, test = prepared.splits["train"], prepared.splits["test"]
+    assert train.rows == test.rows == 32 * 32 // 2 * 3
+    assert set(prepared.features) == set(pixel_fields(32))
+    assert np.bincount(test.columns["channel"]).tolist() == [0, 512, 512, 512]
+    assert all(train.columns[name].min() >= 1 for name in prepared.features)
+
+
+def test_the_surroundings_of_missing_pixels_say_more_than_the_mean_colour():
+    prepared = prepare("sklearn:china")
+    train, test = prepared.splits["train"].columns, prepared.splits["test"].columns
+    guesses = []
+    for name in (name for name in prepared.features if name != "channel"):
+        place = {split: part[name] * 4 + part["channel"] for split, part in (("train", train), ("test", test))}
+        counts = np.bincount(place["train"], minlength=place["test"].max() + 1)
+        sums = np.bincount(place["train"], train[TARGET], minlength=len(counts))
+        guesses.append(
+            np.where(
+                counts[place["test"]] > 0,
+                sums[place["test"]] / np.maximum(counts[place["test"]], 1),
+                prepared.target.mean,
+            )
+        )
+    psnr = 10 * np.log10(255**2 / np.mean((np.mean(guesses, 0) - test[TARGET]) ** 2))
+    assert psnr > 19  # the mean colour: 9.7
+
+
+def test_el_nino_is_a_monthly_series():
+    prepared = prepare("statsmodels:elnino")
+    series = prepared.splits["test"].columns["series"]
+    assert series.shape == (732, 1)
+    assert series[:3, 0].tolist() == pytest.approx([23.11, 24.2, 25.37])
+
+
+@pytest.mark.parametrize(
+    ("source", "format", "options", "error", "message"),
+    [
+        ("nowhere.csv", None, {}, NotFoundError, "got 'nowhere.csv', which does not exist"),
+        ("nowhere", None, {}, ConfigError, "must be a folder, a .parquet, .csv, .tsv or .data file, or one of"),
+        ("x", "idx", {}, ConfigError, "format must be one of huggingface-images, ratings, series, bundle, got"),
+        ("x", "bundle", {}, ConfigError, "must be one of sklearn:digits, .* for format bundle, got 'x'"),
+        ("sklearn:digits", None, {"side": 32}, ConfigError, "side must be left out for sklearn:digits, .* got 32"),
+        ("statsmodels:elnino", None, {"seed": 0}, ConfigError, "seed must be left out for statsmodels:elnino"),
+    ],
+)
+def test_what_cannot_be_read_is_refused(source, format, options, error, message):
+    with pytest.raises(error, match=message):
+        prepare(source, format=format, options=SourceOptions(**options))
+
+
+@needs("ml-100k/u.data")
+def test_movielens_is_read_whole():
+    prepared = prepare(str(SHARED / "ml-100k" / "u.data"))
+    assert prepared.name == "ml-100k"
+    assert [part.rows for part in prepared.splits.values()] == [90_000, 10_000]
+    assert len(prepared.features["user"].vocabulary) == 943
+    assert 1600 < len(prepared.features["item"].vocabulary) <= 1682
+    assert (prepared.target.minimum, prepared.target.maximum) == (1, 5)
+
+
+@needs("etth1/ETTh1.csv")
+def test_etth1_is_cut_as_published():
+    prepared = prepare(str(SHARED / "etth1" / "ETTh1.csv"), options=SourceOptions(split_sizes=(8640, 2880, 2880)))
+    assert {n: (p.rows, p.context_rows) for n, p in prepared.splits.items()} == {
+        "train": (8640, 0),
+        "validation": (3600, 720),
+        "test": (3600, 720),
+    }
+    assert prepared.features["series"].channels == ("HUFL", "HULL", "MUFL", "MULL", "LUFL", "LULL", "OT")
+
+
+@needs("cifar10/test-00000-of-00001.parquet")
+def test_cifar10_pictures_decode_to_raw_rows(tmp_path):
+    table = pq.read_table(SHARED / "cifar10" / "test-00000-of-00001.parquet").slice(0, 500)
+    for split in ("train", "test"):
+        pq.write_table(table, tmp_path / f"{split}-00000-of-00001.parquet")
+    prepared = prepare(str(tmp_path), options=SourceOptions(classes=("cifar10",)))
+    images = prepared.splits["test"].columns["image"]
+    assert images.shape == (500, 3, 32, 32)
+    expected = np.asarray(Image.open(io.BytesIO(table.column("img")[123].as_py()["bytes"])))
+    assert np.array_equal(images[123].transpose(1, 2, 0), expected)
