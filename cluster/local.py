@@ -273,6 +273,9 @@ def ray_environment(token_file: Path, temp_dir: str) -> dict[str, str]:
         "RAY_AUTH_MODE": "token",
         "RAY_AUTH_TOKEN_PATH": str(token_file),
         "RAY_USAGE_STATS_ENABLED": "0",
+        # Despite its name: off, Ray keeps 127.0.0.1 as its address and listens there alone; on, it listens everywhere.
+        "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
+        "PATH": os.pathsep.join((str(Path(sys.executable).parent), os.environ.get("PATH", ""))),  # `python` of a job
     }
 
 

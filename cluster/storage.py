@@ -303,12 +303,10 @@ class Store:
 
     def _pages(self, what: str, **arguments: Any) -> builtins.list[Mapping[str, Any]]:
         pages: list[Mapping[str, Any]] = []
-        token: dict[str, str] = {}
-        while not pages or token:
-            query = {**arguments, **token}
-            pages.append(self._call(what, lambda s3, q=query: s3.list_objects_v2(Bucket=self.bucket, **q)))
-            following = pages[-1].get("NextContinuationToken")
-            token = {"ContinuationToken": following} if following else {}
+        while not pages or "NextContinuationToken" in pages[-1]:
+            if pages:
+                arguments["ContinuationToken"] = pages[-1]["NextContinuationToken"]
+            pages.append(self._call(what, lambda s3: s3.list_objects_v2(Bucket=self.bucket, **arguments)))
         return pages
 
     def _own_write(self, key: str, data: bytes) -> str | None:

@@ -1,0 +1,335 @@
+"""Finds the Ray cluster that is meant and connects to it, with the right token and our own code on its workers."""
+
+import importlib
+import json
+import logging
+import os
+import socket
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+from cluster.config import StoreSettings
+from cluster.errors import ClusterError, ConfigError
+from cluster.staging import stage
+from cluster.state import RayState, read_state
+from cluster.storage import is_loopback
+
+NAMESPACE = "orchestrator"
+ADDRESS_VARIABLES = ("RAY_ADDRESS", "RAY_API_SERVER_ADDRESS", "RAY_DASHBOARD_ADDRESS")
+JOB_VARIABLE = "RAY_JOB_CONFIG_JSON_ENV_VAR"  # Ray sets it in the driver of a submitted job
+CONNECT_S = 10.0
+START_CURE = "Run `orchestrator up`, or `ray start --head` and give its address."
+
+
+@dataclass(frozen=True)
+class ClusterAddress:
+    """Where a Ray cluster is, and who said so."""
+
+    address: str
+    """``HOST:PORT``, ``ray://HOST:PORT`` or the dashboard's ``http(s)://HOST:PORT``."""
+    source: str
+    """``--address``, the name of a variable, or ``the local cluster``."""
+    local: RayState | None = None
+    """Set when it is the cluster that ``orchestrator up`` started."""
+
+    @property
+    def scheme(self) -> str:
+        """``http``, ``https`` or ``ray``; empty for ``HOST:PORT``."""
+        return self.address.split("://")[0] if "://" in self.address else ""
+
+    @property
+    def host(self) -> str:
+        """The machine's name or address."""
+        return urlsplit(self.address if self.scheme else f"//{self.address}").hostname or ""
+
+    @property
+    def port(self) -> int:
+        """The TCP port; where none is given, the scheme's."""
+        parts = urlsplit(self.address if self.scheme else f"//{self.address}")
+        return parts.port or {"http": 80, "https": 443, "ray": 10001}.get(parts.scheme, 6379)
+
+
+def resolve_address(address: str | None = None) -> ClusterAddress:
+    """Return the cluster that the argument, Ray's variables or the local state name, in this order.
+
+    Raises:
+        ClusterError: None of them names one.
+        ConfigError: The address has none of Ray's forms.
+    """
+    candidates = [(address, "--address"), *((os.environ.get(name), name) for name in ADDRESS_VARIABLES)]
+    local = read_state().ray
+    for value, source in candidates:
+        if value and value != "auto":
+            return _parsed(value, source, local)
+        if value == "auto":
+            break
+    if local is None:
+        raise ClusterError(f"a Ray cluster must be running, got none. {START_CURE}")
+    return ClusterAddress(local.address, "the local cluster", local)
+
+
+@contextmanager
+def ray_session(
+    address: str | None = None,
+    *,
+    store: StoreSettings | None = None,
+    environment: Mapping[str, str] | None = None,
+    log_to_driver: bool = False,
+    allow_unauthenticated: bool = False,
+) -> Iterator[ClusterAddress]:
+    """Connect this process to the cluster; its workers import our packages and can reach the store.
+
+    Within a connected process (a nested call, a task, a Tune trial) it joins what is there and leaves it open.
+
+    Args:
+        address: See ``resolve_address``.
+        store: Its place and profile, never its keys, are put into the workers' environment.
+        environment: More variables for the workers; nothing secret, Ray shows them to every client.
+        log_to_driver: Print what the workers print.
+        allow_unauthenticated: Accept a cluster on another machine that asks for no token.
+
+    Raises:
+        ClusterError: No cluster, not reachable, other versions of Ray or Python, a wrong token, or no token check.
+    """
+    import ray
+
+    found = resolve_address(address)
+    if ray.is_initialized():
+        _require_same(found, ray.get_runtime_context().gcs_address)
+        yield found
+        return
+    if found.scheme in ("http", "https"):
+        raise ClusterError(
+            f"a session's address must be HOST:PORT or ray://HOST:PORT, got {found.address} (from {found.source}). "
+            "Use `orchestrator submit` with this one."
+        )
+    with client_environment(found):
+        require_token(found, allow_unauthenticated=allow_unauthenticated)
+        _probe(found)
+        _connect(found, store_environment(store) | dict(environment or {}), log_to_driver=log_to_driver)
+        try:
+            yield found
+        finally:
+            ray.shutdown()
+
+
+def cluster_resources() -> dict[str, float]:
+    """Return what the connected cluster has in all: ``{"CPU": 4.0, "GPU": 1.0, ...}``."""
+    ray: Any = importlib.import_module("ray")
+    return {name: float(amount) for name, amount in ray.cluster_resources().items()}
+
+
+def require_resources(*, cpus: float = 0, gpus: float = 0) -> None:
+    """Refuse what the connected cluster can never hold; Ray itself would wait for ever.
+
+    Raises:
+        ClusterError: It has less.
+    """
+    there = cluster_resources()
+    for kind, asked in (("CPU", cpus), ("GPU", gpus)):
+        has = there.get(kind, 0.0)
+        if asked > has:
+            raise ClusterError(
+                f"the cluster must have {asked:g} {kind}s, got {has:g}. "
+                f"Ask for fewer workers, or add nodes (locally: `orchestrator down`, then `orchestrator up` "
+                f"with --{kind.lower()}s)."
+            )
+
+
+def store_environment(store: StoreSettings | None) -> dict[str, str]:
+    """Return the variables that tell boto3 and us where the store is; no key is among them."""
+    if store is None:
+        return {}
+    values = {
+        "ORCHESTRATOR_STORE": store.url,
+        "AWS_ENDPOINT_URL": store.endpoint_url,
+        "AWS_REGION": store.region,
+        "AWS_PROFILE": store.profile,
+        "AWS_SHARED_CREDENTIALS_FILE": store.credentials_file,
+    }
+    return {name: value for name, value in values.items() if value is not None}
+
+
+@contextmanager
+def client_environment(found: ClusterAddress) -> Iterator[None]:
+    """Let Ray's clients in this process use the cluster's token, and nothing but its address; then undo it.
+
+    Ray keeps both in process-wide caches and lets its variables override an address given as an argument.
+    """
+    from ray._private import ray_constants
+
+    before = dict(os.environ)
+    cluster_mode = ray_constants.ENABLE_RAY_CLUSTER
+    for name in ADDRESS_VARIABLES:
+        os.environ.pop(name, None)
+    os.environ.update(_token_variables(found))
+    if found.local is not None:
+        # Otherwise Ray replaces 127.0.0.1 by an address on which our head does not listen, and waits for minutes.
+        ray_constants.ENABLE_RAY_CLUSTER = False
+    _forget_token()
+    try:
+        yield
+    finally:
+        ray_constants.ENABLE_RAY_CLUSTER = cluster_mode
+        for name in (*ADDRESS_VARIABLES, "RAY_AUTH_MODE", "RAY_AUTH_TOKEN_PATH"):
+            os.environ.pop(name, None)
+            if name in before:
+                os.environ[name] = before[name]
+        _forget_token()
+
+
+def require_token(found: ClusterAddress, *, allow_unauthenticated: bool) -> None:
+    """Refuse to hand work to a cluster on another machine without a token: anybody could do the same.
+
+    Call it within ``client_environment``.
+
+    Raises:
+        ClusterError: There is no token and ``allow_unauthenticated`` is false.
+    """
+    if is_loopback(found.host) or JOB_VARIABLE in os.environ or allow_unauthenticated:
+        return
+    if os.environ.get("RAY_AUTH_MODE") != "token":
+        raise ClusterError(
+            f"a cluster on another machine must check a token, got {found.address} without one. Start it with "
+            "RAY_AUTH_MODE=token and set RAY_AUTH_TOKEN_PATH here to the file with its token."
+        )
+
+
+def _parsed(value: str, source: str, local: RayState | None) -> ClusterAddress:
+    found = ClusterAddress(value.rstrip("/"), source)
+    try:
+        valid = found.scheme in ("", "ray", "http", "https") and bool(found.host) and found.port > 0
+    except ValueError:
+        valid = False
+    if not valid or (not found.scheme and ":" not in value):
+        raise ConfigError(
+            f"the cluster's address must be HOST:PORT, ray://HOST:PORT, http(s)://HOST:PORT or auto, "
+            f"got {value!r} (from {source})."
+        )
+    ours = local is not None and is_loopback(found.host) and found.port in _ports(local)
+    return ClusterAddress(found.address, source, local if ours else None)
+
+
+def _ports(local: RayState) -> tuple[int, int]:
+    return int(local.address.rsplit(":", 1)[1]), int(local.dashboard_url.rsplit(":", 1)[1])
+
+
+def _require_same(found: ClusterAddress, connected: str) -> None:
+    host, port = connected.rsplit(":", 1)
+    same_host = found.host == host or is_loopback(found.host)
+    if found.scheme == "" and not (same_host and found.port == int(port)):
+        raise ClusterError(
+            f"a process can be connected to one cluster, got {found.address} (from {found.source}) "
+            f"while connected to {connected}. End that session first."
+        )
+
+
+def _token_variables(found: ClusterAddress) -> dict[str, str]:
+    """Pin Ray's mode: left open, some of its clients would send the token and others not."""
+    if found.local is not None:
+        return {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": found.local.token_file}
+    if "RAY_AUTH_MODE" in os.environ:
+        return {}
+    has_token = (
+        "RAY_AUTH_TOKEN" in os.environ
+        or "RAY_AUTH_TOKEN_PATH" in os.environ
+        or (Path.home() / ".ray" / "auth_token").exists()
+    )
+    return {"RAY_AUTH_MODE": "token" if has_token else "disabled"}
+
+
+def _forget_token() -> None:
+    """Make Ray read the mode and the token from the environment again."""
+    raylet: Any = importlib.import_module("ray._raylet")
+    raylet.Config.initialize("")
+    raylet.AuthenticationTokenLoader.instance().reset_cache()
+
+
+def token_header() -> dict[str, str]:
+    """Return the HTTP header with the cluster's token, empty without one; call it within ``client_environment``."""
+    raylet: Any = importlib.import_module("ray._raylet")
+    return dict(raylet.AuthenticationTokenLoader.instance().get_token_for_http_header())
+
+
+def _probe(found: ClusterAddress) -> None:
+    """Ask the control service for its version; ``ray.init`` itself may try a dead address for minutes."""
+    if found.scheme == "ray":
+        _require_port(found)
+        return
+    import ray
+
+    grpc: Any = importlib.import_module("grpc")
+    messages: Any = importlib.import_module("ray.core.generated.gcs_service_pb2")
+    services: Any = importlib.import_module("ray.core.generated.gcs_service_pb2_grpc")
+    metadata = tuple((name.lower(), value) for name, value in token_header().items())
+    with grpc.insecure_channel(f"{found.host}:{found.port}") as channel:
+        ask = services.NodeInfoGcsServiceStub(channel).CheckAlive
+        try:
+            reply = ask(messages.CheckAliveRequest(), timeout=CONNECT_S, metadata=metadata)
+        except grpc.RpcError as error:
+            raise _probe_error(found, error.code().name) from error
+    if reply.ray_version != ray.__version__:
+        raise ClusterError(
+            f"the cluster at {found.address} must run Ray {ray.__version__} like this machine, "
+            f"got Ray {reply.ray_version}. Install the same version on both."
+        )
+
+
+def _probe_error(found: ClusterAddress, code: str) -> ClusterError:
+    if code in ("UNAUTHENTICATED", "PERMISSION_DENIED"):
+        return ClusterError(
+            f"the cluster at {found.address} must accept our token, got {code}. "
+            "Set RAY_AUTH_TOKEN_PATH to the file with its token."
+        )
+    return _unreachable(found, code)
+
+
+def _unreachable(found: ClusterAddress, reason: str) -> ClusterError:
+    return ClusterError(
+        f"the Ray cluster at {found.address} (from {found.source}) must answer within {CONNECT_S:.0f} s, "
+        f"got {reason}. {START_CURE}"
+    )
+
+
+def _require_port(found: ClusterAddress) -> None:
+    try:
+        socket.create_connection((found.host, found.port), timeout=CONNECT_S).close()
+    except OSError as error:
+        raise _unreachable(found, type(error).__name__) from error
+
+
+def _connect(found: ClusterAddress, environment: dict[str, str], *, log_to_driver: bool) -> None:
+    import ray
+
+    try:
+        ray.init(
+            address=found.address,
+            namespace=NAMESPACE,
+            runtime_env=_without_jobs_own({"working_dir": str(stage()), "env_vars": environment}),
+            log_to_driver=log_to_driver,
+            logging_level=logging.WARNING,
+        )
+    except RuntimeError as error:
+        if "Version mismatch" not in str(error):
+            raise
+        raise ClusterError(
+            f"the cluster at {found.address} must run the same Ray and Python as this machine. "
+            f"{' '.join(str(error).split())} Install the same versions on both."
+        ) from error
+    except ConnectionError as error:
+        raise _unreachable(found, type(error).__name__) from error
+
+
+def _without_jobs_own(runtime_env: dict[str, Any]) -> dict[str, Any]:
+    """Leave out what a submitted job has set already; Ray refuses to be told twice."""
+    text = os.environ.get(JOB_VARIABLE)
+    if text is None:
+        return runtime_env
+    jobs_own = json.loads(text).get("runtime_env", {})
+    variables = {k: v for k, v in runtime_env["env_vars"].items() if k not in jobs_own.get("env_vars", {})}
+    rest = {key: value for key, value in runtime_env.items() if key not in jobs_own}
+    return {**rest, "env_vars": variables}
