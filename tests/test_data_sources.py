@@ -12,7 +12,7 @@ from PIL import Image
 from cluster.errors import ConfigError, NotFoundError
 from models.features import TARGET, ClassTarget, NumberTarget
 from orchestrator.data.manifest import SeriesTarget
-from orchestrator.data.sources import CIFAR10_CLASSES, SourceOptions, pixel_fields, prepare
+from orchestrator.data.sources import CIFAR10_CLASSES, SourceOptions, parse_options, pixel_fields, prepare
 
 SHARED = Path(__file__).parents[2] / "shared" / "data"
 random = np.random.default_rng(0)
@@ -327,6 +327,15 @@ def test_el_nino_is_a_monthly_series():
 def test_what_cannot_be_read_is_refused(source, format, options, error, message):
     with pytest.raises(error, match=message):
         prepare(source, format=format, options=SourceOptions(**options))
+
+
+def test_typed_options_are_checked():
+    options = parse_options({"classes": "cifar10", "split_sizes": [3, 2, 1], "side": 32})
+    assert options == SourceOptions(classes=("cifar10",), split_sizes=(3, 2, 1), side=32)
+    with pytest.raises(ConfigError, match="option must be one of classes, split_sizes, side, seed, got 'size'"):
+        parse_options({"size": 32})
+    with pytest.raises(ConfigError, match="option side must fit: Input should be greater than .* 16, got 3"):
+        parse_options({"side": 3})
 
 
 @needs("ml-100k/u.data")

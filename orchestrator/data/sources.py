@@ -25,7 +25,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image, UnidentifiedImageError
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from cluster.errors import ConfigError, NotFoundError
 from models.features import (
@@ -60,6 +60,11 @@ class SourceOptions(BaseModel):
     """Photo: pixels of its side. Default: 96."""
     seed: Annotated[int, Field(ge=0, lt=2**32)] | None = None
     """Where a split is drawn at random. Default: 0."""
+
+    @field_validator("classes", mode="before")
+    @classmethod
+    def _one_word_is_a_list(cls, value: object) -> object:
+        return (value,) if isinstance(value, str) else value
 
 
 @dataclass(frozen=True)
@@ -109,6 +114,23 @@ def prepare(source: str, *, format: str | None = None, options: SourceOptions | 
             f"source must be a file, a folder or one of {', '.join(BUNDLES)}, got {source!r}, which does not exist."
         )
     return FORMATS[format](source, options)
+
+
+def parse_options(values: Mapping[str, object]) -> SourceOptions:
+    """Return the options that a person typed.
+
+    Raises:
+        ConfigError: if there is no such option, or its value does not fit.
+    """
+    try:
+        return SourceOptions.model_validate(dict(values))
+    except ValidationError as error:
+        first = error.errors()[0]
+        name = first["loc"][0] if first["loc"] else "options"
+        if first["type"] == "extra_forbidden":
+            known = ", ".join(SourceOptions.model_fields)
+            raise ConfigError(f"option must be one of {known}, got {name!r}.") from error
+        raise ConfigError(f"option {name} must fit: {first['msg']}, got {first['input']!r}.") from error
 
 
 def read_huggingface_images(source: str, options: SourceOptions) -> Prepared:
