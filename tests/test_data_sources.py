@@ -334,7 +334,7 @@ def test_typed_options_are_checked():
     assert options == SourceOptions(classes=("cifar10",), split_sizes=(3, 2, 1), side=32)
     with pytest.raises(ConfigError, match="option must be one of classes, split_sizes, side, seed, got 'size'"):
         parse_options({"size": 32})
-    with pytest.raises(ConfigError, match="option side must fit: Input should be greater than .* 16, got 3"):
+    with pytest.raises(ConfigError, match=r"option side must fit: Input should be greater than .* 16, got 3"):
         parse_options({"side": 3})
 
 
