@@ -35,6 +35,7 @@ STORE_PORTS = ("s3", "master", "filer", "volume", "admin")
 STORE_START_S = 30.0
 RAY_START_S = 90.0  # seconds on a quiet machine, a minute on a crowded one
 STOP_GRACE_S = 5.0
+RAY_GRACE_S = 2.0  # a raylet drains for up to 30 s, for nobody: all its workers end with it
 START_ATTEMPTS = 3  # another program may take a port between our look and the server's start
 
 
@@ -304,7 +305,7 @@ def _dashboard_answers(state: RayState, token: str) -> bool:
 
 def _stop_ray(state: RayState) -> str:
     processes = ray_processes(state.temp_dir)
-    end_processes(processes)
+    end_processes(processes, grace_s=RAY_GRACE_S)
     end_processes(ray_processes(state.temp_dir), grace_s=0)  # what was born meanwhile
     shutil.rmtree(state.temp_dir, ignore_errors=True)
     return f"ended Ray at {state.address} ({len(processes)} processes)"

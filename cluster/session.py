@@ -109,7 +109,7 @@ def ray_session(
         )
     with client_environment(found):
         require_token(found, allow_unauthenticated=allow_unauthenticated)
-        _probe(found)
+        check_reachable(found)
         _connect(found, store_environment(store) | dict(environment or {}), log_to_driver=log_to_driver)
         try:
             yield found
@@ -199,6 +199,42 @@ def require_token(found: ClusterAddress, *, allow_unauthenticated: bool) -> None
         )
 
 
+def token_header() -> dict[str, str]:
+    """Return the HTTP header with the cluster's token, empty without one; call it within ``client_environment``."""
+    raylet: Any = importlib.import_module("ray._raylet")
+    return dict(raylet.AuthenticationTokenLoader.instance().get_token_for_http_header())
+
+
+def check_reachable(found: ClusterAddress) -> None:
+    """Ask the cluster for its version; call it within ``client_environment``.
+
+    Ray's own clients may try a dead address for minutes.
+
+    Raises:
+        ClusterError: No answer in time, another version of Ray, or our token is refused.
+    """
+    if found.scheme:
+        _require_port(found)
+        return
+    import ray
+
+    grpc: Any = importlib.import_module("grpc")
+    messages: Any = importlib.import_module("ray.core.generated.gcs_service_pb2")
+    services: Any = importlib.import_module("ray.core.generated.gcs_service_pb2_grpc")
+    metadata = tuple((name.lower(), value) for name, value in token_header().items())
+    with grpc.insecure_channel(f"{found.host}:{found.port}") as channel:
+        ask = services.NodeInfoGcsServiceStub(channel).CheckAlive
+        try:
+            reply = ask(messages.CheckAliveRequest(), timeout=CONNECT_S, metadata=metadata)
+        except grpc.RpcError as error:
+            raise _probe_error(found, error.code().name) from error
+    if reply.ray_version != ray.__version__:
+        raise ClusterError(
+            f"the cluster at {found.address} must run Ray {ray.__version__} like this machine, "
+            f"got Ray {reply.ray_version}. Install the same version on both."
+        )
+
+
 def _parsed(value: str, source: str, local: RayState | None) -> ClusterAddress:
     found = ClusterAddress(value.rstrip("/"), source)
     try:
@@ -247,36 +283,6 @@ def _forget_token() -> None:
     raylet: Any = importlib.import_module("ray._raylet")
     raylet.Config.initialize("")
     raylet.AuthenticationTokenLoader.instance().reset_cache()
-
-
-def token_header() -> dict[str, str]:
-    """Return the HTTP header with the cluster's token, empty without one; call it within ``client_environment``."""
-    raylet: Any = importlib.import_module("ray._raylet")
-    return dict(raylet.AuthenticationTokenLoader.instance().get_token_for_http_header())
-
-
-def _probe(found: ClusterAddress) -> None:
-    """Ask the control service for its version; ``ray.init`` itself may try a dead address for minutes."""
-    if found.scheme == "ray":
-        _require_port(found)
-        return
-    import ray
-
-    grpc: Any = importlib.import_module("grpc")
-    messages: Any = importlib.import_module("ray.core.generated.gcs_service_pb2")
-    services: Any = importlib.import_module("ray.core.generated.gcs_service_pb2_grpc")
-    metadata = tuple((name.lower(), value) for name, value in token_header().items())
-    with grpc.insecure_channel(f"{found.host}:{found.port}") as channel:
-        ask = services.NodeInfoGcsServiceStub(channel).CheckAlive
-        try:
-            reply = ask(messages.CheckAliveRequest(), timeout=CONNECT_S, metadata=metadata)
-        except grpc.RpcError as error:
-            raise _probe_error(found, error.code().name) from error
-    if reply.ray_version != ray.__version__:
-        raise ClusterError(
-            f"the cluster at {found.address} must run Ray {ray.__version__} like this machine, "
-            f"got Ray {reply.ray_version}. Install the same version on both."
-        )
 
 
 def _probe_error(found: ClusterAddress, code: str) -> ClusterError:
