@@ -115,10 +115,17 @@ def demo(
 ) -> None:
     """See all of it in about two minutes: push, train, sweep, deploy and query, on data that comes with the package."""
     from orchestrator.demo import run_demo
-    from orchestrator.display import emit
+    from orchestrator.display import emit, next_steps, out
 
     report = run_demo(keep=keep)
-    emit(report, as_json=json, show=lambda: None)
+
+    def show() -> None:
+        for query in report["queries"]:
+            out.print(f"asked   {query['ask']}\nanswer  {query['answer']}\ntruth   {query['truth']}\n", markup=False)
+        out.print(f"Everything is in {report['store']}; it took {sum(report['seconds'].values()):.0f} s.")
+        next_steps(*report["next"])
+
+    emit(report, as_json=json, show=show)
 
 
 @_command(app, "orchestrator doctor")
@@ -223,16 +230,16 @@ def data_push(
     store: StoreUrl = None,
 ) -> None:
     """Write a dataset into the store as verified Parquet shards. Pushing the same content twice changes nothing."""
-    from orchestrator.configfile import parse_document
+    from orchestrator.configfile import parse_words
     from orchestrator.data.push import push
+    from orchestrator.data.sources import parse_options
     from orchestrator.display import counting_progress, emit, next_steps, out
 
-    options = {}
-    for word in option or []:
-        key, _, text = word.partition("=")
-        options[key] = parse_document(f"value: {text}", source=word).values["value"]
-    with counting_progress("pushing") as progress:
-        result = push(_store(store), source, name=name, format=format, options=options, progress=progress)
+    opened = _store(store)
+    opened.check()
+    options = parse_options(parse_words(option or []))
+    with counting_progress("rows") as bar:
+        result = push(opened, source, name=name, format=format, options=options, progress=lambda n, of: bar(n, of, ""))
 
     def show() -> None:
         verb = "pushed" if result.changed else "unchanged"
@@ -249,13 +256,10 @@ def data_ls(json: Json = False, store: StoreUrl = None) -> None:
     from orchestrator.data.push import ls
     from orchestrator.display import emit, table
 
-    manifests = ls(_store(store))
-    rows = [
-        (m.name, m.version, sum(s.rows for s in m.splits.values()), ", ".join(m.features), m.source.format, m.created)
-        for m in manifests
-    ]
-    columns = ("dataset", "version", "rows", "features", "format", "created")
-    emit(manifests, as_json=json, show=lambda: table(columns, rows))
+    found = ls(_store(store))
+    rows = [(d.name, d.version, sum(d.rows.values()), ", ".join(d.features), d.source, d.created) for d in found]
+    columns = ("dataset", "version", "rows", "features", "source", "created")
+    emit(found, as_json=json, show=lambda: table(columns, rows))
 
 
 @_command(data_app, "orchestrator data show movielens-100k", name="show")
@@ -794,7 +798,7 @@ def endpoints(json: Json = False, address: Address = None, store: StoreUrl = Non
 
     opened = _store(store)
     with ray_session(address, store=opened.settings):
-        found = serving.endpoints(opened)
+        found = serving.endpoints()
     rows = [(e.name, e.version, e.status, e.replicas, e.url) for e in found]
     emit(found, as_json=json, show=lambda: table(("endpoint", "version", "status", "replicas", "url"), rows))
 

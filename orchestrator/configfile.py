@@ -83,17 +83,24 @@ def parse_document(text: str, *, source: str) -> Document:
 
 def with_overrides(document: Document, words: Sequence[str]) -> Document:
     """Return the document with every `dotted.key=value` applied; values are read as YAML."""
-    values = json.loads(json.dumps(document.values, default=str))
+    values = json.loads(json.dumps(document.values))
     lines = dict(document.lines)
-    for word in words:
-        key, equals, text = word.partition("=")
-        if not equals or not key.strip():
-            raise ConfigError(f"{word!r} must have the form key=value, such as train.epochs=5.")
-        value = parse_document(f"value: {text}", source=word).values["value"]
-        set_dotted(values, key.strip(), value)
-        path = tuple(key.strip().split("."))
+    for key, value in parse_words(words).items():
+        set_dotted(values, key, value)
+        path = tuple(key.split("."))
         lines = {p: n for p, n in lines.items() if p[: len(path)] != path} | {path: COMMAND_LINE}
     return Document(document.source, values, lines)
+
+
+def parse_words(words: Sequence[str]) -> dict[str, Any]:
+    """Read `key=value` words, the values as YAML."""
+    found = {}
+    for word in words:
+        key, equals, text = (part.strip() for part in word.partition("="))
+        if not equals or not key:
+            raise ConfigError(f"{word!r} must have the form key=value, such as train.epochs=5.")
+        found[key] = parse_document(f"value: {text}", source=word).values["value"]
+    return found
 
 
 def set_dotted(values: dict[str, Any], key: str, value: Any) -> None:

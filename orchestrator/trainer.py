@@ -366,22 +366,25 @@ def channels_last(record: RunRecord) -> bool:
     return chosen == "channels_last" or (chosen == "auto" and record.experiment.model.type == "cnn")
 
 
-def to_device(tensors: Mapping[str, Tensor], trainer: Trainer) -> dict[str, Tensor]:
-    """Move a batch; from pinned memory the copy overlaps the computation."""
+def to_device(
+    tensors: Mapping[str, Tensor], trainer: Trainer, *, augment_key: Counters | None = None
+) -> dict[str, Tensor]:
+    """Move a batch, from pinned memory beside the computation; change its pictures where a key is given."""
     batch = {name: t.to(trainer.world.device, non_blocking=True) for name, t in tensors.items()}
-    if channels_last(trainer.record):
-        for name, feature in trainer.record.signature.features.items():
-            if isinstance(feature, ImageFeature):
-                batch[name] = batch[name].contiguous(memory_format=torch.channels_last)
+    kinds = trainer.record.experiment.data.augment
+    for name, feature in trainer.record.signature.features.items():
+        if not isinstance(feature, ImageFeature):
+            continue
+        if augment_key and kinds:
+            batch[name] = augment(batch[name], kinds, key=augment_key)
+        if channels_last(trainer.record):
+            batch[name] = batch[name].contiguous(memory_format=torch.channels_last)
     return batch
 
 
 def _backward(trainer: Trainer, micro_batch: MicroBatch, counters: Counters, samples: int) -> Tensor:
-    batch = to_device(micro_batch.tensors, trainer)
     experiment = trainer.record.experiment
-    for name, feature in trainer.record.signature.features.items():
-        if isinstance(feature, ImageFeature) and experiment.data.augment:
-            batch[name] = augment(batch[name], experiment.data.augment, key=counters)
+    batch = to_device(micro_batch.tensors, trainer, augment_key=counters)
     set_random_state(trainer.network, **counters._asdict())
     _freeze_statistics_of_one(trainer.network, micro_batch.size)
     with _autocast(trainer):

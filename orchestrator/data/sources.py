@@ -42,6 +42,8 @@ from orchestrator.data.order import Ints, counter_key, permutation
 
 CIFAR10_CLASSES = tuple("airplane automobile bird cat deer dog frog horse ship truck".split())  # noqa: SIM905
 
+PHOTO_SIDE = 96
+
 _CONTEXT_ROWS = 720  # the longest lookback of the published ETT experiments
 _DECODE_THREADS = 4
 _SPLIT_KEY = 101  # first word of the key, so that splitting shares no random numbers with the sample order
@@ -57,7 +59,7 @@ class SourceOptions(BaseModel):
     split_sizes: tuple[Annotated[int, Field(gt=0)], ...] | None = None
     """Series: rows of train, validation and test; what is left over is not used. Default: 70, 10 and 20 %."""
     side: Annotated[int, Field(ge=16, le=512)] | None = None
-    """Photo: pixels of its side. Default: 96."""
+    """Photo: pixels of its side. Default: `PHOTO_SIDE`."""
     seed: Annotated[int, Field(ge=0, lt=2**32)] | None = None
     """Where a split is drawn at random. Default: 0."""
 
@@ -223,6 +225,21 @@ def pixel_fields(side: int) -> dict[str, Ints]:
     return fields
 
 
+def china_photo(side: int) -> npt.NDArray[np.uint8]:
+    """Return scikit-learn's photo of a Chinese palace, scaled to [side, side, 3]."""
+    from sklearn.datasets import load_sample_image
+
+    photo = Image.fromarray(load_sample_image("china.jpg"))
+    return np.asarray(photo.resize((side, side), Image.Resampling.LANCZOS))
+
+
+def split_pixels(side: int, *, seed: int) -> tuple[Ints, Ints]:
+    """Return the numbers (row * side + column) of the known half of a photo's pixels, and of the lost half."""
+    order = permutation(side * side, key=counter_key(_SPLIT_KEY, seed))
+    half = len(order) // 2
+    return np.sort(order[:half]), np.sort(order[half:])
+
+
 def _digits(source: str, options: SourceOptions) -> Prepared:
     from sklearn.datasets import load_digits
 
@@ -246,17 +263,12 @@ def _digits(source: str, options: SourceOptions) -> Prepared:
 
 
 def _china(source: str, options: SourceOptions) -> Prepared:
-    from sklearn.datasets import load_sample_image
-
     _only(options, source, "side", "seed")
-    side = options.side or 96
-    photo = Image.fromarray(load_sample_image("china.jpg")).resize((side, side), Image.Resampling.LANCZOS)
-    order = permutation(side * side, key=counter_key(_SPLIT_KEY, options.seed or 0))
-    half = len(order) // 2
-    pixels = {"train": np.sort(order[:half]), "test": np.sort(order[half:])}
+    side = options.side or PHOTO_SIDE
+    known, lost = split_pixels(side, seed=options.seed or 0)
     # A pixel is missing with all its channels.
-    rows = {split: (chosen[:, None] * 3 + np.arange(3)).ravel() for split, chosen in pixels.items()}
-    values = np.asarray(photo, np.float32).ravel()
+    rows = {"train": (known[:, None] * 3 + np.arange(3)).ravel(), "test": (lost[:, None] * 3 + np.arange(3)).ravel()}
+    values = china_photo(side).astype(np.float32).ravel()
     fields = {name: ids.astype(np.str_) for name, ids in pixel_fields(side).items()}
     features = {name: _categorical(ids[rows["train"]]) for name, ids in fields.items()}
     columns = {name: _indices(ids, features[name]) for name, ids in fields.items()} | {TARGET: values}
