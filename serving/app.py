@@ -74,10 +74,7 @@ class Model:
 
     @serve.batch(max_batch_size=MAX_BATCH_REQUESTS, batch_wait_timeout_s=BATCH_WAIT_S)
     async def _forward(self, batches: list[Batch]) -> list[Tensor]:
-        """Answer several requests in one pass."""
-        joined = {key: torch.cat([batch[key] for batch in batches]) for key in batches[0]}
-        sizes = [len(next(iter(batch.values()))) for batch in batches]
-        return list(torch.split(self._model.predict(joined), sizes))
+        return predict_together(self._model, batches)
 
 
 class Gateway:
@@ -89,6 +86,13 @@ class Gateway:
     async def url(self) -> str:
         """Where it is reached."""
         return self._url
+
+
+def predict_together(model: LoadedModel, batches: list[Batch]) -> list[Tensor]:
+    """Answer several requests in one pass, each with its own number of samples."""
+    joined = {name: torch.cat([batch[name] for batch in batches]) for name in batches[0]}
+    sizes = [len(next(iter(batch.values()))) for batch in batches]
+    return list(torch.split(model.predict(joined), sizes))
 
 
 def parse_content(kind: Kind, content: bytes, signature: Signature) -> tuple[Any, Batch]:

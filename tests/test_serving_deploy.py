@@ -1,0 +1,213 @@
+"""Deploying to a real local Ray with a real S3 server: nothing fails while versions change, and bad ones are refused."""
+
+import json
+import threading
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+
+import psutil
+import pytest
+import requests
+import torch
+from example_runs import EXAMPLES, write_run
+
+from cluster.errors import ConfigError, NotFoundError, RunFailedError
+from cluster.session import ray_session
+from models.network import example_batch
+from serving import registry
+from serving.access import read_url, token_path
+from serving.client import Client
+from serving.deploy import Endpoint, deploy, endpoints, rollback_endpoint, undeploy
+from serving.inputs import InputError
+from serving.protocol import output_tensor, request_of
+
+pytestmark = pytest.mark.ray
+SAMPLE = {"size": [5.0, 3.0], "colour": "red"}
+
+
+@pytest.fixture(scope="module")
+def module_store(store_server):
+    from cluster.storage import Store
+
+    settings = store_server.settings
+    return Store(settings.model_copy(update={"url": f"{settings.url}/serving"}))
+
+
+@pytest.fixture(scope="module")
+def session(ray_cluster, module_store) -> Iterator[None]:
+    with ray_session(store=module_store.settings):
+        yield
+        for endpoint in endpoints():
+            undeploy(endpoint.name)
+
+
+@pytest.fixture
+def table(session, module_store) -> Endpoint:
+    """Version v1 of `table`, deployed."""
+    promote(module_store, "table-1", seed=1)
+    registry.set_champion(module_store, name="table", version="v1")
+    return deploy(module_store, name="table", port=0)
+
+
+def promote(store, run: str, seed: int) -> registry.Version:
+    write_run(store, run=run, kind="table", seed=seed)
+    return registry.promote(store, run=run, name="table")
+
+
+def test_a_deployed_model_answers_over_http_as_in_this_process(table, module_store):
+    signature = EXAMPLES["table"][1]
+    batch = example_batch(signature, size=5, seed=8)
+    answer = Client(table.url).infer("table", request_of(batch, signature))
+    expected = registry.load(module_store, name="table", version="v1").predict(batch)
+    torch.testing.assert_close(output_tensor(answer["outputs"]), expected, atol=1e-5, rtol=0)
+    assert (answer["model_version"], table.version, table.status) == ("v1", "v1", "running")
+    assert answer["parameters"]["weights_sha256"] == table.weights_sha256
+    assert read_url() == table.url and endpoints() == [table]
+
+
+def test_requests_at_the_same_time_get_each_their_own_answer(table):
+    samples = [{"size": [i / 10, 3.0], "colour": "red"} for i in range(60)]
+    client = Client(table.url)
+    alone = [client.predict("table", sample)["prediction"]["probability"] for sample in samples]
+    with ThreadPoolExecutor(12) as pool:
+        together = [*pool.map(lambda s: Client(table.url).predict("table", s)["prediction"]["probability"], samples)]
+    assert together == pytest.approx(alone, abs=1e-5)
+
+
+def test_only_the_token_opens_and_the_server_is_on_loopback(table):
+    assert oct(token_path().stat().st_mode & 0o777) == "0o600"
+    predict = f"{table.url}/models/table/predict"
+    for headers in ({}, {"Authorization": "Bearer wrong"}):
+        refused = requests.post(predict, json=SAMPLE, headers=headers, timeout=30)
+        assert refused.status_code == 401 and refused.headers["WWW-Authenticate"].startswith("Bearer")
+        assert refused.json()["code"] == "unauthorized"
+    assert requests.get(f"{table.url}/v2/health/ready", timeout=30).json() == {"ready": True}
+    with pytest.raises(ConfigError, match="must accept the token, got 401"):
+        Client(table.url, "wrong").predict("table", SAMPLE)
+    port = int(table.url.rsplit(":", 1)[1])
+    listening = [c.laddr.ip for c in psutil.net_connections("tcp") if c.status == "LISTEN" and c.laddr.port == port]
+    assert listening == ["127.0.0.1"]
+
+
+def test_bad_requests_are_refused_and_leave_the_replica_alone(table):
+    client = Client(table.url)
+    with pytest.raises(InputError, match="size must be a list of 2") as refused:
+        client.predict("table", {**SAMPLE, "size": [1]})
+    assert (refused.value.code, refused.value.field) == ("wrong_shape", "size")
+    with pytest.raises(NotFoundError, match="the model must be deployed"):
+        client.predict("other", SAMPLE)
+    headers = {"Authorization": f"Bearer {token_path().read_text().strip()}"}
+    for body in (b"", b"[" * 100_000, b"\xff", b'{"size": [NaN, 1]}', b'{"colour": "\\ud800"}'):
+        answer = requests.post(f"{table.url}/models/table/predict", data=body, headers=headers, timeout=30)
+        assert (answer.status_code, answer.json()["code"]) == (400, "bad_json")
+    large = requests.post(f"{table.url}/models/table/predict", data=b"[" * (17 * 2**20), headers=headers, timeout=30)
+    assert (large.status_code, large.json()["code"]) == (413, "too_large")
+    assert client.predict("table", SAMPLE)["version"] == "v1"
+
+
+class Asking:
+    """A thread that asks one question after the other, and remembers versions and failures."""
+
+    def __init__(self, url: str) -> None:
+        self.versions: list[str] = []
+        self.failures: list[str] = []
+        self._url = url
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._run)
+
+    def __enter__(self) -> "Asking":
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stop.set()
+        self._thread.join()
+
+    def _run(self) -> None:
+        headers = {"Authorization": f"Bearer {token_path().read_text().strip()}"}
+        with requests.Session() as session:
+            while not self._stop.is_set():
+                answer = session.post(f"{self._url}/models/table/predict", json=SAMPLE, headers=headers, timeout=30)
+                if answer.ok:
+                    self.versions.append(answer.json()["version"])
+                else:
+                    self.failures.append(answer.text)
+
+
+def test_no_request_fails_while_a_version_replaces_another_and_is_rolled_back(table, module_store):
+    promote(module_store, "table-2", seed=2)
+    with Asking(table.url) as asking:
+        second = deploy(module_store, name="table")
+        assert (second.version, second.url) == ("v2", table.url)
+        assert Client(table.url).predict("table", SAMPLE)["version"] == "v2"
+        first = rollback_endpoint(module_store, "table")
+        assert first.version == registry.champion(module_store, "table") == "v1"
+        assert Client(table.url).predict("table", SAMPLE)["version"] == "v1"
+    assert asking.failures == []
+    changes = [v for v, before in zip(asking.versions, [None, *asking.versions], strict=False) if v != before]
+    assert changes == ["v1", "v2", "v1"]
+
+
+def test_a_damaged_version_is_refused_while_the_old_one_answers(table, module_store):
+    version = promote(module_store, "table-bad", seed=3).version
+    key = f"models/table/{version}/weights.safetensors"
+    weights = module_store.read(key)
+    module_store.write(key, weights[:-1] + bytes([weights[-1] ^ 1]))
+    with Asking(table.url) as asking, pytest.raises(RunFailedError, match="must match its SHA-256"):
+        deploy(module_store, name="table", version=version)
+    assert asking.failures == [] and set(asking.versions) == {"v1"}
+    [after] = endpoints()
+    assert (after.version, after.status) == ("v1", "running")
+
+
+def test_a_version_with_another_golden_answer_is_refused(table, module_store):
+    version = promote(module_store, "table-golden", seed=4).version
+    key = f"models/table/{version}/golden.json"
+    golden = json.loads(module_store.read(key))
+    golden["outputs"][0]["data"][0] += 0.1
+    module_store.write_json(key, golden)
+    with pytest.raises(RunFailedError, match="must answer its golden request as recorded"):
+        deploy(module_store, name="table", version=version)
+    assert Client(table.url).predict("table", SAMPLE)["version"] == "v1"
+
+
+def test_more_cpus_than_there_are_is_an_error_in_time_and_leaves_the_old_one(table, module_store):
+    with pytest.raises(RunFailedError, match="must start in time"):
+        deploy(module_store, name="table", cpus=1000, wait_s=5)
+    assert Client(table.url).predict("table", SAMPLE)["version"] == "v1"
+
+
+def test_no_request_fails_when_a_replica_is_killed(session, table, module_store):
+    deploy(module_store, name="table", version="v1", replicas=2)
+    client = Client(table.url)
+    with ThreadPoolExecutor(4) as pool:
+        asked = pool.map(lambda _: client.predict("table", SAMPLE)["version"], range(200))
+        replica = next(p for p in psutil.process_iter(["cmdline"]) if "ServeReplica:model-table" in _title(p))
+        replica.kill()
+        assert set(asked) == {"v1"}
+
+
+def _title(process: psutil.Process) -> str:
+    return " ".join(process.info["cmdline"] or [])
+
+
+def test_a_model_that_does_not_exist_is_not_deployed(table, module_store):
+    with pytest.raises(NotFoundError, match="it has: table"):
+        deploy(module_store, name="nothing")
+    with pytest.raises(NotFoundError, match="got table v999"):
+        deploy(module_store, name="table", version="v999")
+    with pytest.raises(NotFoundError, match="got 'nothing'; deployed: table"):
+        undeploy("nothing")
+    with pytest.raises(ConfigError, match="replicas must be 1 or more"):
+        deploy(module_store, name="table", replicas=0)
+
+
+def test_undeploying_the_last_model_leaves_no_process_of_serve(table, module_store):
+    undeploy("table")
+    assert endpoints() == []
+    gone = [p for p in psutil.process_iter(["cmdline"]) if "ServeReplica" in _title(p) or "ServeController" in _title(p)]
+    assert psutil.wait_procs(gone, timeout=20)[1] == []
+    with pytest.raises(requests.ConnectionError):
+        requests.get(table.url, timeout=5)
+    with pytest.raises(NotFoundError, match="deployed: none"):
+        undeploy("table")

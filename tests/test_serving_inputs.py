@@ -1,0 +1,428 @@
+"""What clients may send, in JSON, as a picture and in the Open Inference Protocol, and what they get back."""
+
+import base64
+import io
+import json
+
+import numpy as np
+import pytest
+import torch
+from example_runs import EXAMPLES, GREY, PICTURES, RATINGS, SERIES, TABLE
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from models.network import example_batch
+from serving.inputs import MAX_PIXELS, InputError, parse_picture, parse_samples, read_json
+from serving.outputs import describe_answers
+from serving.protocol import describe_output, describe_tensors, output_tensor, parse_request, request_of
+
+
+def picture(
+    mode: str = "RGB", size: tuple[int, int] = (8, 8), kind: str = "PNG", fill: object = None, **options
+) -> bytes:
+    file = io.BytesIO()
+    Image.new(mode, size, fill).save(file, kind, **options)
+    return file.getvalue()
+
+
+# ---- JSON text
+
+
+@pytest.mark.parametrize(
+    ("body", "message"),
+    [
+        (b"", "must be JSON"),
+        (b"{", "must be JSON"),
+        (b"{'a': 1}", "must be JSON"),
+        (b'{"a": 1,}', "must be JSON"),
+        (b'{"a": 1} x', "must be JSON"),
+        (b'{"a": NaN}', "must not hold NaN"),
+        (b'{"a": Infinity}', "must not hold Infinity"),
+        (b'{"a": [-Infinity]}', "must not hold -Infinity"),
+        (b'{"a": 1, "a": 2}', "must not hold a key twice"),
+        (b'[{"b": {"a": 1, "a": 1}}]', "must not hold a key twice"),
+        (b'"\xff"', "must be UTF-8"),
+        ('{"a": 1}'.encode("utf-16"), "must be"),
+        (b'\xef\xbb\xbf{"a": 1}', "must be JSON"),
+        (b'"\\ud800"', "half of a surrogate pair"),
+        (b'{"\\udfff": 1}', "half of a surrogate pair"),
+        (b"[" * 100_000, "must not be nested that deep"),
+        (b'{"a":' * 100_000, "must not be nested that deep"),
+        (b"1" * 5000, "integers of thousands of digits"),
+        (b'"a\x00b"', "must be JSON"),
+    ],
+)
+def test_what_is_not_strict_json_is_refused_with_400(body, message):
+    with pytest.raises(InputError, match=message) as refused:
+        read_json(body)
+    assert (refused.value.status, refused.value.code) == (400, "bad_json")
+
+
+def test_strict_json_is_read():
+    text = '{"a": [1, -2.5e3, true, null], "ü": "\\ud83d\\ude00"}'
+    assert read_json(text.encode()) == {"a": [1, -2500.0, True, None], "ü": "😀"}
+
+
+@given(st.binary(max_size=60))
+@settings(max_examples=300, deadline=None)
+def test_any_bytes_are_read_or_refused(body):
+    try:
+        json.dumps(read_json(body)).encode()
+    except InputError as error:
+        assert error.status == 400
+
+
+# ---- samples
+
+
+def test_a_sample_becomes_a_batch_of_one():
+    batch = parse_samples({"size": [5, 3.5], "colour": "blue"}, TABLE)
+    assert torch.equal(batch["size"], torch.tensor([[5.0, 3.5]]))
+    assert torch.equal(batch["colour"], torch.tensor([2]))
+
+
+def test_numbers_may_be_named_and_categories_may_be_whole_numbers():
+    batch = parse_samples([{"size": {"width": 3, "length": 5}, "colour": "red"}], TABLE)
+    assert torch.equal(batch["size"], torch.tensor([[5.0, 3.0]]))
+    assert parse_samples({"user": 196, "item": "242"}, RATINGS)["user"].tolist() == [1]
+
+
+def test_a_category_that_training_never_saw_is_index_0_and_reported():
+    batch = parse_samples([{"user": "196", "item": "999"}, {"user": "x", "item": 302}], RATINGS)
+    assert (batch["user"].tolist(), batch["item"].tolist()) == ([1, 0], [0, 2])
+    assert describe_answers(torch.tensor([3.5, 4.0]), batch, RATINGS) == [
+        {"value": 3.5, "unseen": ["item"]},
+        {"value": 4.0, "unseen": ["user"]},
+    ]
+
+
+def test_a_series_may_be_rows_or_objects():
+    rows = [[float(t), -float(t)] for t in range(6)]
+    objects = [{"heat": b, "load": a} for a, b in rows]
+    assert torch.equal(parse_samples({"series": rows}, SERIES)["series"], torch.tensor([rows]))
+    assert torch.equal(parse_samples({"series": objects}, SERIES)["series"], torch.tensor([rows]))
+
+
+def test_a_picture_may_be_pixels_or_base64():
+    pixels = torch.randint(0, 256, (3, 8, 8), dtype=torch.uint8)
+    file = io.BytesIO()
+    Image.fromarray(pixels.permute(1, 2, 0).numpy()).save(file, "PNG")
+    text = base64.b64encode(file.getvalue()).decode()
+    for value in (pixels.tolist(), text, "data:image/png;base64," + text):
+        assert torch.equal(parse_samples({"image": value}, PICTURES)["image"][0], pixels)
+    assert torch.equal(parse_picture(file.getvalue(), PICTURES)["image"][0], pixels)
+
+
+LONG = "x" * 1025
+BAD_SAMPLES = [
+    (TABLE, None, "wrong_type", None),
+    (TABLE, 3, "wrong_type", None),
+    (TABLE, "text", "wrong_type", None),
+    (TABLE, [], "wrong_size", None),
+    (TABLE, [{}] * 1025, "wrong_size", None),
+    (TABLE, [[]], "wrong_type", "[0]"),
+    (TABLE, {}, "missing_field", "colour"),
+    (TABLE, {"colour": "red"}, "missing_field", "size"),
+    (TABLE, {"size": [1, 2], "colour": "red", "x": 1}, "unknown_field", "x"),
+    (TABLE, [{"size": [1, 2], "colour": "red"}, {"size": [1, 2]}], "missing_field", "[1].colour"),
+    (TABLE, {"size": [1], "colour": "red"}, "wrong_shape", "size"),
+    (TABLE, {"size": [1, 2, 3], "colour": "red"}, "wrong_shape", "size"),
+    (TABLE, {"size": [], "colour": "red"}, "wrong_shape", "size"),
+    (TABLE, {"size": 1, "colour": "red"}, "wrong_type", "size"),
+    (TABLE, {"size": "1,2", "colour": "red"}, "wrong_type", "size"),
+    (TABLE, {"size": [1, "2"], "colour": "red"}, "wrong_type", "size[1]"),
+    (TABLE, {"size": [1, True], "colour": "red"}, "wrong_type", "size[1]"),
+    (TABLE, {"size": [1, None], "colour": "red"}, "wrong_type", "size[1]"),
+    (TABLE, {"size": [1, [2]], "colour": "red"}, "wrong_type", "size[1]"),
+    (TABLE, {"size": [1, float("inf")], "colour": "red"}, "out_of_range", "size[1]"),
+    (TABLE, {"size": [1, float("nan")], "colour": "red"}, "out_of_range", "size[1]"),
+    (TABLE, {"size": [1, 1e39], "colour": "red"}, "out_of_range", "size[1]"),
+    (TABLE, {"size": [1, 10**400], "colour": "red"}, "out_of_range", "size[1]"),
+    (TABLE, {"size": {"length": 1}, "colour": "red"}, "missing_field", "size.width"),
+    (TABLE, {"size": {"length": 1, "width": 2, "x": 3}, "colour": "red"}, "unknown_field", "size.x"),
+    (TABLE, {"size": [1, 2], "colour": None}, "wrong_type", "colour"),
+    (TABLE, {"size": [1, 2], "colour": 1.5}, "wrong_type", "colour"),
+    (TABLE, {"size": [1, 2], "colour": True}, "wrong_type", "colour"),
+    (TABLE, {"size": [1, 2], "colour": ["red"]}, "wrong_type", "colour"),
+    (TABLE, {"size": [1, 2], "colour": LONG}, "too_long", "colour"),
+    (RATINGS, {"user": 2**63, "item": 1}, "out_of_range", "user"),
+    (RATINGS, {"user": -(10**400), "item": 1}, "out_of_range", "user"),
+    (SERIES, {"series": []}, "wrong_shape", "series"),
+    (SERIES, {"series": [[1, 2]] * 5}, "wrong_shape", "series"),
+    (SERIES, {"series": [[1, 2]] * 7}, "wrong_shape", "series"),
+    (SERIES, {"series": [[1, 2]] * 5 + [[1]]}, "wrong_shape", "series[5]"),
+    (SERIES, {"series": [1] * 6}, "wrong_type", "series[0]"),
+    (SERIES, {"series": [{"load": 1}] * 6}, "missing_field", "series[0].heat"),
+    (SERIES, {"series": [[[1, 2]]] * 6}, "wrong_shape", "series[0]"),
+    (PICTURES, {"image": "no base64!"}, "bad_base64", "image"),
+    (PICTURES, {"image": ""}, "bad_picture", "image"),
+    (PICTURES, {"image": "AAAA"}, "bad_picture", "image"),
+    (PICTURES, {"image": "data:text/html;base64,AAAA"}, "bad_base64", "image"),
+    (PICTURES, {"image": [[[0] * 8] * 8] * 2}, "wrong_shape", "image"),
+    (PICTURES, {"image": [[[0] * 8] * 8, [[0] * 8] * 8, [[0] * 8] * 7]}, "wrong_shape", "image[2]"),
+    (PICTURES, {"image": [[[256] * 8] * 8] * 3}, "out_of_range", "image"),
+    (PICTURES, {"image": [[[-1] * 8] * 8] * 3}, "out_of_range", "image"),
+    (PICTURES, {"image": [[[0.5] * 8] * 8] * 3}, "out_of_range", "image"),
+]
+
+
+@pytest.mark.parametrize(("signature", "value", "code", "field"), BAD_SAMPLES)
+def test_a_bad_sample_is_refused_by_field(signature, value, code, field):
+    with pytest.raises(InputError) as refused:
+        parse_samples(value, signature)
+    assert (refused.value.code, refused.value.field, refused.value.status) == (code, field, 422)
+    assert len(str(refused.value)) < 300
+
+
+# ---- pictures
+
+
+@pytest.mark.parametrize("kind", ["PNG", "JPEG"])
+@pytest.mark.parametrize("size", [(8, 8), (1, 1), (30, 20), (500, 2)])
+def test_a_picture_of_any_size_is_scaled(kind, size):
+    image = parse_picture(picture(size=size, kind=kind, fill=(200, 100, 50)), PICTURES)["image"]
+    assert image.shape == (1, 3, 8, 8) and image.dtype == torch.uint8
+    assert (image[0].float().mean((1, 2)) - torch.tensor([200.0, 100.0, 50.0])).abs().max() < 4
+
+
+@pytest.mark.parametrize(
+    ("content", "expected"),
+    [
+        (picture("L", fill=77), (77, 77, 77)),
+        (picture("1", fill=1), (255, 255, 255)),
+        (picture("P", fill=0), (0, 0, 0)),
+        (picture("RGBA", fill=(10, 20, 30, 255)), (10, 20, 30)),
+        (picture("RGBA", fill=(10, 20, 30, 0)), (255, 255, 255)),
+        (picture("LA", fill=(100, 0)), (255, 255, 255)),
+        (picture("I;16", fill=40_000), (156, 156, 156)),
+        (picture("CMYK", kind="JPEG", fill=(0, 0, 0, 0)), (255, 255, 255)),
+    ],
+)
+def test_every_kind_of_pixel_is_converted(content, expected):
+    image = parse_picture(content, PICTURES)["image"][0].float().mean((1, 2))
+    assert (image - torch.tensor(expected).float()).abs().max() < 3
+    assert parse_picture(content, GREY)["image"].shape == (1, 1, 8, 8)
+
+
+def test_a_photo_is_turned_as_its_exif_says():
+    upright = np.zeros((8, 8, 3), np.uint8)
+    upright[:4] = 255  # white above
+    exif = Image.Exif()
+    exif[0x0112] = 6  # stored lying on its left side
+    file = io.BytesIO()
+    Image.fromarray(np.rot90(upright).copy()).save(file, "JPEG", exif=exif, quality=100)
+    image = parse_picture(file.getvalue(), PICTURES)["image"][0].float()
+    assert image[:, :3].mean() > 240 and image[:, 5:].mean() < 15
+
+
+def test_a_bomb_is_refused_before_it_is_decoded():
+    small = picture("L", size=(1, 1))
+    for width in (MAX_PIXELS + 1, 12_000 * 12_000, 50_000 * 50_000 // 1000):
+        header = small[:16] + width.to_bytes(4, "big") + (1000).to_bytes(4, "big") + small[24:29]
+        import zlib
+
+        bomb = header + zlib.crc32(header[12:29]).to_bytes(4, "big") + small[33:]
+        with pytest.raises(InputError, match="must have 25,000,000 pixels or fewer"):
+            parse_picture(bomb, PICTURES)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"",
+        b"hello",
+        picture()[:40],
+        picture(size=(64, 64), kind="JPEG")[:300],
+        picture(kind="GIF"),
+        picture(kind="BMP"),
+        picture(kind="TIFF"),
+        b"<svg xmlns='http://www.w3.org/2000/svg'/>",
+        b"\x89PNG\r\n\x1a\n" + b"\0" * 100,
+        b"\xff\xd8\xff\xe0" + b"\0" * 100,
+        b"%PDF-1.4",
+    ],
+)
+def test_what_is_no_whole_png_or_jpeg_is_refused(content):
+    with pytest.raises(InputError, match="must be a whole PNG or JPEG picture") as refused:
+        parse_picture(content, PICTURES)
+    assert (refused.value.code, refused.value.status) == ("bad_picture", 422)
+
+
+@given(st.data())
+@settings(max_examples=150, deadline=None)
+def test_a_damaged_picture_is_read_or_refused(data):
+    content = bytearray(picture(size=(16, 16), kind=data.draw(st.sampled_from(["PNG", "JPEG"])), fill=(9, 99, 200)))
+    for _ in range(data.draw(st.integers(1, 5))):
+        content[data.draw(st.integers(0, len(content) - 1))] = data.draw(st.integers(0, 255))
+    try:
+        assert parse_picture(bytes(content), PICTURES)["image"].shape == (1, 3, 8, 8)
+    except InputError as error:
+        assert error.code in ("bad_picture", "too_many_pixels")
+
+
+def test_a_picture_for_another_model_is_refused_with_415():
+    with pytest.raises(InputError, match="must be sent JSON with colour, size, got a picture") as refused:
+        parse_picture(picture(), TABLE)
+    assert refused.value.status == 415
+
+
+# ---- answers
+
+
+def test_a_class_comes_with_its_probability_and_the_top_five():
+    probabilities = torch.tensor([[0.05, 0.4, 0.1, 0.25, 0.02, 0.18]])
+    [answer] = describe_answers(probabilities, parse_samples({"size": [1, 2], "colour": "red"}, TABLE), TABLE)
+    assert answer["class"] == "virginica" and answer["probability"] == pytest.approx(0.4)
+    assert [entry["class"] for entry in answer["top"]] == ["virginica", "a", "c", "versicolor", "setosa"]
+    assert "unseen" not in answer
+
+
+def test_a_forecast_names_its_channels():
+    answers = describe_answers(torch.tensor([[[1.0, 2.0], [3.0, 4.0], [5.0, 6.0]]]), {}, SERIES)
+    assert answers == [{"forecast": [{"load": 1, "heat": 2}, {"load": 3, "heat": 4}, {"load": 5, "heat": 6}]}]
+
+
+def test_an_answer_that_json_cannot_hold_is_refused():
+    for output in (torch.tensor([float("nan")]), torch.tensor([float("inf")])):
+        with pytest.raises(InputError, match="must lead to a finite answer"):
+            describe_answers(output, {}, RATINGS)
+
+
+# ---- Open Inference Protocol
+
+
+@pytest.mark.parametrize("kind", EXAMPLES)
+def test_a_request_made_of_a_batch_is_parsed_back_to_its_bits(kind):
+    signature = EXAMPLES[kind][1]
+    batch = example_batch(signature, size=5, seed=1)
+    parsed = parse_request(json.loads(json.dumps(request_of(batch, signature))), signature)
+    assert parsed.keys() == batch.keys()
+    assert all(torch.equal(parsed[name], batch[name]) and parsed[name].dtype == batch[name].dtype for name in batch)
+
+
+def test_data_may_be_nested_and_categories_may_be_columns():
+    nested = {"name": "size", "shape": [2, 2], "datatype": "FP64", "data": [[1, 2], [3, 4]]}
+    column = {"name": "colour", "shape": [2, 1], "datatype": "BYTES", "data": [["red"], ["blue"]]}
+    batch = parse_request({"inputs": [nested, column]}, TABLE)
+    assert batch["size"].tolist() == [[1, 2], [3, 4]] and batch["colour"].tolist() == [1, 2]
+
+
+def test_tensors_are_described():
+    assert describe_tensors(TABLE) == {
+        "inputs": [
+            {"name": "colour", "datatype": "BYTES", "shape": [-1]},
+            {"name": "size", "datatype": "FP32", "shape": [-1, 2]},
+        ],
+        "outputs": [{"name": "probabilities", "datatype": "FP32", "shape": [-1, 6]}],
+    }
+    assert describe_tensors(PICTURES)["inputs"] == [{"name": "image", "datatype": "UINT8", "shape": [-1, 3, 8, 8]}]
+    assert describe_tensors(SERIES)["outputs"] == [{"name": "forecast", "datatype": "FP32", "shape": [-1, 3, 2]}]
+    assert describe_tensors(RATINGS)["outputs"] == [{"name": "value", "datatype": "FP32", "shape": [-1]}]
+
+
+def test_outputs_are_read_back_to_their_bits():
+    output = torch.randn(2, 3, 2)
+    assert torch.equal(output_tensor(json.loads(json.dumps(describe_output(output, SERIES)))), output)
+
+
+def size_tensor(**changes: object) -> dict[str, object]:
+    return {"name": "size", "shape": [1, 2], "datatype": "FP32", "data": [1.0, 2.0], **changes}
+
+
+def colour_tensor(**changes: object) -> dict[str, object]:
+    return {"name": "colour", "shape": [1], "datatype": "BYTES", "data": ["red"], **changes}
+
+
+def request(size: object = None, colour: object = None, **more: object) -> dict[str, object]:
+    return {"inputs": [size or size_tensor(), colour or colour_tensor()], **more}
+
+
+BAD_REQUESTS = [
+    (None, "wrong_type"),
+    ([], "wrong_type"),
+    ({}, "missing_field"),
+    ({"inputs": None}, "missing_field"),
+    ({"inputs": {}}, "missing_field"),
+    ({"inputs": []}, "missing_field"),
+    ({"inputs": [3]}, "wrong_type"),
+    ({"inputs": [size_tensor()]}, "missing_field"),
+    (request(more=1), "unknown_field"),
+    (request(id=3), "wrong_type"),
+    (request(id="x" * 257), "wrong_type"),
+    (request(parameters=[]), "wrong_type"),
+    (request(outputs={}), "unknown_output"),
+    (request(outputs=[{"name": "other"}]), "unknown_output"),
+    (request(outputs=["probabilities"]), "unknown_output"),
+    ({"inputs": [size_tensor(), size_tensor(), colour_tensor()]}, "duplicate_field"),
+    (request(size_tensor(name="x")), "unknown_field"),
+    (request(size_tensor(name=None)), "unknown_field"),
+    (request(size_tensor(name=["size"])), "unknown_field"),
+    (request(size_tensor(extra=1)), "unknown_field"),
+    (request(size_tensor(shape=None)), "wrong_shape"),
+    (request(size_tensor(shape=[])), "wrong_shape"),
+    (request(size_tensor(shape=[2])), "wrong_shape"),
+    (request(size_tensor(shape=[1, 3])), "wrong_shape"),
+    (request(size_tensor(shape=[1, 2.0])), "wrong_shape"),
+    (request(size_tensor(shape=["1", 2])), "wrong_shape"),
+    (request(size_tensor(shape=[True, 2])), "wrong_shape"),
+    (request(size_tensor(shape=[0, 2], data=[])), "wrong_size"),
+    (request(size_tensor(shape=[-1, 2])), "wrong_size"),
+    (request(size_tensor(shape=[10**9, 2])), "wrong_size"),
+    (request(size_tensor(shape=[2, 2])), "wrong_shape"),
+    (request(size_tensor(shape=[2, 2], data=[1, 2, 3, 4])), "wrong_shape"),
+    (request(size_tensor(datatype=None)), "wrong_datatype"),
+    (request(size_tensor(datatype="BYTES")), "wrong_datatype"),
+    (request(size_tensor(datatype="float32")), "wrong_datatype"),
+    (request(size_tensor(datatype=["FP32"])), "wrong_datatype"),
+    (request({k: v for k, v in size_tensor().items() if k != "data"}), "missing_field"),
+    (request(size_tensor(data=None)), "wrong_type"),
+    (request(size_tensor(data="AAAA")), "wrong_type"),
+    (request(size_tensor(data=[1])), "wrong_shape"),
+    (request(size_tensor(data=[1, 2, 3])), "wrong_shape"),
+    (request(size_tensor(data=[[1, 2], [3]])), "wrong_shape"),
+    (request(size_tensor(data=[[1, [2]]])), "wrong_type"),
+    (request(size_tensor(data=[1, "2"])), "wrong_type"),
+    (request(size_tensor(data=[1, 1e300])), "out_of_range"),
+    (request(None, colour_tensor(datatype="INT64", data=[1])), "wrong_datatype"),
+    (request(None, colour_tensor(data=[1])), "wrong_type"),
+    (request(None, colour_tensor(data=[None])), "wrong_type"),
+    (request(None, colour_tensor(data="red")), "wrong_shape"),
+    (request(None, colour_tensor(data=[])), "wrong_shape"),
+    (request(None, colour_tensor(data=[LONG])), "too_long"),
+    (request(None, colour_tensor(shape=[1, 2])), "wrong_shape"),
+]
+
+
+@pytest.mark.parametrize(("body", "code"), BAD_REQUESTS)
+def test_a_bad_request_is_refused(body, code):
+    with pytest.raises(InputError) as refused:
+        parse_request(body, TABLE)
+    assert (refused.value.code, refused.value.status) == (code, 422)
+
+
+JSON_VALUES = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5),
+    lambda inner: (
+        st.lists(inner, max_size=4)
+        | st.dictionaries(
+            st.sampled_from(
+                ["inputs", "name", "shape", "datatype", "data", "size", "colour", "user", "series", "image"]
+            ),
+            inner,
+            max_size=4,
+        )
+    ),
+    max_leaves=20,
+)
+
+
+@given(JSON_VALUES)
+@settings(max_examples=300, deadline=None)
+def test_any_json_is_parsed_or_refused(value):
+    for _, signature in EXAMPLES.values():
+        for parse in (parse_samples, parse_request):
+            try:
+                parse(value, signature)
+            except InputError as error:
+                json.dumps(error.body()).encode()
