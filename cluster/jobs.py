@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from ray.job_submission import JobSubmissionClient
 
 POLL_S = 0.25
+CHATTY_LOGGERS = ("ray.dashboard.modules.dashboard_sdk", "ray.dashboard.modules.job.sdk", "ray._private.runtime_env")
 FINAL = ("SUCCEEDED", "FAILED", "STOPPED")
 
 
@@ -194,7 +195,8 @@ def _client(address: str | None, *, allow_unauthenticated: bool = False) -> "Ite
     from ray.exceptions import AuthenticationError
     from ray.job_submission import JobSubmissionClient
 
-    logging.getLogger("ray").setLevel(logging.WARNING)  # it tells of every upload
+    for name in CHATTY_LOGGERS:
+        logging.getLogger(name).setLevel(logging.WARNING)
     found = resolve_address(address)
     with client_environment(found):
         require_token(found, allow_unauthenticated=allow_unauthenticated)

@@ -23,7 +23,7 @@ import psutil
 
 from cluster.config import StoreSettings
 from cluster.errors import ClusterError, StoreError
-from cluster.state import LocalState, ProcessRecord, RayState, StoreState, home, read_state, write_state
+from cluster.state import LocalState, ProcessRecord, RayState, StoreState, home, read_started, read_state, write_state
 from cluster.storage import RetryPolicy, Store
 
 BUCKET = "orchestrator"
@@ -55,6 +55,7 @@ def up(
     """
     with _locked():
         before = read_state()
+        _clean_up_after(read_started().ray)
         need_ray, need_store = with_ray and before.ray is None, with_store and before.store is None
         if not need_ray and not need_store:
             return before
@@ -81,7 +82,7 @@ def down(*, delete_data: bool = False) -> list[str]:
         delete_data: Delete the objects of the local store too.
     """
     with _locked():
-        state = read_state()
+        state = LocalState(ray=read_started().ray, store=read_state().store)  # a dead head may have live workers
         with ThreadPoolExecutor(2) as pool:
             ended = [*pool.map(lambda stop: stop(), _stops(state))]
         (home() / "local.json").unlink(missing_ok=True)
@@ -94,6 +95,12 @@ def down(*, delete_data: bool = False) -> list[str]:
 def status() -> LocalState:
     """Return what is running; a dead half is ``None``."""
     return read_state()
+
+
+def _clean_up_after(ray: RayState | None) -> None:
+    """End what a head that died by itself has left behind."""
+    if ray is not None and not ray.running():
+        _stop_ray(ray)
 
 
 def _stops(state: LocalState) -> Iterator[Callable[[], str]]:
@@ -309,6 +316,12 @@ def _stop_ray(state: RayState) -> str:
     end_processes(ray_processes(state.temp_dir), grace_s=0)  # what was born meanwhile
     shutil.rmtree(state.temp_dir, ignore_errors=True)
     return f"ended Ray at {state.address} ({len(processes)} processes)"
+
+
+def processes_of(state: LocalState) -> list[psutil.Process]:
+    """Return the live processes of a local cluster."""
+    server = state.store.process.find() if state.store else None
+    return [*(ray_processes(state.ray.temp_dir) if state.ray else []), *([server] if server else [])]
 
 
 def ray_processes(temp_dir: str) -> list[psutil.Process]:

@@ -78,14 +78,23 @@ def home() -> Path:
 
 
 def read_state() -> LocalState:
-    """Return what was started, dead halves left out.
+    """Return what runs: what was started, dead halves left out.
 
     Raises:
         ConfigError: The state file is not one that this version wrote.
     """
+    state = read_started()
+    return LocalState(
+        ray=state.ray if state.ray and state.ray.running() else None,
+        store=state.store if state.store and state.store.running() else None,
+    )
+
+
+def read_started() -> LocalState:
+    """Return what was started, whether it still runs or not; it raises like ``read_state``."""
     path = home() / STATE_FILE
     try:
-        state = LocalState.model_validate_json(path.read_bytes())
+        return LocalState.model_validate_json(path.read_bytes())
     except FileNotFoundError:
         return LocalState()
     except ValidationError as error:
@@ -93,10 +102,6 @@ def read_state() -> LocalState:
             f"{path} must be a state that `orchestrator up` wrote, got {error.errors()[0]['msg']!r}. "
             "Delete the file, then run `orchestrator up`."
         ) from error
-    return LocalState(
-        ray=state.ray if state.ray and state.ray.running() else None,
-        store=state.store if state.store and state.store.running() else None,
-    )
 
 
 def write_state(state: LocalState) -> None:

@@ -5,11 +5,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from uuid import uuid4
 
-import psutil
 import pytest
 
 from cluster import local
-from cluster.state import LocalState, RayState, StoreState
+from cluster.state import RayState, StoreState
 from cluster.storage import Store
 
 USER_VARIABLES = ("AWS_", "RAY_", "ORCHESTRATOR_")
@@ -34,7 +33,7 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         yield path
         state = local.status()
         local.down()
-        assert processes_of(state) == []
+        assert local.processes_of(state) == []
 
 
 @pytest.fixture(scope="session")
@@ -58,10 +57,3 @@ def ray_cluster(store_server: StoreState) -> RayState:
     state = local.up(cpus=LOGICAL_CPUS).ray
     assert state is not None
     return state
-
-
-def processes_of(state: LocalState) -> list[psutil.Process]:
-    """Return the live processes of a local cluster."""
-    ours = local.ray_processes(state.ray.temp_dir) if state.ray else []
-    server = state.store.process.find() if state.store else None
-    return [*ours, *([server] if server else [])]
