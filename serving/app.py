@@ -41,7 +41,7 @@ MAX_BATCH_REQUESTS = 32
 BATCH_WAIT_S = 0.002
 MAX_ONGOING_REQUESTS = 64
 MAX_QUEUED_REQUESTS = 256
-START_ATTEMPTS = 3
+START_ATTEMPTS = 1  # what fails is damage or a wrong version, which stays; the store retries by itself
 LISTED_VALUES = 200  # of a category, in a model's description
 
 T = TypeVar("T")

@@ -6,6 +6,7 @@ import json
 import math
 import time
 from collections.abc import Mapping, Sequence
+from http import HTTPStatus
 from pathlib import Path
 from typing import Any
 
@@ -60,7 +61,7 @@ class Client:
             NotFoundError: if no such model is deployed.
             ConfigError: if the token is refused.
             RunFailedError: if the server fails, or stays overloaded.
-            ClusterError: if nothing answers at the URL.
+            ClusterError: if nothing answers at the URL, or something else than an endpoint.
         """
         path = f"/models/{name}/predict"
         if isinstance(inputs, Path):
@@ -99,7 +100,7 @@ class Client:
             if response is None or (response.status_code == 503 and time.monotonic() < deadline):
                 time.sleep(_pause_s(response))
                 continue
-            if response.ok:
+            if response.status_code == HTTPStatus.OK:
                 answer: dict[str, Any] = response.json()
                 return answer
             raise _error(response, self.url)
@@ -268,15 +269,16 @@ def _is_refused(error: requests.RequestException) -> bool:
 
 
 def _error(response: requests.Response, url: str) -> Exception:
+    status = response.status_code
+    if status == HTTPStatus.UNAUTHORIZED:
+        return ConfigError(f"{url} must accept the token, got 401. Set {TOKEN_VARIABLE}, or check {token_path()}.")
     try:
         body = response.json()
         code, field, message = body["code"], body["field"], body["message"]
     except (ValueError, KeyError, TypeError):
-        code, field, message = "unknown", None, f"{url} must answer in JSON, got HTTP {response.status_code}."
-    if response.status_code == 401:
-        return ConfigError(f"{url} must accept the token, got 401. Set {TOKEN_VARIABLE}, or check {token_path()}.")
-    if response.status_code == 404:
+        return ClusterError(f"{url} must be an endpoint of orchestrator, got HTTP {status}. Check the address.")
+    if status == HTTPStatus.NOT_FOUND:
         return NotFoundError(message)
-    if response.status_code < 500:
-        return InputError(code, field, message, status=response.status_code)
+    if status < HTTPStatus.INTERNAL_SERVER_ERROR:
+        return InputError(code, field, message, status=status)
     return RunFailedError(message)

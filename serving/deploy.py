@@ -1,5 +1,6 @@
 """Deploys a version from the registry to Ray Serve, and takes it back. Call inside a Ray session."""
 
+import logging
 import socket
 import time
 from collections.abc import Iterable
@@ -31,6 +32,9 @@ from serving.version import Version
 
 LOOPBACK = "127.0.0.1"
 POLL_S = 0.2
+
+# at INFO Serve tells whoever deploys about its own connections
+logging.getLogger("ray.serve").setLevel(logging.WARNING)
 
 
 @dataclass(frozen=True)
@@ -68,8 +72,8 @@ def deploy(
 ) -> Endpoint:
     """Serve a version, or the champion, and return once a real query through HTTP was answered as recorded.
 
-    An endpoint of that name goes on answering with its old version until the new one does. A gateway that runs is
-    kept, with its host and port.
+    An endpoint of that name goes on answering with its old version until the new one does; one that serves this
+    version already is only asked. A gateway that runs is kept, with its host and port.
 
     Args:
         store: where the registry is.
@@ -94,7 +98,8 @@ def deploy(
     before = _describe(name)
     try:
         url = _ensure_gateway(tokens, host=host, port=port, deadline=deadline)
-        _roll_out(store, name=name, version=wanted.version, replicas=replicas, cpus=cpus, deadline=deadline)
+        if not _serves(before, version=wanted.version, replicas=replicas, cpus=cpus):
+            _roll_out(store, name=name, version=wanted.version, replicas=replicas, cpus=cpus, deadline=deadline)
         _query_golden(store, Client(url, tokens[0]), wanted, deadline=deadline)
     except OrchestratorError:
         _restore(store, name, before, wait_s=wait_s)
@@ -139,6 +144,12 @@ def rollback_endpoint(store: Store, name: str, *, wait_s: float = 120) -> Endpoi
     except OrchestratorError:
         registry.set_champion(store, name=name, version=failed)
         raise
+
+
+def _serves(endpoint: Endpoint | None, *, version: str, replicas: int, cpus: float) -> bool:
+    if endpoint is None or endpoint.status != "running":
+        return False
+    return (endpoint.version, endpoint.replicas, endpoint.cpus) == (version, replicas, cpus)
 
 
 def _roll_out(store: Store, *, name: str, version: str, replicas: int, cpus: float, deadline: float) -> None:

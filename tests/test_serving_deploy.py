@@ -1,4 +1,4 @@
-"""Deploying to a real local Ray with a real S3 server: nothing fails while versions change, and bad ones are refused."""
+"""Deploying to a real local Ray and S3 server: no request fails while versions change, and bad ones are refused."""
 
 import json
 import threading
@@ -11,8 +11,11 @@ import requests
 import torch
 from example_runs import EXAMPLES, write_run
 
+from cluster import local
 from cluster.errors import ConfigError, NotFoundError, RunFailedError
 from cluster.session import ray_session
+from cluster.state import RayState
+from cluster.storage import Store
 from models.network import example_batch
 from serving import registry
 from serving.access import read_url, token_path
@@ -27,8 +30,6 @@ SAMPLE = {"size": [5.0, 3.0], "colour": "red"}
 
 @pytest.fixture(scope="module")
 def module_store(store_server):
-    from cluster.storage import Store
-
     settings = store_server.settings
     return Store(settings.model_copy(update={"url": f"{settings.url}/serving"}))
 
@@ -177,18 +178,18 @@ def test_more_cpus_than_there_are_is_an_error_in_time_and_leaves_the_old_one(tab
     assert Client(table.url).predict("table", SAMPLE)["version"] == "v1"
 
 
-def test_no_request_fails_when_a_replica_is_killed(session, table, module_store):
+def test_no_request_fails_when_a_replica_is_killed(table, module_store, ray_cluster):
     deploy(module_store, name="table", version="v1", replicas=2)
     client = Client(table.url)
     with ThreadPoolExecutor(4) as pool:
         asked = pool.map(lambda _: client.predict("table", SAMPLE)["version"], range(200))
-        replica = next(p for p in psutil.process_iter(["cmdline"]) if "ServeReplica:model-table" in _title(p))
-        replica.kill()
+        serve_processes(ray_cluster, "ServeReplica:model-table")[0].kill()
         assert set(asked) == {"v1"}
 
 
-def _title(process: psutil.Process) -> str:
-    return " ".join(process.info["cmdline"] or [])
+def serve_processes(ray_cluster: RayState, title: str) -> list[psutil.Process]:
+    """This session's live processes of Serve whose title holds `title`."""
+    return [p for p in local.ray_processes(ray_cluster.temp_dir) if title in " ".join(p.cmdline())]
 
 
 def test_a_model_that_does_not_exist_is_not_deployed(table, module_store):
@@ -202,11 +203,12 @@ def test_a_model_that_does_not_exist_is_not_deployed(table, module_store):
         deploy(module_store, name="table", replicas=0)
 
 
-def test_undeploying_the_last_model_leaves_no_process_of_serve(table, module_store):
+def test_undeploying_the_last_model_leaves_no_process_of_serve(table, ray_cluster):
+    before = [p for title in ("Serve", "Proxy") for p in serve_processes(ray_cluster, title)]
+    assert len(before) >= 4  # controller, proxy, gateway, model
     undeploy("table")
     assert endpoints() == []
-    gone = [p for p in psutil.process_iter(["cmdline"]) if "ServeReplica" in _title(p) or "ServeController" in _title(p)]
-    assert psutil.wait_procs(gone, timeout=20)[1] == []
+    assert psutil.wait_procs(before, timeout=20)[1] == []
     with pytest.raises(requests.ConnectionError):
         requests.get(table.url, timeout=5)
     with pytest.raises(NotFoundError, match="deployed: none"):

@@ -1,0 +1,228 @@
+"""The client: what a command line's words mean, what is asked again, and which error a refusal becomes."""
+
+import json
+import threading
+from collections.abc import Callable, Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import pytest
+from example_runs import PICTURES, RATINGS, SERIES, TABLE
+
+from cluster.errors import ClusterError, ConfigError, NotFoundError, RunFailedError
+from serving import access, client
+from serving.client import Client, answer_line, parse_inputs, parse_series
+from serving.deploy import _free_port
+from serving.inputs import InputError
+
+CSV = "date,heat,load,other\n" + "".join(f"2026-01-{d:02},{d}.5,{d},x\n" for d in range(1, 9))
+LAST_ROWS = [[float(d), d + 0.5] for d in range(3, 9)]  # load, heat
+
+
+def test_words_of_categories_and_numbers_become_a_sample():
+    assert parse_inputs(["user=196", "item=242"], RATINGS) == {"user": "196", "item": "242"}
+    words = ["length=5.1", "colour=a=b", "width=-3e0"]
+    assert parse_inputs(words, TABLE) == {"size": {"length": 5.1, "width": -3.0}, "colour": "a=b"}
+
+
+def test_the_word_of_a_picture_is_its_path():
+    assert parse_inputs(["cat.png"], PICTURES) == Path("cat.png")
+
+
+def test_the_word_of_a_series_is_a_csv_file_or_its_text(tmp_path):
+    (tmp_path / "x.csv").write_text(CSV)
+    for word in (str(tmp_path / "x.csv"), CSV):
+        assert parse_inputs([word], SERIES) == {"series": LAST_ROWS}
+
+
+def test_a_series_without_a_header_is_read_by_position():
+    text = "\n".join(f"{d}, {d}.5" for d in range(1, 9))
+    assert parse_series(text, SERIES.features["series"], lookback=6) == LAST_ROWS
+
+
+@pytest.mark.parametrize("word", ['{"user": 196, "item": 242}', '[{"user": "1", "item": "2"}]'])
+def test_a_word_of_json_is_passed_on(word):
+    assert parse_inputs([word], RATINGS) == json.loads(word)
+
+
+@pytest.mark.parametrize(
+    ("words", "signature", "message"),
+    [
+        (["196", "242"], RATINGS, "must be given as item=... user=..., got '196'"),
+        (["user=1", "film=2"], RATINGS, "got 'film=2'"),
+        (["length=x"], TABLE, "length must be a number, got 'x'"),
+        (["length=nan"], TABLE, "length must be a number, got 'nan'"),
+        (["a.png", "b.png"], PICTURES, "must be the path of a PNG or JPEG file, got 2 words"),
+        ([], SERIES, "must be the path of a CSV file, got 0 words"),
+        (["/nowhere/x.csv"], SERIES, "the file must be readable, got '/nowhere/x.csv': No such file"),
+        (["1,2\n3,4\n"], SERIES, "must have 6 rows or more, got 2"),
+        (["load,x\n" + "1,2\n" * 6], SERIES, "must have the columns load, heat, got none named 'heat'"),
+        (["load,heat\n" + "1,2\n" * 5 + "1,\n"], SERIES, r"row 7 of the series must hold 2 numbers, got '1,'"),
+        (["1,2\n" * 5 + "1\n"], SERIES, r"row 6 of the series must hold 2 numbers, got '1'"),
+        (["{"], RATINGS, "must be JSON when they begin with"),
+    ],
+)
+def test_words_that_do_not_fit_are_refused(words, signature, message):
+    with pytest.raises(ConfigError, match=message):
+        parse_inputs(words, signature)
+
+
+def test_answers_are_shown_on_lines():
+    top = [{"class": "cat", "probability": 0.91}, {"class": "dog", "probability": 0.09}]
+    assert answer_line({"prediction": {**top[0], "top": top}}) == "cat 91.0%  dog 9.0%"
+    unseen = {"value": 3.25, "unseen": ["user"]}
+    assert answer_line({"predictions": [unseen, {"value": 1.0}]}) == "3.25  (never seen in training: user)\n1"
+    assert answer_line({"prediction": {"forecast": [{"a": 1.0, "b": 2.5}, {"a": 3.0, "b": 4.0}]}}) == (
+        "1: a 1  b 2.5\n2: a 3  b 4"
+    )
+
+
+# ---- over HTTP
+
+Answer = Callable[[BaseHTTPRequestHandler], None]
+
+
+class Server:
+    """A server that gives the answers of a list, one for each request, and notes what it was asked."""
+
+    def __init__(self) -> None:
+        self.answers: list[Answer] = []
+        self.asked: list[tuple[str, str | None, bytes]] = []
+        server = self
+
+        class Handler(BaseHTTPRequestHandler):
+            def do_POST(self) -> None:
+                body = self.rfile.read(int(self.headers["Content-Length"]))
+                server.asked.append((self.path, self.headers["Content-Type"], body))
+                server.answers.pop(0)(self)
+
+            def log_message(self, *_: Any) -> None:
+                pass
+
+        self._http = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self.url = f"http://127.0.0.1:{self._http.server_port}"
+        self._thread = threading.Thread(target=self._http.serve_forever, args=(0.02,))
+
+    def __enter__(self) -> "Server":
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._http.shutdown()
+        self._thread.join()
+        self._http.server_close()
+
+
+def answer(status: int, body: Any, headers: dict[str, str] | None = None) -> Answer:
+    def send(handler: BaseHTTPRequestHandler) -> None:
+        content = json.dumps(body).encode() if not isinstance(body, bytes) else body
+        handler.send_response(status)
+        for key, value in {"Content-Length": str(len(content)), **(headers or {})}.items():
+            handler.send_header(key, value)
+        handler.end_headers()
+        handler.wfile.write(content)
+
+    return send
+
+
+def hang_up(handler: BaseHTTPRequestHandler) -> None:
+    handler.close_connection = True
+
+
+@pytest.fixture
+def server() -> Iterator[Server]:
+    with Server() as running:
+        yield running
+
+
+def refusal(code: str = "x", field: str | None = None, message: str = "it must fit.") -> dict[str, Any]:
+    return {"code": code, "field": field, "message": message}
+
+
+def test_a_question_is_asked_again_after_503_and_after_a_broken_connection(server):
+    busy = answer(503, refusal("overloaded"), {"Retry-After": "0"})
+    server.answers = [busy, hang_up, busy, answer(200, {"prediction": {"value": 1.0}})]
+    assert Client(server.url, "t").predict("m", {"a": 1}) == {"prediction": {"value": 1.0}}
+    assert server.asked == [("/models/m/predict", "application/json", b'{"a": 1}')] * 4
+
+
+def test_asking_again_ends_with_the_budget(server, monkeypatch):
+    monkeypatch.setattr(client, "RETRY_BUDGET_S", 0.2)
+    server.answers = [answer(503, refusal(message="m is overloaded."), {"Retry-After": "0"})] * 10_000
+    with pytest.raises(RunFailedError, match="m is overloaded"):
+        Client(server.url, "t").predict("m", {})
+
+
+@pytest.mark.parametrize(
+    ("status", "body", "kind", "message"),
+    [
+        (401, refusal("unauthorized"), ConfigError, "must accept the token, got 401. Set ORCHESTRATOR_ENDPOINT_TOKEN"),
+        (404, refusal(message="m must be deployed."), NotFoundError, "m must be deployed"),
+        (422, refusal("wrong_shape", "a", "a must be a list."), InputError, "a must be a list"),
+        (400, b"<html>", ClusterError, "must be an endpoint of orchestrator, got HTTP 400"),
+        (500, refusal("internal_error"), RunFailedError, "it must fit"),
+        (502, b"", ClusterError, "must be an endpoint of orchestrator, got HTTP 502"),
+        (307, b"", ClusterError, "must be an endpoint of orchestrator, got HTTP 307"),
+    ],
+)
+def test_a_refusal_becomes_an_error_and_is_not_asked_again(server, status, body, kind, message):
+    server.answers = [answer(status, body)]
+    with pytest.raises(kind, match=message) as raised:
+        Client(server.url, "t").predict("m", {})
+    if status == 422:
+        assert (raised.value.code, raised.value.field) == ("wrong_shape", "a")
+    assert len(server.asked) == 1
+
+
+def test_a_picture_is_sent_as_the_file_that_it_is(server, tmp_path):
+    server.answers = [answer(200, {})] * 2
+    (tmp_path / "a.png").write_bytes(b"\x89PNG...")
+    Client(server.url, "t").predict("m", tmp_path / "a.png")
+    Client(server.url, "t").predict("m", b"\xff\xd8...")
+    assert [(kind, body) for _, kind, body in server.asked] == [
+        ("image/png", b"\x89PNG..."),
+        ("image/jpeg", b"\xff\xd8..."),
+    ]
+
+
+def test_numbers_that_json_cannot_hold_are_refused_here(server):
+    with pytest.raises(InputError, match="must be finite numbers"):
+        Client(server.url, "t").predict("m", {"a": float("nan")})
+    assert server.asked == []
+
+
+def test_nothing_listening_is_an_error_at_once():
+    with pytest.raises(ClusterError, match=r"an endpoint must answer at .*ConnectionError. Start it"):
+        Client(f"http://127.0.0.1:{_free_port('127.0.0.1')}", "t").models()
+
+
+# ---- address and token
+
+
+def test_the_token_is_created_once_for_the_owner_alone(tmp_path, monkeypatch):
+    monkeypatch.setenv("ORCHESTRATOR_HOME", str(tmp_path / "home"))
+    assert access.read_token() is None
+    [token] = access.ensure_tokens()
+    assert access.ensure_tokens() == [token] and access.read_token() == token and len(token) >= 40
+    assert oct(access.token_path().stat().st_mode & 0o777) == "0o600"
+    access.token_path().write_text(f"new\n{token}\n")
+    assert access.ensure_tokens() == ["new", token] and access.read_token() == "new"
+
+
+def test_the_environment_wins(tmp_path, monkeypatch):
+    monkeypatch.setenv("ORCHESTRATOR_HOME", str(tmp_path))
+    assert access.read_url() == "http://127.0.0.1:8000"
+    access.write_url("http://127.0.0.1:1234")
+    assert access.read_url() == "http://127.0.0.1:1234"
+    monkeypatch.setenv("ORCHESTRATOR_ENDPOINT", "http://10.0.0.1:80")
+    monkeypatch.setenv("ORCHESTRATOR_ENDPOINT_TOKEN", "from-the-environment")
+    assert access.read_url() == "http://10.0.0.1:80"
+    assert access.ensure_tokens() == ["from-the-environment"] and not access.token_path().exists()
+
+
+@pytest.mark.parametrize("token", ["two words", "ü", "a\tb"])
+def test_a_token_that_no_header_can_carry_is_refused(monkeypatch, token):
+    monkeypatch.setenv("ORCHESTRATOR_ENDPOINT_TOKEN", token)
+    with pytest.raises(ConfigError, match="a token must be printable ASCII without spaces"):
+        access.ensure_tokens()
