@@ -25,6 +25,8 @@ class Task(nn.Module):
     """The metric that decides between two models."""
     mode: Literal["max", "min"]
     """Whether more or less of it is better."""
+    sum_names: tuple[str, ...]
+    """Keys of `metric_sums`, in their order."""
 
     @abstractmethod
     def arrange(self, outputs_BO: Tensor) -> Tensor:
@@ -61,6 +63,7 @@ class Classification(Task):
 
     primary_metric = "accuracy"
     mode = "max"
+    sum_names = ("loss", "correct")
 
     def __init__(self, target: ClassTarget) -> None:
         super().__init__()
@@ -96,6 +99,7 @@ class Regression(Task):
     num_outputs = 1
     primary_metric = "rmse"
     mode = "min"
+    sum_names = ("loss", "squared_error", "absolute_error")
 
     def __init__(self, target: NumberTarget) -> None:
         super().__init__()
@@ -138,6 +142,7 @@ class Forecasting(Task):
 
     primary_metric = "mse"
     mode = "min"
+    sum_names = ("squared_error", "absolute_error")
     mean: Tensor
     std: Tensor
 

@@ -432,7 +432,7 @@ def runs(
 @_command(app, "orchestrator show cifar10-cnn-20261122-101500-a1b2")
 def show(run: str, json: Json = False, store: StoreUrl = None) -> None:
     """Show one run: its state, its metrics per epoch, what it used."""
-    from orchestrator.display import emit, metrics_line, out, table
+    from orchestrator.display import emit, out, table
     from orchestrator.runs import read_history, read_run, read_status, with_live_state
 
     opened = _store(store)
@@ -446,8 +446,8 @@ def show(run: str, json: Json = False, store: StoreUrl = None) -> None:
         if history:
             columns = [name for name in history[-1] if name != "learning_rate"]
             table(columns, [[entry.get(name) for name in columns] for entry in history])
-        if record.metrics:
-            out.print(f"{record.evaluated_on}: {metrics_line(record.metrics)}")
+        for line in result_lines(record):
+            out.print(line)
         if record.error:
             out.print(record.error, markup=False, style="red")
 
@@ -470,7 +470,7 @@ def _techniques(record: "RunRecord") -> str:
 
 
 def _follow_training(store: "Store", start: Callable[..., "RunResult"], *, as_json: bool) -> None:
-    from orchestrator.display import emit, metrics_line, next_steps, note, out, training_progress
+    from orchestrator.display import emit, next_steps, note, out, training_progress
     from orchestrator.runs import read_history
 
     current: list[RunRecord] = []
@@ -492,7 +492,8 @@ def _follow_training(store: "Store", start: Callable[..., "RunResult"], *, as_js
         out.print(epoch_line(result.history[-1], record), style="dim")
         first = f", first step after {record.first_step_s:.1f} s" if record.first_step_s else ""
         out.print(f"run {result.run} finished in {record.seconds:.1f} s{first}")
-        out.print(f"{record.evaluated_on}: {metrics_line(result.metrics)}", style="bold")
+        for line in result_lines(record):
+            out.print(line, style="bold")
         out.print(f"folder: {store.settings.url}/runs/{result.run}/")
         name = record.dataset.name
         next_steps(f"orchestrator models promote {result.run} {name}", f"orchestrator deploy {name}")
@@ -516,6 +517,16 @@ def arithmetic_lines(record: "RunRecord", arithmetic: "Arithmetic") -> list[str]
         f"{arithmetic.samples:,} samples in {arithmetic.steps_per_epoch:,} steps of {train.batch_size} "
         f"({scaling.workers} workers with {pieces} each) × {train.epochs} epochs = {arithmetic.updates:,} updates",
     ]
+
+
+def result_lines(record: "RunRecord") -> list[str]:
+    """The final metrics and, beside them, what a rule without learning reaches."""
+    from orchestrator.display import metrics_line
+
+    lines = [f"{record.evaluated_on}: {metrics_line(record.metrics)}"] if record.metrics else []
+    if record.baseline:
+        lines.append(f"baseline ({record.baseline}): {metrics_line(record.baseline_metrics)}")
+    return lines
 
 
 def epoch_line(metrics: dict[str, float], record: "RunRecord") -> str:

@@ -26,6 +26,8 @@ class DataConfig(_Frozen):
     """Series only: time steps that the model reads."""
     horizon: int | None = Field(default=None, gt=0)
     """Series only: time steps that it predicts."""
+    season: int | None = Field(default=None, gt=0)
+    """Series only: steps after which it repeats, such as 24 for hourly data. The baseline repeats the last season."""
     augment: tuple[Literal["flip", "crop", "cutout"], ...] = ()
     """Pictures only: random changes in training. `flip`: left-right; `crop`: shift by up to an eighth of the
     side; `cutout`: blank a square of a quarter of the side."""

@@ -72,7 +72,7 @@ def parse_document(text: str, *, source: str) -> Document:
     except yaml.YAMLError as error:
         raise ConfigError(f"{source}: must be valid YAML: {str(error).splitlines()[0]}.") from None
     if not isinstance(node, yaml.MappingNode):
-        found = "nothing" if node is None else node.id
+        found = "nothing" if node is None else type(node).__name__.removesuffix("Node").lower()
         raise ConfigError(
             f"{source} must hold the settings of an experiment (data, model, train, …), got {found}. "
             "Begin with `orchestrator recipes copy`."
@@ -148,11 +148,11 @@ def setting_names(model: type[BaseModel] = Experiment, prefix: str = "") -> Iter
 class _Loader(yaml.SafeLoader):
     """YAML's plain data: `true`/`false` only, `1e-3` is a number, no aliases, no duplicate keys, no tags."""
 
-    yaml_implicit_resolvers: ClassVar[dict[str, list[tuple[str, Any]]]] = {}
+    yaml_implicit_resolvers: ClassVar[dict[str, list[tuple[str, Any]]]] = {}  # type: ignore[misc]
 
     def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
         if self.check_event(yaml.AliasEvent):
-            mark = self.peek_event().start_mark
+            mark = self.peek_event().start_mark  # type: ignore[no-untyped-call]
             raise yaml.composer.ComposerError(None, None, "aliases (*name) are not allowed, write the value", mark)
         return super().compose_node(parent, index)
 
@@ -232,7 +232,7 @@ def _mapping(node: yaml.MappingNode, path: Path_, lines: dict[Path_, int], sourc
     for key_node, value_node in node.value:
         line = key_node.start_mark.line + 1
         if not isinstance(key_node, yaml.ScalarNode):
-            raise ConfigError(f"{source}:{line}: a key must be a word, got a {key_node.id}.")
+            raise ConfigError(f"{source}:{line}: a key must be a word, got a {type(key_node).__name__.removesuffix("Node").lower()}.")
         key = str(key_node.value)
         if key in values:
             first = lines[(*path, key)]

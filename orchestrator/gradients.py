@@ -21,12 +21,14 @@ class Parts:
         num_statistics = sum(s.numel() for s in self._statistics)
         self.rows_KN = torch.zeros(rows, self.num_gradient + num_statistics + 1, device=device)
         self._before = [s.clone() for s in self._statistics]
+        self._counters = [b for name, b in network.named_buffers() if name.endswith("num_batches_tracked")]
+        self._steps = [c.clone() for c in self._counters]
         self._gradients = [self._gradient_views(row_N) for row_N in self.rows_KN]
 
     def begin_step(self) -> None:
         """Remember the running statistics: every logical worker starts from the same."""
-        for before, s in zip(self._before, self._statistics, strict=True):
-            before.copy_(s)
+        for before, now in zip((*self._before, *self._steps), (*self._statistics, *self._counters), strict=True):
+            before.copy_(now)
 
     def begin_row(self, row: int) -> None:
         """Let the next backward add into this row."""
@@ -61,6 +63,8 @@ class Parts:
         for s in self._statistics:
             s.copy_((total_N[offset : offset + s.numel()] / logical_workers).view_as(s))
             offset += s.numel()
+        for counter, steps in zip(self._counters, self._steps, strict=True):
+            counter.copy_(steps + 1)  # a step counts once, however many logical workers ran here
         if not with_gradient:
             return None, total_N[-1]
         self._bind(self._gradient_views(total_N))
@@ -106,9 +110,9 @@ def fixed_order_sum(parts_KN: Tensor, *, workers: int) -> Tensor:
     received_WKC = torch.empty_like(sent_WKC)
     dist.all_to_all_single(received_WKC, sent_WKC)
     stretch_C = _sum_in_order(received_WKC.view(workers * k, c))
-    total = parts_KN.new_empty(workers * c)
-    dist.all_gather_into_tensor(total, stretch_C)
-    return total[:n]
+    total_WC = parts_KN.new_empty(workers, c)
+    dist.all_gather(list(total_WC), stretch_C)
+    return total_WC.flatten()[:n]
 
 
 def running_statistics(network: nn.Module) -> list[Tensor]:

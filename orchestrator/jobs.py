@@ -6,8 +6,8 @@ from typing import NamedTuple
 
 import yaml
 
-from cluster import jobs
 from cluster.errors import ConfigError
+from cluster.jobs import submit as submit_job
 from cluster.storage import Store
 from orchestrator.configfile import load_experiment
 from orchestrator.data.reader import open_dataset
@@ -59,7 +59,7 @@ def submit(
     open_dataset(store, experiment.data.name, version=experiment.data.version)
     job = job or new_run_id(experiment)
     text = yaml.safe_dump(experiment.model_dump(mode="json", exclude_unset=True), sort_keys=False)
-    accepted = jobs.submit(
+    accepted = submit_job(
         ["python", "-m", "orchestrator", verb, EXPERIMENT_FILE, VERBS[verb], job],
         address=address,
         submission_id=job,

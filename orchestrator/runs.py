@@ -29,7 +29,7 @@ from models.features import Signature
 from orchestrator.config import Experiment
 
 HEARTBEAT_S = 1.0
-LOST_AFTER_S = 30.0  # a run that says "running" and has not written for this long has lost its driver
+LOST_AFTER_S = 10.0  # a run that says "running" and has not written for this long has lost its driver
 
 RunState = Literal["running", "finished", "failed", "cancelled", "unfinished"]
 Metrics = dict[str, float]
@@ -71,6 +71,9 @@ class RunRecord(_Frozen):
     """Of Python, torch and Ray."""
     parameters: int = 0
     metrics: Metrics = {}
+    baseline: str | None = None
+    """The rule without learning that the run is compared with."""
+    baseline_metrics: Metrics = {}
     checkpoint: str | None = None
     """Key prefix of the final checkpoint."""
     seconds: float | None = None

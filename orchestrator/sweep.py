@@ -12,6 +12,7 @@ the driver loses only the cells in work, and `resume` does the rest.
 """
 
 import itertools
+import logging
 import os
 import secrets
 import tempfile
@@ -313,6 +314,7 @@ def _run_cells(
 
 def _run_lanes(record: SweepRecord, store: StoreSettings, *, attempt: str, lanes: int) -> None:
     os.environ |= {"TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1", "RAY_AIR_NEW_OUTPUT": "0"}
+    logging.getLogger("ray.tune").setLevel(logging.ERROR)  # it misses result files that we do not let it write
     from ray import tune
 
     shared = {"store": store.model_dump(mode="json"), "sweep": record.sweep, "attempt": attempt, "lanes": lanes}

@@ -1,5 +1,6 @@
 """Fits one experiment on the cluster: checks everything, starts Ray Train, follows it, records what came out."""
 
+import importlib
 import importlib.metadata
 import os
 import platform
@@ -13,7 +14,7 @@ from typing import Any, NamedTuple
 
 from cluster.config import StoreSettings
 from cluster.errors import ClusterError, ConfigError, RunCancelledError, RunFailedError
-from cluster.session import cluster_resources, ray_session, require_resources
+from cluster.session import cluster_resources, num_nodes, ray_session, require_resources
 from cluster.staging import check_packages, stage
 from cluster.storage import Store, open_store
 from models.config import has_activation, resolve_techniques
@@ -126,13 +127,11 @@ def resume(
     started = time.time()
     store = store or open_store()
     store.check()
-    record = with_live_state(store, read_run(store, run))
+    record = read_run(store, run)
     if record.state == "finished":
         return RunResult(run, record.metrics, read_history(store, run), record)
     if record.state == "running":
-        raise ConfigError(
-            f"run {run} must be stopped to be resumed, got one that works. Follow it: orchestrator show {run}."
-        )
+        _require_lost(store, record)
     if workers is not None:
         record = record.model_copy(update={"experiment": _with_workers(record.experiment, workers)})
     dataset = open_dataset(store, record.dataset.name, version=record.dataset.version)
@@ -211,24 +210,23 @@ def describe(record: RunRecord, dataset: Dataset) -> tuple[RunRecord, Arithmetic
 def fit_on_ray(record: RunRecord, store: StoreSettings) -> dict[str, Any]:
     """Run `worker_loop` in every worker of a Ray Train group; return what the first worker returned."""
     os.environ.update(_train_environment(record))
-    import ray.train
-    from ray.train.torch import TorchConfig, TorchTrainer
-
+    ray_train: Any = importlib.import_module("ray.train")  # its annotations describe the API before V2
+    ray_torch: Any = importlib.import_module("ray.train.torch")
     scaling = record.experiment.scaling
     use_gpu = record.techniques.processor == "gpu"
     with tempfile.TemporaryDirectory(prefix="orchestrator-train-") as folder:
-        trainer = TorchTrainer(
+        trainer = ray_torch.TorchTrainer(
             worker_loop,
             train_loop_config={"record": record.model_dump(mode="json"), "store": store.model_dump(mode="json")},
-            torch_config=TorchConfig(backend="nccl" if use_gpu else "gloo"),
-            scaling_config=ray.train.ScalingConfig(
+            torch_config=ray_torch.TorchConfig(backend="nccl" if use_gpu else "gloo"),
+            scaling_config=ray_train.ScalingConfig(
                 num_workers=scaling.workers, use_gpu=use_gpu, resources_per_worker=_resources(record)
             ),
             # Ray's own records stay on the driver's disk: our checkpoints go to the store by themselves
-            run_config=ray.train.RunConfig(
+            run_config=ray_train.RunConfig(
                 name=record.run,
                 storage_path=folder,
-                failure_config=ray.train.FailureConfig(max_failures=scaling.max_failures, controller_failure_limit=0),
+                failure_config=ray_train.FailureConfig(max_failures=scaling.max_failures, controller_failure_limit=0),
             ),
         )
         result: dict[str, Any] = trainer.fit().return_value
@@ -242,6 +240,7 @@ def worker_loop(settings: Mapping[str, Any]) -> dict[str, Any]:
     import ray.train
     import ray.train.torch
 
+    from orchestrator.baseline import baseline
     from orchestrator.trainer import World, evaluate, fit
 
     check_packages()
@@ -252,9 +251,18 @@ def worker_loop(settings: Mapping[str, Any]) -> dict[str, Any]:
     with RunLog(store, record.run) if world.rank == 0 else nullcontext() as log:
         trainer = fit(record, store=store, world=world, log=log)
         metrics = evaluate(trainer, record.evaluated_on)
-        if log:
-            log.status(phase="finished")
-    return {"metrics": metrics, "history": trainer.history, "first_step_at": trainer.first_step_at}
+        if log is None:
+            return {}
+        season = record.experiment.data.season
+        rule = baseline(trainer.reader, record.signature, split=record.evaluated_on, season=season)
+        log.status(phase="finished")
+    return {
+        "metrics": metrics,
+        "baseline": rule and rule.name,
+        "baseline_metrics": rule.metrics if rule else {},
+        "history": trainer.history,
+        "first_step_at": trainer.first_step_at,
+    }
 
 
 def code_version() -> str:
@@ -266,6 +274,18 @@ def versions() -> dict[str, str]:
     """Versions of what a result's bits depend on."""
     names = ("torch", "ray", "numpy", "pyarrow")
     return {"python": platform.python_version()} | {n: importlib.metadata.version(n) for n in names}
+
+
+def _require_lost(store: Store, record: RunRecord) -> None:
+    """Return once it is sure that nobody works on a run; until then wait for its next sign of life."""
+    first = read_status(store, record.run)
+    while with_live_state(store, record).state == "running":
+        if read_status(store, record.run) != first:
+            raise ConfigError(
+                f"run {record.run} must be stopped to be resumed, got one that works. "
+                f"Follow it: orchestrator show {record.run}."
+            )
+        time.sleep(POLL_S)
 
 
 def _require(record: RunRecord) -> None:
@@ -301,7 +321,7 @@ def _run(record: RunRecord, *, store: Store, started: float, on_progress: Progre
     finished = record.model_copy(
         update={
             "state": "finished",
-            "metrics": outcome["metrics"],
+            **{name: outcome[name] for name in ("metrics", "baseline", "baseline_metrics")},
             "checkpoint": next(checkpoint_prefixes(store, run=record.run)),
             "seconds": round(time.time() - started, 3),
             "first_step_s": first_step_at and round(first_step_at - started, 3),
@@ -322,6 +342,8 @@ def _train_environment(record: RunRecord) -> dict[str, str]:
         "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",  # how soon an end or a failure is noticed; Ray's default is 2
         "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": str(record.experiment.scaling.start_timeout_s),
         "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",
+        # one more process, that waits for notices which a single node never gets
+        "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "1" if num_nodes() > 1 else "0",
     }
 
 

@@ -251,13 +251,13 @@ def apply_update(trainer: Trainer, gradient_P: Tensor) -> None:
         gradient_P: the gradient of the mean loss.
     """
     settings, network = trainer.settings, trainer.network
-    if trainer.record.techniques.regularization == "penalty":
+    if trainer.record.techniques.regularization == "penalty" and (settings.l1 or settings.l2):
         penalty(network, l1=settings.l1, l2=settings.l2).backward()  # type: ignore[no-untyped-call]
     if settings.clip_norm is not None:
         gradient_P.mul_(torch.clamp(settings.clip_norm / gradient_P.norm(), max=1.0))
     rate = learning_rate(settings, trainer.update, total_updates(trainer))
     if settings.weight_decay:
-        decayed = [p for p in network.parameters() if p.ndim > 1]
+        decayed: list[Tensor] = [p for p in network.parameters() if p.ndim > 1]
         with torch.no_grad():
             torch._foreach_mul_(decayed, 1 - rate * settings.weight_decay)
     for group in trainer.optimizer.param_groups:
@@ -288,8 +288,10 @@ def total_updates(trainer: Trainer) -> int:
 def evaluate(trainer: Trainer, split: str) -> Metrics:
     """Metrics over one whole split, the same bits for every worker count."""
     network, world = trainer.network.eval(), trainer.world
-    rows: dict[int, Tensor] = {}
-    names: list[str] = []
+    count = trainer.dataset.num_samples(split, trainer.record.signature)
+    num_batches = -(-count // trainer.settings.evaluate_batch_size)
+    names = network.task.sum_names
+    sums = torch.zeros(num_batches, len(names), dtype=torch.float64, device=world.device)
     with torch.inference_mode():
         for index, micro_batch in trainer.reader.evaluate_batches(
             split, worker=world.rank, workers=world.size, batch_size=trainer.settings.evaluate_batch_size
@@ -297,13 +299,11 @@ def evaluate(trainer: Trainer, split: str) -> Metrics:
             batch = to_device(micro_batch.tensors, trainer)
             with _autocast(trainer):
                 outputs = network(batch)
-            sums = network.task.metric_sums(outputs, batch[TARGET])
-            names = list(sums)
-            rows[index] = torch.stack([*(sums[n].double() for n in names)]).cpu()
-    count = trainer.dataset.num_samples(split, trainer.record.signature)
-    totals = _sum_by_batch(rows, num_batches=-(-count // trainer.settings.evaluate_batch_size), world=world)
-    names = names or list(network.task.metric_names)
-    return network.task.metrics(dict(zip(names, totals.tolist(), strict=True)), count)
+            found = network.task.metric_sums(outputs, batch[TARGET])
+            sums[index] = torch.stack([found[name].double() for name in names])
+    if world.size > 1:
+        dist.all_reduce(sums)  # each row has one owner: adding zeros is exact in any order
+    return network.task.metrics(dict(zip(names, sums.cpu().sum(0).tolist(), strict=True)), count)
 
 
 def report(trainer: Trainer, epoch: int, metrics: Metrics) -> None:
@@ -419,21 +419,6 @@ def _parameter_names(network: nn.Module) -> list[str]:
 def _autocast(trainer: Trainer) -> torch.autocast:
     device = trainer.world.device
     return torch.autocast(device.type, torch.bfloat16, enabled=precision(trainer.settings, device) == "bf16")
-
-
-def _sum_by_batch(rows: dict[int, Tensor], *, num_batches: int, world: World) -> Tensor:
-    """Add up the batches in their order: zeros elsewhere make the exchange between workers exact."""
-    width = len(next(iter(rows.values()))) if rows else 0
-    if world.size > 1:
-        width_all = torch.tensor(width, device=world.device)
-        dist.all_reduce(width_all, op=dist.ReduceOp.MAX)
-        width = int(width_all)
-    table = torch.zeros(num_batches, width, dtype=torch.float64, device=world.device)
-    for index, row in rows.items():
-        table[index] = row.to(world.device)
-    if world.size > 1:
-        dist.all_reduce(table)
-    return table.cpu().sum(0)
 
 
 def _report_step(

@@ -1,0 +1,142 @@
+"""The command line: exit codes, one clear line for each mistake, JSON on stdout."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from cluster.state import StoreState
+from cluster.storage import Store
+from orchestrator.cli import app
+from orchestrator.data.push import push
+
+ROOT = Path(__file__).parents[1]
+
+
+def run(*words: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "orchestrator", *words],
+        capture_output=True,
+        text=True,
+        check=False,
+        cwd=ROOT,
+        env=os.environ | environment,
+    )
+
+
+def commands() -> list[list[str]]:
+    found = [[c.name or c.callback.__name__] for c in app.registered_commands if c.callback]
+    for group in app.registered_groups:
+        assert group.typer_instance
+        found += [[str(group.name), str(c.name)] for c in group.typer_instance.registered_commands]
+    return found
+
+
+def test_every_command_shows_an_example_first() -> None:
+    for words in commands():
+        found = run(*words, "--help")
+        assert found.returncode == 0, words
+        lines = [line.strip() for line in found.stdout.splitlines() if line.strip()]
+        assert lines[0].startswith("Usage:")
+        example = next(line for line in lines[1:] if not line.startswith("["))
+        assert example.startswith(f"orchestrator {' '.join(words)}"), (words, example)
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "message"),
+    [
+        (["check", "digits-cnn", "train.epoch=3"], 2, "command line: train.epoch must be a known setting, got 3."),
+        (["check", "nothing.yaml"], 2, "nothing.yaml must be a YAML file or a recipe, got neither."),
+        (["train", "digits-cnn", "train.epochs=x"], 2, "train.epochs must be a valid integer"),
+        (["train", "china-fm", "techniques.activation=tanh"], 2, "techniques.activation must be left out"),
+        (["train", "digits-cnn"], 2, "a Ray cluster must be running, got none. Run `orchestrator up`"),
+        (["train", "digits-cnn", "--address", "nonsense"], 2, "the cluster's address must be HOST:PORT"),
+        (["sweep"], 2, "sweep must have either a CONFIG or --resume SWEEP"),
+        (["sweep", "digits-cnn", "--dry-run"], 2, "sweep must be given, got nothing."),
+        (["recipes", "copy", "digit-cnn", "x.yaml"], 2, "Did you mean digits-cnn?"),
+        (["submit", "walk", "digits-cnn"], 2, "submit must be given train or sweep, got 'walk'."),
+        (["frobnicate"], 2, "No such command 'frobnicate'"),
+        (["train"], 2, "Missing argument 'CONFIG'"),
+    ],
+)
+def test_a_mistake_is_one_clear_line_and_its_exit_code(
+    words: list[str], code: int, message: str, store_server: StoreState
+) -> None:
+    found = run(
+        *words,
+        ORCHESTRATOR_HOME=str(Path(os.environ["ORCHESTRATOR_HOME"]) / "elsewhere"),
+        ORCHESTRATOR_STORE="s3://nowhere",
+        AWS_ENDPOINT_URL="http://127.0.0.1:9",
+        COLUMNS="200",
+    )
+    assert message in found.stderr, found.stderr
+    assert "Traceback" not in found.stderr
+    assert found.returncode == code
+
+
+def test_an_error_is_json_where_json_was_asked_for() -> None:
+    found = run("check", "digits-cnn", "train.epochs=0", "--json")
+    assert json.loads(found.stdout)["exit_code"] == found.returncode == 2
+
+
+def test_check_prints_what_can_be_read_again(tmp_path: Path) -> None:
+    file = tmp_path / "again.yaml"
+    file.write_text(run("check", "digits-techniques", "train.epochs=5").stdout)
+    first = json.loads(run("check", "digits-techniques", "train.epochs=5", "--json").stdout)
+    assert json.loads(run("check", str(file), "--json").stdout) == first
+
+
+def test_a_recipe_can_be_copied_once(tmp_path: Path) -> None:
+    file = tmp_path / "mine.yaml"
+    assert run("recipes", "copy", "digits-cnn", str(file)).returncode == 0
+    assert "got one that exists" in run("recipes", "copy", "digits-cnn", str(file)).stderr
+
+
+def test_the_plan_of_a_sweep_can_be_seen_first() -> None:
+    found = run("sweep", "digits-techniques", "--dry-run")
+    assert "8 arms × 3 seeds = 24 trainings" in found.stdout
+
+
+@pytest.mark.store
+def test_datasets_are_pushed_listed_and_shown(store: Store) -> None:
+    url = store.settings.url
+    found = run("data", "push", "sklearn:digits", "--store", url, "--json")
+    assert json.loads(found.stdout)["changed"] is True, found.stderr
+    assert json.loads(run("data", "push", "sklearn:digits", "--store", url, "--json").stdout)["changed"] is False
+    assert [d["name"] for d in json.loads(run("data", "ls", "--store", url, "--json").stdout)] == ["digits"]
+    assert "picture, 1 × 8 × 8" in run("data", "show", "digits", "--store", url).stdout
+    missing = run("data", "show", "digit", "--store", url)
+    assert (missing.returncode, "got 'digit'" in missing.stderr) == (102, True)
+
+
+@pytest.mark.store
+def test_runs_that_do_not_exist_are_not_found(store: Store) -> None:
+    push(store, "sklearn:digits")
+    for words in (["show", "none"], ["resume", "none", "--address", "127.0.0.1:1"], ["report", "none"]):
+        found = run(*words, "--store", store.settings.url)
+        assert found.returncode == 102, found.stderr
+        assert "must exist, got 'none'" in found.stderr
+
+
+@pytest.mark.store
+def test_a_store_that_refuses_the_keys_is_said_so(store: Store, tmp_path: Path) -> None:
+    keys = tmp_path / "credentials"
+    keys.write_text("[orchestrator]\naws_access_key_id = wrong\naws_secret_access_key = wrong\n")
+    found = run(
+        "train",
+        "digits-cnn",
+        "--store",
+        store.settings.url,
+        "--address",
+        "127.0.0.1:1",
+        AWS_SHARED_CREDENTIALS_FILE=str(keys),
+        AWS_PROFILE="orchestrator",
+        AWS_ENDPOINT_URL=str(store.settings.endpoint_url),
+        ORCHESTRATOR_HOME=str(tmp_path / "home"),
+    )
+    assert found.returncode == 2, found.stderr
+    assert "Traceback" not in found.stderr
+    assert "key" in found.stderr

@@ -1,0 +1,189 @@
+"""Training on a real Ray cluster, with a real S3 server."""
+
+import hashlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from cluster.errors import ClusterError, ConfigError, NotFoundError, RunFailedError
+from cluster.session import ray_session
+from cluster.state import RayState
+from cluster.storage import Store
+from models.features import ClassTarget
+from orchestrator.checkpoint import checkpoint_prefixes, load_checkpoint
+from orchestrator.config import Experiment
+from orchestrator.data.push import push
+from orchestrator.runs import read_history, read_run, read_status
+from orchestrator.train import RunResult, resume, train
+
+pytestmark = [pytest.mark.ray, pytest.mark.store]
+
+SETTINGS: dict[str, Any] = {
+    "data": {"name": "digits"},
+    "model": {"type": "cnn", "channels": [4, 8]},
+    "train": {"epochs": 3, "batch_size": 64, "learning_rate": 0.05},
+    "scaling": {"workers": 1, "logical_workers": 2, "cpus_per_worker": 1, "max_failures": 0},
+}
+
+
+@pytest.fixture
+def digits(store: Store) -> Store:
+    push(store, "sklearn:digits")
+    return store
+
+
+def experiment(**changes: Any) -> Experiment:
+    groups = {name: {**SETTINGS[name], **changes.get(name, {})} for name in SETTINGS}
+    return Experiment.model_validate(groups)
+
+
+def weights(store: Store, run: str) -> str:
+    """SHA-256 of the finished weights and optimizer state."""
+    prefix = next(checkpoint_prefixes(store, run=run))
+    state = load_checkpoint(store, prefix=prefix)
+    tensors = {**state.weights, **{f"optimizer.{k}": v for k, v in state.optimizer.items()}}
+    return hashlib.sha256(b"".join(tensors[k].numpy().tobytes() for k in sorted(tensors))).hexdigest()
+
+
+def losses(result: RunResult) -> list[float]:
+    return [entry["train_loss"] for entry in result.history]
+
+
+def test_one_and_two_workers_train_to_the_same_bits(digits: Store, ray_cluster: RayState) -> None:
+    with ray_session(ray_cluster.address, store=digits.settings):
+        one = train(experiment(), store=digits, address=ray_cluster.address)
+        two = train(experiment(scaling={"workers": 2}), store=digits, address=ray_cluster.address)
+    assert losses(one) == losses(two)
+    assert one.metrics == two.metrics
+    assert weights(digits, one.run) == weights(digits, two.run)
+    assert one.metrics["accuracy"] > 0.8
+
+
+def test_a_finished_run_leaves_a_complete_record(digits: Store, ray_cluster: RayState) -> None:
+    seen = []
+    result = train(
+        experiment(train={"epochs": 2}),
+        store=digits,
+        address=ray_cluster.address,
+        run="complete",
+        on_start=lambda record, arithmetic: seen.append(arithmetic),
+    )
+    (arithmetic,) = seen
+    assert (arithmetic.samples, arithmetic.steps_per_epoch, arithmetic.updates) == (1438, 23, 46)
+    record = read_run(digits, "complete")
+    assert record == result.record
+    assert (record.state, record.parameters) == ("finished", arithmetic.parameters)
+    assert isinstance(record.signature.target, ClassTarget)
+    assert [entry["epoch"] for entry in read_history(digits, "complete")] == [1, 2]
+    status = read_status(digits, "complete")
+    assert status is not None
+    assert (status.phase, status.step, status.steps) == ("finished", 23, 23)
+    keys = {info.key.removeprefix("runs/complete/").split("/")[0] for info in digits.list("runs/complete/")}
+    assert keys == {"run.json", "status.json", "metrics.jsonl", "tensorboard", "checkpoints"}
+    again = resume("complete", store=digits, address=ray_cluster.address)
+    assert again.metrics == result.metrics
+
+
+def killed_after_an_epoch(store: Store, address: str, run: str) -> None:
+    """Train in a process of its own and kill that process once the second epoch has begun."""
+    program = (
+        "import json, sys\n"
+        "from cluster.config import StoreSettings\n"
+        "from cluster.storage import Store\n"
+        "from orchestrator.config import Experiment\n"
+        "from orchestrator.train import train\n"
+        "store, experiment, address, run = json.loads(sys.argv[1])\n"
+        "train(Experiment.model_validate(experiment), store=Store(StoreSettings.model_validate(store)),"
+        " address=address, run=run, on_progress=lambda s: print(s.epoch, flush=True))\n"
+    )
+    settings = experiment(train={"epochs": 60}).model_dump(mode="json")
+    arguments = json.dumps([store.settings.model_dump(mode="json"), settings, address, run])
+    root = Path(__file__).parents[1]
+    with subprocess.Popen(
+        [sys.executable, "-c", program, arguments], cwd=root, stdout=subprocess.PIPE, text=True, start_new_session=True
+    ) as process:
+        assert process.stdout is not None
+        for line in process.stdout:
+            if line.strip().isdigit() and int(line) >= 1:
+                break
+        os.killpg(process.pid, signal.SIGKILL)
+    assert read_run(store, run).state == "running"
+
+
+def test_a_run_whose_driver_was_killed_resumes_to_the_weights_of_an_unbroken_one(
+    digits: Store, ray_cluster: RayState
+) -> None:
+    killed_after_an_epoch(digits, ray_cluster.address, "killed")
+    before = len(read_history(digits, "killed"))
+    assert 1 <= before < 60
+    with ray_session(ray_cluster.address, store=digits.settings):
+        resumed = resume("killed", store=digits, address=ray_cluster.address, workers=2)
+        unbroken = train(experiment(train={"epochs": 60}), store=digits, address=ray_cluster.address)
+    assert losses(resumed) == losses(unbroken)
+    assert weights(digits, "killed") == weights(digits, unbroken.run)
+
+
+def test_a_run_that_works_cannot_be_resumed(digits: Store, ray_cluster: RayState) -> None:
+    started = threading.Event()
+    refused: list[Exception] = []
+
+    def try_resume() -> None:
+        started.wait(60)
+        try:
+            resume("working", store=digits, address=ray_cluster.address)
+        except ConfigError as error:
+            refused.append(error)
+
+    thread = threading.Thread(target=try_resume)
+    thread.start()
+    train(
+        experiment(train={"epochs": 60}),
+        store=digits,
+        address=ray_cluster.address,
+        run="working",
+        on_progress=lambda status: started.set(),
+    )
+    thread.join()
+    assert "run working must be stopped to be resumed" in str(refused)
+
+
+def test_a_failing_run_says_why_and_can_be_found(digits: Store, ray_cluster: RayState) -> None:
+    broken = experiment(model={"type": "mlp", "hidden": [8]}, train={"learning_rate": 1e38, "warmup": 0})
+    with pytest.raises(RunFailedError, match="train_loss must be a finite number") as error:
+        train(broken, store=digits, address=ray_cluster.address, run="broken")
+    assert "Traceback" not in str(error.value).splitlines()[0]
+    record = read_run(digits, "broken")
+    assert record.state == "failed"
+    assert "train_loss must be a finite number" in (record.error or "")
+
+
+@pytest.mark.parametrize(
+    ("changes", "kind", "message"),
+    [
+        ({"data": {"name": "digit"}}, NotFoundError, "data.name must be a dataset in the store, got 'digit'"),
+        ({"data": {"version": "000"}}, NotFoundError, "data.version must be a version of dataset digits, got '000'"),
+        ({"scaling": {"workers": 64, "logical_workers": 64}, "train": {"batch_size": 128}}, ClusterError, "64 CPUs"),
+        ({"data": {"lookback": 3, "horizon": 1}}, ConfigError, "data.lookback and data.horizon must be left out"),
+        ({"model": {"type": "fm", "channels": None}}, ConfigError, "image"),
+        ({"techniques": {"processor": "gpu"}}, ClusterError, "the cluster must have 1 GPUs, got 0"),
+        ({"train": {"batch_size": 4096, "drop_last": True}}, ConfigError, "drop_last"),
+    ],
+)
+def test_what_cannot_work_is_refused_before_any_worker_starts(
+    digits: Store, ray_cluster: RayState, changes: dict[str, Any], kind: type[Exception], message: str
+) -> None:
+    groups: dict[str, Any] = {
+        name: {**SETTINGS[name], **changes.get(name, {})} for name in {**SETTINGS, **changes} if name in SETTINGS
+    }
+    groups |= {k: v for k, v in changes.items() if k not in SETTINGS}
+    groups["model"] = {k: v for k, v in groups["model"].items() if v is not None}
+    with pytest.raises(kind, match=message):
+        train(Experiment.model_validate(groups), store=digits, address=ray_cluster.address)
+    assert digits.list("runs/") == []
