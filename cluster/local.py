@@ -228,6 +228,9 @@ def _wait_for_store(process: subprocess.Popen[bytes], settings: StoreSettings) -
 def _stop_store(state: StoreState) -> str:
     process = state.process.find()
     end_processes([process] if process else [])
+    port = int(str(state.settings.endpoint_url).rsplit(":", 1)[1])
+    for name in ("s3", "filer"):
+        _socket(port, name).unlink(missing_ok=True)  # the server leaves them behind
     return f"ended the store at {state.settings.endpoint_url} (process {state.process.pid})"
 
 
@@ -402,7 +405,7 @@ def _remembered_ports() -> dict[str, int] | None:
         ports: dict[str, int] = json.loads((home() / "ports.json").read_text())
     except (FileNotFoundError, json.JSONDecodeError):
         return None
-    return ports if all(_is_free(port) and _is_free(port + 10000) for port in ports.values()) else None
+    return ports if all(is_free(port) and is_free(port + 10000) for port in ports.values()) else None
 
 
 def _free_store_ports() -> dict[str, int]:
@@ -411,15 +414,16 @@ def _free_store_ports() -> dict[str, int]:
     Both stay below 32768, where Linux begins to hand out ports to programs that name none.
     """
     candidates = iter(random.sample(range(20000, 22768), k=2768))
-    free = (port for port in candidates if _is_free(port) and _is_free(port + 10000))
+    free = (port for port in candidates if is_free(port) and is_free(port + 10000))
     return dict(zip(STORE_PORTS, free, strict=False))
 
 
 def _free_port() -> int:
-    return next(port for port in random.sample(range(23000, 29999), k=6999) if _is_free(port))
+    return next(port for port in random.sample(range(23000, 29999), k=6999) if is_free(port))
 
 
-def _is_free(port: int) -> bool:
+def is_free(port: int) -> bool:
+    """Return whether a server on this machine could take the port."""
     with socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:

@@ -4,6 +4,7 @@ import importlib
 import json
 import logging
 import os
+import re
 import socket
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -123,6 +124,12 @@ def cluster_resources() -> dict[str, float]:
     return {name: float(amount) for name, amount in ray.cluster_resources().items()}
 
 
+def num_nodes() -> int:
+    """Return how many machines of the connected cluster are alive."""
+    ray: Any = importlib.import_module("ray")
+    return sum(bool(node["Alive"]) for node in ray.nodes())
+
+
 def require_resources(*, cpus: float = 0, gpus: float = 0) -> None:
     """Refuse what the connected cluster can never hold; Ray itself would wait for ever.
 
@@ -236,18 +243,21 @@ def check_reachable(found: ClusterAddress) -> None:
 
 
 def _parsed(value: str, source: str, local: RayState | None) -> ClusterAddress:
-    found = ClusterAddress(value.rstrip("/"), source)
-    try:
-        valid = found.scheme in ("", "ray", "http", "https") and bool(found.host) and found.port > 0
-    except ValueError:
-        valid = False
-    if not valid or (not found.scheme and ":" not in value):
+    found = ClusterAddress(value.removesuffix("/"), source)
+    if not re.fullmatch(r"(ray|https?)://[^/]+|[^/]+:\d+", found.address) or not _is_valid(found):
         raise ConfigError(
             f"the cluster's address must be HOST:PORT, ray://HOST:PORT, http(s)://HOST:PORT or auto, "
             f"got {value!r} (from {source})."
         )
     ours = local is not None and is_loopback(found.host) and found.port in _ports(local)
     return ClusterAddress(found.address, source, local if ours else None)
+
+
+def _is_valid(found: ClusterAddress) -> bool:
+    try:
+        return bool(found.host) and found.port > 0
+    except ValueError:  # a port that is no number, or too large
+        return False
 
 
 def _ports(local: RayState) -> tuple[int, int]:

@@ -5,7 +5,7 @@ import importlib.util
 import shutil
 import tempfile
 from collections.abc import Iterator, Mapping
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
 from cluster.errors import ConfigError
 from cluster.state import home
@@ -26,7 +26,7 @@ def stage(files: Mapping[str, bytes] | None = None) -> Path:
     """
     contents = dict(_sources(check_packages()))
     for name, data in (files or {}).items():
-        if PurePosixPath(name).name != name or name in PACKAGES:
+        if "/" in name or name in ("", ".", "..", *PACKAGES):
             raise ConfigError(f"a file beside the packages must have a plain name of its own, got {name!r}.")
         contents[name] = data
     target = home() / "staged" / _digest(contents)

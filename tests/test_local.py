@@ -32,6 +32,7 @@ def test_the_store_starts_once_keeps_its_data_and_its_address_and_ends(own_home:
         ]
         assert local.processes_of(first) == []
         assert local.status() == LocalState()
+        assert not list(Path("/tmp").glob(f"orchestrator-{first.store.settings.endpoint_url.rsplit(':', 1)[1]}-*"))
         second = local.up(with_ray=False)
         assert second.store.settings == first.store.settings
         assert open_store().read("kept") == b"data"
