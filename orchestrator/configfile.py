@@ -72,7 +72,7 @@ def parse_document(text: str, *, source: str) -> Document:
     except yaml.YAMLError as error:
         raise ConfigError(f"{source}: must be valid YAML: {str(error).splitlines()[0]}.") from None
     if not isinstance(node, yaml.MappingNode):
-        found = "nothing" if node is None else type(node).__name__.removesuffix("Node").lower()
+        found = "nothing" if node is None else _kind(node)
         raise ConfigError(
             f"{source} must hold the settings of an experiment (data, model, train, …), got {found}. "
             "Begin with `orchestrator recipes copy`."
@@ -203,6 +203,10 @@ def _plain(node: yaml.Node, path: Path_, lines: dict[Path_, int], source: str) -
     return _scalar(node, path, source)
 
 
+def _kind(node: yaml.Node) -> str:
+    return type(node).__name__.removesuffix("Node").lower()
+
+
 def _scalar(node: yaml.Node, path: Path_, source: str) -> Any:
     kind, text = node.tag.removeprefix(_CORE), str(node.value)
     try:
@@ -232,7 +236,7 @@ def _mapping(node: yaml.MappingNode, path: Path_, lines: dict[Path_, int], sourc
     for key_node, value_node in node.value:
         line = key_node.start_mark.line + 1
         if not isinstance(key_node, yaml.ScalarNode):
-            raise ConfigError(f"{source}:{line}: a key must be a word, got a {type(key_node).__name__.removesuffix("Node").lower()}.")
+            raise ConfigError(f"{source}:{line}: a key must be a word, got a {_kind(key_node)}.")
         key = str(key_node.value)
         if key in values:
             first = lines[(*path, key)]

@@ -75,7 +75,7 @@ def digest(trainer: Trainer) -> str:
     """Of weights, running statistics, optimizer state and metrics: everything that must not depend on anything."""
     state = trainer.optimizer.state_dict()["state"]
     tensors = [*trainer.network.state_dict().values()]
-    tensors += [t for entry in state.values() for t in entry.values() if isinstance(t, torch.Tensor)]
+    tensors += [t for i in sorted(state) for _, t in sorted(state[i].items()) if isinstance(t, torch.Tensor)]
     timed = {"seconds", "samples_per_s", "waiting_share"}
     metrics = [{k: float(v) for k, v in entry.items() if k not in timed} for entry in trainer.history]
     parts = [t.detach().contiguous().numpy().tobytes() for t in tensors] + [repr(metrics).encode()]
