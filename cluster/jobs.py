@@ -3,6 +3,7 @@
 import asyncio
 import logging
 import shlex
+import sys
 import time
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -74,7 +75,8 @@ def submit(
     """Start a command on the cluster, in a folder that holds our packages and ``files``.
 
     Args:
-        entrypoint: Program and arguments; they are quoted for the shell here.
+        entrypoint: Program and arguments; they are quoted for the shell here. ``python`` is the cluster's own, also
+            when Ray was started outside of its virtual environment.
         address: See ``cluster.session.resolve_address``.
         submission_id: Id of the job. The same id again changes nothing, so repeating a call is safe.
         files: Name to content, put beside the packages.
@@ -89,7 +91,7 @@ def submit(
     with _client(address, allow_unauthenticated=allow_unauthenticated) as client:
         try:
             job = client.submit_job(
-                entrypoint=shlex.join(entrypoint),
+                entrypoint=_shell_command(entrypoint),
                 submission_id=submission_id,
                 runtime_env=runtime_env,
                 metadata=dict(metadata or {}),
@@ -163,6 +165,16 @@ def require_success(job_id: str, *, address: str | None = None) -> None:
     if record.status != "SUCCEEDED":
         kind = {"FAILED": RunFailedError, "STOPPED": RunCancelledError}.get(record.status, RunUnfinishedError)
         raise kind(f"job {job_id} must succeed, got {record.status}: {record.message or 'no message'}")
+
+
+def _shell_command(entrypoint: Sequence[str]) -> str:
+    """Quote a command; for ``python``, find the first interpreter over there that has Ray."""
+    if entrypoint[0] != "python":
+        return shlex.join(entrypoint)
+    candidates = shlex.join(["python", "python3", sys.executable])
+    has_ray = shlex.quote("import importlib.util as u, sys; sys.exit(u.find_spec('ray') is None)")
+    find = f'for p in {candidates}; do "$p" -c {has_ray} 2>/dev/null && echo "$p" && break; done'
+    return f'P=$({find}); exec "${{P:-python}}" {shlex.join(entrypoint[1:])}'
 
 
 def _wait(look: Callable[[], JobRecord], *, deadline: float) -> JobRecord:

@@ -27,6 +27,7 @@ class MLPConfig(_Network):
     """A feed-forward net on vectors, flattened pictures or flattened windows of a series."""
 
     type: Literal["mlp"]
+    """`mlp`, `cnn`, `rnn` or `fm`."""
     hidden: tuple[Annotated[int, Field(gt=0)], ...] = Field(default=(256, 128), min_length=1)
     """Units of each hidden layer."""
 
@@ -49,7 +50,9 @@ class RNNConfig(_Network):
     cell: Literal["simple", "gru", "lstm"] = "gru"
     """`simple` has an activation to choose; the gates of `gru` and `lstm` fix theirs."""
     hidden_size: int = Field(default=64, gt=0)
+    """Units of each recurrent layer."""
     layers: int = Field(default=1, gt=0)
+    """Recurrent layers, one on top of the other."""
     segment: int = Field(default=1, gt=0)
     """Time steps read at once through a linear layer, as SegRNN does; must divide `data.lookback`. A day or half a
     day of an hourly series (24, 12) is faster and more accurate than 1."""
@@ -91,6 +94,7 @@ class Techniques(_Frozen):
     """
 
     preset: Preset = "deep"
+    """Where every choice that is left out comes from."""
     activation: Activation | None = None
     """Hidden units' nonlinearity: tanh is traditional."""
     initialization: Initialization | None = None
@@ -100,6 +104,7 @@ class Techniques(_Frozen):
     gradient: Gradient | None = None
     """`batch`: one update from the whole epoch's gradient; `stochastic`: one per mini-batch."""
     processor: Processor | None = None
+    """`gpu`: one per worker. The preset `deep` takes it where the cluster has enough."""
 
     @model_validator(mode="before")
     @classmethod

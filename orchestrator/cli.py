@@ -153,22 +153,25 @@ def up(
     json: Json = False,
     cpus: Annotated[int | None, typer.Option(help="Logical CPUs of the Ray head; default: all.")] = None,
     gpus: Annotated[int | None, typer.Option(help="GPUs of the Ray head; default: all.")] = None,
+    ray: Annotated[bool, typer.Option("--ray/--no-ray", help="Start a Ray head.")] = True,
+    store: Annotated[bool, typer.Option("--store/--no-store", help="Start an S3 store.")] = True,
 ) -> None:
     """Start a Ray head and an S3 store on this machine; what already runs is left alone."""
     from cluster import local
     from orchestrator.display import emit, next_steps, out
 
     started = time.perf_counter()
-    state = local.up(cpus=cpus, gpus=gpus)
+    state = local.up(cpus=cpus, gpus=gpus, with_ray=ray, with_store=store)
     seconds = time.perf_counter() - started
 
     def show() -> None:
-        assert state.ray is not None
-        assert state.store is not None
-        out.print(f"Ray        {state.ray.address}   dashboard {state.ray.dashboard_url}")
-        out.print(f"           token in {state.ray.token_file} (for the dashboard and other clients)")
-        out.print(f"Store      {state.store.settings.url} at {state.store.settings.endpoint_url}")
-        out.print(f"           keys in {state.store.settings.credentials_file}, profile {state.store.settings.profile}")
+        if state.ray:
+            out.print(f"Ray        {state.ray.address}   dashboard {state.ray.dashboard_url}")
+            out.print(f"           token in {state.ray.token_file} (for the dashboard and other clients)")
+        if state.store:
+            settings = state.store.settings
+            out.print(f"Store      {settings.url} at {settings.endpoint_url}")
+            out.print(f"           keys in {settings.credentials_file}, profile {settings.profile}")
         out.print(f"ready in {seconds:.1f} s", style="dim")
         next_steps("orchestrator data push sklearn:digits", "orchestrator train digits-cnn", "orchestrator down")
 
@@ -876,7 +879,7 @@ def jobs(json: Json = False, address: Address = None) -> None:
     from orchestrator.display import emit, table
 
     found = list_jobs(address)
-    rows = [(j.job, j.status, j.started or "–", j.ended or "–", j.entrypoint) for j in found]
+    rows = [(j.job, j.status, j.started or "–", j.ended or "–", j.metadata.get("command", j.entrypoint)) for j in found]
     emit(found, as_json=json, show=lambda: table(("job", "status", "started", "ended", "command"), rows))
 
 

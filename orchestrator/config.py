@@ -49,9 +49,11 @@ class TrainConfig(_Frozen):
     """How the weights are fitted."""
 
     epochs: int = Field(gt=0, le=100_000)
+    """Passes over the training split."""
     batch_size: int = Field(default=128, gt=0)
     """Samples per update, over all workers together."""
     optimizer: Literal["sgd", "adam"] = "sgd"
+    """`adam` suits factorization machines and recurrent nets."""
     learning_rate: float = Field(gt=0)
     """The highest one; see `schedule`."""
     momentum: float = Field(default=0.9, ge=0, lt=1)
@@ -67,11 +69,13 @@ class TrainConfig(_Frozen):
     l2: float = Field(default=1e-4, ge=0)
     """Strength of the L2 penalty, with `techniques.regularization: penalty`."""
     label_smoothing: float = Field(default=0.0, ge=0, lt=1)
+    """Classes only: share of the probability that is spread over all classes."""
     clip_norm: float | None = Field(default=None, gt=0)
     """Scale the gradient down to this norm when it is longer."""
     drop_last: bool = False
     """Leave out an epoch's last, smaller batch."""
     seed: int = Field(default=0, ge=0, lt=2**32)
+    """Of initial weights, sample order, dropout and augmentation."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     """`auto`: bf16 on a GPU that has it, fp32 elsewhere. What was used is recorded in the run."""
     memory_format: Literal["auto", "channels_last", "contiguous"] = "auto"
@@ -81,16 +85,19 @@ class TrainConfig(_Frozen):
     keep_checkpoints: int = Field(default=3, gt=0)
     """Older ones are removed."""
     evaluate_batch_size: int = Field(default=1024, gt=0)
+    """Samples at a time when the model is judged; changes results by rounding at most."""
 
 
 class ScalingConfig(_Frozen):
     """How many machines share the work."""
 
     workers: Annotated[int, Field(gt=0, le=4096)] = 1
+    """Processes that train together, each with a part of every batch."""
     logical_workers: int | None = Field(default=None, gt=0)
     """Pieces that every batch is cut into; results depend on it and not on `workers`, which must divide it.
     Default: 2, or `workers` if more."""
     cpus_per_worker: float = Field(default=1, gt=0)
+    """CPUs that Ray reserves for each."""
     threads_per_worker: int | None = Field(default=None, gt=0)
     """Threads of each worker's tensor operations; default: its whole CPUs."""
     start_timeout_s: float = Field(default=120, gt=0)

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, ClassVar, NamedTuple, get_args
 
 import yaml
-from pydantic import BaseModel, TypeAdapter, ValidationError
+from pydantic import BaseModel, ValidationError
 from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails
 
@@ -346,6 +346,20 @@ def _shown(value: Any) -> str:
     return text if len(text) <= 60 else text[:57] + "…"
 
 
-def experiment_schema() -> dict[str, Any]:
-    """JSON schema of an experiment, for editors."""
-    return TypeAdapter(Experiment).json_schema()
+def settings_table() -> str:
+    """Every setting with its default and meaning, as the Markdown table in `docs/configuration.md`."""
+    lines = ["| setting | default | meaning |", "|---|---|---|"]
+    for name, field in dict(setting_names()).items():
+        if any(_groups_of(field)):
+            continue
+        default = "required" if field.is_required() else f"`{_as_yaml(field.default)}`"
+        lines.append(f"| `{name}` | {default} | {_text(field.description)} |")
+    return "\n".join(lines) + "\n"
+
+
+def _as_yaml(value: Any) -> str:
+    return json.dumps(list(value) if isinstance(value, tuple) else value)
+
+
+def _text(description: str | None) -> str:
+    return " ".join((description or "").split()).replace("|", "\\|")

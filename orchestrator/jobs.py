@@ -1,6 +1,5 @@
 """Runs a training or a sweep as a Ray job, so that the machine it was submitted from may go."""
 
-import sys
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -65,7 +64,7 @@ def submit(
         submission_id=job,
         files={EXPERIMENT_FILE: text.encode()},
         env=_environment(store),
-        metadata={"verb": verb, "python": sys.version.split()[0]},
+        metadata={"command": " ".join([verb, config, *overrides])},
     )
     return Submitted(accepted.job, accepted.address, accepted.new)
 

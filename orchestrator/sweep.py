@@ -261,7 +261,9 @@ def _unclaimed(store: Store, record: SweepRecord, *, attempt: str, lane: int, la
     start = len(open_cells) * lane // lanes
     for arm, seed in open_cells[start:] + open_cells[:start]:
         try:
-            store.write(f"sweeps/{record.sweep}/claims/{attempt}/{arm.name}-s{seed}", b"", only_if_absent=True)
+            # the lane's number tells, after a lost answer, whose claim it is that exists
+            claim = f"sweeps/{record.sweep}/claims/{attempt}/{arm.name}-s{seed}"
+            store.write(claim, str(lane).encode(), only_if_absent=True)
         except PreconditionError:
             continue
         yield arm, seed

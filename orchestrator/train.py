@@ -10,6 +10,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
+from types import FrameType
 from typing import Any, NamedTuple
 
 from cluster.config import StoreSettings
@@ -304,7 +305,8 @@ def _with_workers(experiment: Experiment, workers: int) -> Experiment:
 
 def _run(record: RunRecord, *, store: Store, started: float, on_progress: Progress | None) -> RunResult:
     try:
-        with _followed(store, record.run, on_progress), _sigterm_as_interrupt():
+        cancelled = record.model_copy(update={"state": "cancelled"})
+        with _followed(store, record.run, on_progress), _sigterm_as_interrupt(lambda: update_run(store, cancelled)):
             outcome = fit_on_ray(record, store.settings)
     except (KeyboardInterrupt, RunCancelledError):
         update_run(store, record.model_copy(update={"state": "cancelled"}))
@@ -398,13 +400,22 @@ def _followed(store: Store, run: str, on_progress: Progress | None) -> Iterator[
 
 
 @contextmanager
-def _sigterm_as_interrupt() -> Iterator[None]:
-    """Let a stopped job end its workers as Ctrl-C does; only the main thread can."""
+def _sigterm_as_interrupt(record_end: Callable[[], None]) -> Iterator[None]:
+    """Let a stopped job end its workers as Ctrl-C does; only the main thread can.
+
+    Ray kills a job 3 s after it has asked it to stop, and ending the workers may take longer: what happened is
+    recorded first.
+    """
     if threading.current_thread() is not threading.main_thread():
         yield
         return
     before = {s: signal.getsignal(s) for s in (signal.SIGTERM, signal.SIGINT)}
-    signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
+
+    def on_sigterm(number: int, frame: FrameType | None) -> None:
+        record_end()
+        signal.raise_signal(signal.SIGINT)
+
+    signal.signal(signal.SIGTERM, on_sigterm)
     try:
         yield
     finally:

@@ -9,7 +9,14 @@ from hypothesis import strategies as st
 
 from cluster.errors import ConfigError
 from orchestrator.config import Experiment
-from orchestrator.configfile import load_experiment, parse_document, setting_names, validate, with_overrides
+from orchestrator.configfile import (
+    load_experiment,
+    parse_document,
+    setting_names,
+    settings_table,
+    validate,
+    with_overrides,
+)
 from orchestrator.recipe import recipe_names, recipe_title
 
 GOOD = """\
@@ -189,3 +196,8 @@ def test_any_value_of_any_setting_is_accepted_or_a_configuration_error(name: str
         read(GOOD, f"{name}={value}")
     except ConfigError as error:
         assert len(str(error).splitlines()[0]) < 400
+
+
+def test_the_documentation_lists_every_setting() -> None:
+    text = (Path(__file__).parents[1] / "docs" / "configuration.md").read_text()
+    assert text.endswith(settings_table()), "write settings_table() into docs/configuration.md again"
