@@ -411,7 +411,7 @@ def _sigterm_as_interrupt(record_end: Callable[[], None]) -> Iterator[None]:
         return
     before = {s: signal.getsignal(s) for s in (signal.SIGTERM, signal.SIGINT)}
 
-    def on_sigterm(number: int, frame: FrameType | None) -> None:
+    def on_sigterm(_number: int, _frame: FrameType | None) -> None:
         record_end()
         signal.raise_signal(signal.SIGINT)
 
