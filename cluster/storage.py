@@ -271,6 +271,30 @@ class Store:
         finally:
             probe.delete([key])
 
+    def arrow_filesystem(self) -> Any:
+        """Return a `pyarrow.fs.S3FileSystem` of the same store, for Ray Data and others that read through Arrow.
+
+        Its keys are the ones that boto3 has resolved in this process. They are in its pickle too: build it where it
+        is used, and never send it anywhere.
+        """
+        from pyarrow.fs import S3FileSystem
+
+        session, meta = _session(self.settings), self._connect().s3.meta
+        keys = session.get_credentials().get_frozen_credentials()
+        address = urlsplit(meta.endpoint_url)
+        return S3FileSystem(
+            access_key=keys.access_key,
+            secret_key=keys.secret_key,
+            session_token=keys.token,
+            region=meta.region_name,
+            scheme=address.scheme,
+            endpoint_override=address.netloc if self.settings.endpoint_url else None,
+        )
+
+    def arrow_path(self, key: str) -> str:
+        """Return where `arrow_filesystem` finds a key: BUCKET/KEY."""
+        return f"{self.bucket}/{self._full(key)}"
+
     def create_bucket_if_missing(self) -> None:
         """Create the bucket; nothing happens if it is ours already."""
 

@@ -8,15 +8,16 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from uuid import uuid4
 
 import psutil
 from packaging.requirements import Requirement
 
-from cluster.errors import OrchestratorError
+from cluster.errors import OrchestratorError, StoreError
 from cluster.local import is_free
 from cluster.session import check_reachable, client_environment, resolve_address
 from cluster.state import home, read_state
-from cluster.storage import open_store
+from cluster.storage import Store, open_store
 
 OLDEST_PYTHON = (3, 11)
 NEED_DISK_GIB = 5.0  # Ray starts to refuse work when a disk is 95 % full; a small one is so soon
@@ -140,11 +141,26 @@ def check_ray(address: str | None) -> Check:
 
 
 def check_store(url: str | None) -> Check:
-    """Whether a small object can be written, read and deleted."""
+    """Whether a small object can be written, read and deleted with boto3, and with Arrow too."""
     store = open_store(url)
     store.check()
+    _check_arrow(store)
     place = store.settings.endpoint_url or "AWS"
-    return Check("store", True, f"{store.settings.url} at {place}: wrote, read and deleted an object")
+    return Check("store", True, f"{store.settings.url} at {place}: wrote and read with boto3 and pyarrow")
+
+
+def _check_arrow(store: Store) -> None:
+    key, data = f".check-arrow-{uuid4().hex}", b"orchestrator"
+    files = store.arrow_filesystem()
+    with files.open_output_stream(store.arrow_path(key)) as stream:
+        stream.write(data)
+    try:
+        with files.open_input_stream(store.arrow_path(key)) as stream:
+            found = stream.read()
+        if found != data or store.read(key) != data:
+            raise StoreError(f"{store.settings.url} must return to both clients what pyarrow wrote, got other bytes.")
+    finally:
+        store.delete([key])
 
 
 def _guarded(name: str, look: Callable[[], Check]) -> Check:
