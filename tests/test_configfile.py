@@ -113,7 +113,7 @@ def test_a_wrong_word_is_named_with_rule_value_and_cure(word: str, message: str)
 )
 def test_a_technique_that_the_model_lacks_is_refused_by_name(model: str, word: str) -> None:
     series = ["data.lookback=8", "data.horizon=2"] if "rnn" in model else []
-    with pytest.raises(ConfigError, match="techniques.activation must be left out for model.type"):
+    with pytest.raises(ConfigError, match=r"techniques\.activation must be left out for model\.type"):
         read(GOOD, f"model={model}", *series, word)
 
 

@@ -1,13 +1,13 @@
 """The sum over logical workers has the same bits for every worker count, in real process groups."""
 
 import multiprocessing
-import socket
 
 import pytest
 import torch
 import torch.distributed as dist
 
 from orchestrator.gradients import fixed_order_sum
+from tests.ports import free_port
 
 L, N = 12, 1001
 
@@ -31,9 +31,7 @@ def worker(rank: int, workers: int, port: int, results: "multiprocessing.SimpleQ
 def test_any_worker_count_gives_the_bits_of_one(workers: int) -> None:
     context = multiprocessing.get_context("spawn")
     results = context.SimpleQueue()
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = free_port()
     processes = [context.Process(target=worker, args=(rank, workers, port, results)) for rank in range(workers)]
     for process in processes:
         process.start()

@@ -3,7 +3,6 @@
 import hashlib
 import math
 import multiprocessing
-import socket
 from typing import Any
 
 import pytest
@@ -29,6 +28,7 @@ from orchestrator.trainer import (
     train_epoch,
 )
 from tests.fake_store import MemoryStore
+from tests.ports import free_port
 
 MODELS: dict[str, dict[str, Any]] = {
     "cnn": {
@@ -96,9 +96,7 @@ def test_two_workers_end_with_the_bits_of_one(store: MemoryStore, name: str) -> 
     alone = fit(record_of(store, name), store=store, world=World(), checkpoints="last")  # type: ignore[arg-type]
     context = multiprocessing.get_context("spawn")
     results = context.SimpleQueue()
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = free_port()
     record = record_of(store, name, workers=2)
     processes = [
         context.Process(target=worker, args=(rank, 2, port, store.objects, record, results)) for rank in range(2)
