@@ -447,7 +447,7 @@ def show(run: str, json: Json = False, store: StoreUrl = None) -> None:
         out.print(f"dataset {record.dataset.name} {record.dataset.version} · code {record.code_version}")
         out.print(f"techniques {_techniques(record)}", markup=False)
         if history:
-            columns = [name for name in history[-1] if name != "learning_rate"]
+            columns = ["epoch", *(name for name in history[-1] if name not in ("epoch", "learning_rate"))]
             table(columns, [[entry.get(name) for name in columns] for entry in history])
         for line in result_lines(record):
             out.print(line)

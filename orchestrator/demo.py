@@ -40,7 +40,7 @@ def run_demo(*, keep: bool = False) -> Report:
         keep: leave the local cluster and the endpoints running. Those that ran before are left in any case.
 
     Returns:
-        ``seconds`` by step, test metrics by model (``digits_cnn``, …), ``runs``, ``sweep``, ``queries`` with their
+        ``started``: whether the cluster was started here, ``seconds`` by step, test metrics by model (``digits_cnn``, …), ``runs``, ``sweep``, ``queries`` with their
         answers, ``endpoint``, ``store`` and ``next`` commands.
     """
     report: Report = {"seconds": {}}
@@ -59,7 +59,7 @@ def run_demo(*, keep: bool = False) -> Report:
         with _step(report, "query") as say:
             report["queries"] = _queries(Client(endpoint.url))
             say("; ".join(f"{query['ask']}: {query['answer']}" for query in report["queries"]))
-        if not keep:
+        if not keep and not report["started"]:  # a cluster that was started here ends with all that it serves
             for name in SERVED:
                 deploy.undeploy(name)
         report["runs"] = {recipe: result.run for recipe, result in runs.items()}
@@ -73,7 +73,7 @@ def run_demo(*, keep: bool = False) -> Report:
 def _cluster(report: Report, *, keep: bool) -> Iterator[tuple[Store, str]]:
     """The local cluster: what runs already is used and left; what is started here is ended, unless kept."""
     before = local.status()
-    ran = bool(before.ray and before.ray.running() and before.store and before.store.running())
+    report["started"] = not (before.ray and before.ray.running() and before.store and before.store.running())
     with _step(report, "up") as say:
         state = local.up()
         assert state.ray is not None
@@ -82,7 +82,7 @@ def _cluster(report: Report, *, keep: bool) -> Iterator[tuple[Store, str]]:
     try:
         yield Store(state.store.settings), state.ray.address
     finally:
-        if not (ran or keep):
+        if report["started"] and not keep:
             with _step(report, "down") as say:
                 say(f"{len(local.down())} servers ended; the data stay in the local store")
 

@@ -137,7 +137,8 @@ def _verdict(
         if bounds[0] <= 0:
             close.append(other.arm)
     if close:
-        return None, f"{best.arm} has the best mean, but {', '.join(close)} may be as good"
+        named = ", ".join(close) if len(close) <= 3 else f"{len(close)} of {len(others)} others"
+        return None, f"{best.arm} has the best mean, but {named} may be as good"
     return best.arm, f"its paired difference to every other arm excludes zero ({CONFIDENCE:.0%}, Bonferroni)"
 
 
