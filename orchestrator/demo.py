@@ -40,8 +40,8 @@ def run_demo(*, keep: bool = False) -> Report:
         keep: leave the local cluster and the endpoints running. Those that ran before are left in any case.
 
     Returns:
-        ``started``: whether the cluster was started here, ``seconds`` by step, test metrics by model (``digits_cnn``, …), ``runs``, ``sweep``, ``queries`` with their
-        answers, ``endpoint``, ``store`` and ``next`` commands.
+        ``started`` (whether the cluster was started here), ``seconds`` by step, test metrics by model (``digits_cnn``,
+        …), ``runs``, ``sweep``, ``queries`` with their answers, ``endpoint``, ``store`` and ``next`` commands.
     """
     report: Report = {"seconds": {}}
     with _cluster(report, keep=keep) as (store, address), ray_session(address, store=store.settings):
