@@ -111,10 +111,13 @@ def training_progress(on_epoch: Callable[[int], str | None]) -> Iterator[Callabl
     )
     with Progress(*columns, console=err, disable=not err.is_terminal, transient=True) as bar:
         task = bar.add_task("starting workers", total=None, speed="")
-        done = 0
+        done, told = 0, 0
 
         def update(status: Any) -> None:
-            nonlocal done
+            nonlocal done, told
+            for reason in status.passed_over[told:]:
+                note(f"passed over a checkpoint: {reason}")
+            told = len(status.passed_over)
             if status.phase == "training" and status.epoch > done:
                 done = status.epoch
                 if line := on_epoch(done):

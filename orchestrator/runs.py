@@ -96,6 +96,8 @@ class RunStatus(_Frozen):
     """Share of the training time in which a worker waited for data."""
     first_step_at: float | None = None
     """Unix time of the first weight update."""
+    passed_over: list[str] = []
+    """Newer checkpoints that this attempt could not resume from, and why."""
     updated: float
     """Unix time."""
 
@@ -236,6 +238,7 @@ class RunLog:
             while not self._stop.wait(HEARTBEAT_S):
                 self._write()
             self._write()
+            self._write_events(last=True)
         except Exception as error:  # carried to the training thread, which raises it
             self._error = error
 
@@ -245,14 +248,16 @@ class RunLog:
             newest = self._epochs.get()
             if self._events:
                 self._events.add(newest.history[-1])
-        prefix = f"runs/{self._run}/"
         if newest:
             lines = "".join(json.dumps(m, sort_keys=True) + "\n" for m in newest.history)
-            self._store.write(prefix + "metrics.jsonl", lines.encode())
-            if self._events:
-                self._store.write(f"{prefix}tensorboard/{self._events.name}", self._events.content())
+            self._store.write(f"runs/{self._run}/metrics.jsonl", lines.encode())
+            self._write_events(last=False)
         body = self._status.model_copy(update={"updated": time.time()}).model_dump_json()
-        self._store.write(prefix + "status.json", body.encode())
+        self._store.write(f"runs/{self._run}/status.json", body.encode())
+
+    def _write_events(self, *, last: bool) -> None:
+        if self._events and (found := self._events.file(complete=last)):
+            self._store.write(f"runs/{self._run}/tensorboard/{found.name}", found.read_bytes())
 
 
 class _TensorBoard:
@@ -261,10 +266,6 @@ class _TensorBoard:
     def __init__(self) -> None:
         self._folder = tempfile.TemporaryDirectory(prefix="orchestrator-events-")
         self._writer: Any = None
-
-    @property
-    def name(self) -> str:
-        return next(Path(self._folder.name).iterdir()).name
 
     def add(self, metrics: Metrics) -> None:
         if self._writer is None:
@@ -276,8 +277,11 @@ class _TensorBoard:
                 self._writer.add_scalar(name, value, int(metrics["epoch"]))
         self._writer.flush()
 
-    def content(self) -> bytes:
-        return next(Path(self._folder.name).iterdir()).read_bytes()
+    def file(self, *, complete: bool) -> Path | None:
+        """The event file; its newest events may still be on their way unless it is to be ``complete``."""
+        if complete and self._writer:
+            self._writer.close()  # waits for the writer's own thread, which `flush` does not
+        return next(Path(self._folder.name).iterdir(), None)
 
 
 def _body(record: RunRecord) -> bytes:

@@ -107,7 +107,6 @@ def fit(
     world: World,
     log: RunLog | None = None,
     checkpoints: Literal["all", "last"] = "all",
-    reader: Reader | None = None,
 ) -> Trainer:
     """Train from the newest valid checkpoint, or from the start, to the last epoch.
 
@@ -117,12 +116,11 @@ def fit(
         world: this worker's place; a default process group must exist when there are several.
         log: where the first worker reports; without one nothing is written but checkpoints.
         checkpoints: `last` writes only the final one and starts afresh: a sweep's cell is repeated, not resumed.
-        reader: of the same dataset and signature, to share its cache; default: one of its own.
 
     Raises:
         RunFailedError: if the loss is no longer a number.
     """
-    trainer = build_trainer(record, store=store, world=world, log=log, reader=reader)
+    trainer = build_trainer(record, store=store, world=world, log=log)
     start_epoch = restore(trainer) if checkpoints == "all" else 0
     with _checkpoint_writer(trainer) as save:
         for epoch in range(start_epoch, trainer.settings.epochs):
@@ -133,13 +131,11 @@ def fit(
     return trainer
 
 
-def build_trainer(
-    record: RunRecord, *, store: Store, world: World, log: RunLog | None = None, reader: Reader | None = None
-) -> Trainer:
+def build_trainer(record: RunRecord, *, store: Store, world: World, log: RunLog | None = None) -> Trainer:
     """Open the data and build the network with its initial weights, the same on every worker."""
     experiment, device = record.experiment, world.device
     torch.set_num_threads(experiment.scaling.threads_per_worker or max(1, int(experiment.scaling.cpus_per_worker)))
-    dataset = reader.dataset if reader else open_dataset(store, record.dataset.name, version=record.dataset.version)
+    dataset = open_dataset(store, record.dataset.name, version=record.dataset.version)
     network = build(experiment.model, record.techniques, record.signature, seed=experiment.train.seed).to(device)
     if channels_last(record):
         network = network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
@@ -150,7 +146,7 @@ def build_trainer(
         world=world,
         store=store,
         dataset=dataset,
-        reader=reader or dataset.reader(record.signature, cache_mb=experiment.data.cache_mb, pin_memory=pin_memory),
+        reader=dataset.reader(record.signature, cache_mb=experiment.data.cache_mb, pin_memory=pin_memory),
         network=network,
         optimizer=build_optimizer(network, experiment.train),
         parts=Parts(network, rows=rows, device=device),
@@ -191,11 +187,11 @@ def build_optimizer(network: nn.Module, settings: TrainConfig) -> torch.optim.Op
 
 def restore(trainer: Trainer) -> int:
     """Load the newest valid checkpoint, the same on every worker; return the first epoch to do."""
-    found = _agree(trainer.world, lambda: newest_valid(trainer.store, run=trainer.record.run), trainer)
+    found = _agreed_checkpoint(trainer)
     if found is None:
         return 0
-    for reason in found.passed_over:
-        print(f"passed over a checkpoint: {reason}", flush=True)
+    if trainer.log:
+        trainer.log.status(passed_over=found.passed_over)
     weights, optimizer, progress = found.state
     trainer.network.load_state_dict(weights)
     load_optimizer_tensors(trainer.optimizer, _parameter_names(trainer.network), optimizer)
@@ -438,17 +434,17 @@ def _report_step(
         )
 
 
-def _agree(world: World, look: Callable[[], Restored | None], trainer: Trainer) -> Restored | None:
-    """Every worker loads the checkpoint that the first one found."""
+def _agreed_checkpoint(trainer: Trainer) -> Restored | None:
+    """The newest valid checkpoint that the first worker finds, for every worker."""
+    store, world, run = trainer.store, trainer.world, trainer.record.run
+    found = newest_valid(store, run=run) if world.rank == 0 else None
     if world.size == 1:
-        return look()
-    found = look() if world.rank == 0 else None
-    choice: list[Any] = [found and (found.prefix, found.passed_over)]
-    dist.broadcast_object_list(choice, src=0, device=world.device)
-    if choice[0] is None or found is not None:
         return found
-    prefix, _ = choice[0]
-    return Restored(prefix, load_checkpoint(trainer.store, prefix=prefix), [])
+    choice: list[Any] = [found and found.prefix]
+    dist.broadcast_object_list(choice, src=0, device=world.device)
+    if found or choice[0] is None:
+        return found
+    return Restored(choice[0], load_checkpoint(store, prefix=choice[0]), [])
 
 
 @contextmanager
