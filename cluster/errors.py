@@ -12,6 +12,7 @@
     ├── RunFailedError               100  a training, a sweep or a job ended with an error
     ├── RunUnfinishedError           101  it stopped before its end and can be resumed
     └── RunCancelledError            103  somebody stopped it
+        └── RunInterruptedError      130  with Ctrl-C, here
 
 A message follows one grammar: ``<key or object> must <rule>, got <value>. <cure>.``
 """
@@ -79,3 +80,9 @@ class RunCancelledError(OrchestratorError):
     """Somebody stopped the training, the sweep or the job."""
 
     exit_code = 103
+
+
+class RunInterruptedError(RunCancelledError):
+    """The person at this terminal stopped the training or the sweep with Ctrl-C."""
+
+    exit_code = 130

@@ -14,7 +14,14 @@ from types import FrameType
 from typing import Any, NamedTuple
 
 from cluster.config import StoreSettings
-from cluster.errors import ClusterError, ConfigError, OrchestratorError, RunCancelledError, RunFailedError
+from cluster.errors import (
+    ClusterError,
+    ConfigError,
+    OrchestratorError,
+    RunCancelledError,
+    RunFailedError,
+    RunInterruptedError,
+)
 from cluster.session import cluster_resources, num_nodes, ray_session, require_resources
 from cluster.staging import check_packages, stage
 from cluster.storage import Store, open_store
@@ -302,15 +309,20 @@ def _with_workers(experiment: Experiment, workers: int) -> Experiment:
 
 
 def _run(record: RunRecord, *, store: Store, started: float, on_progress: Progress | None) -> RunResult:
+    cancelled = record.model_copy(update={"state": "cancelled"})
+    terminated = threading.Event()
+
+    def on_sigterm() -> None:
+        terminated.set()
+        update_run(store, cancelled)  # Ray kills a job 3 s after this, which ending the workers may outlast
+
     try:
-        cancelled = record.model_copy(update={"state": "cancelled"})
-        with _followed(store, record.run, on_progress), _sigterm_as_interrupt(lambda: update_run(store, cancelled)):
+        with _followed(store, record.run, on_progress), _sigterm_as_interrupt(on_sigterm):
             outcome = fit_on_ray(record, store.settings)
     except (KeyboardInterrupt, RunCancelledError):
-        update_run(store, record.model_copy(update={"state": "cancelled"}))
-        raise RunCancelledError(
-            f"run {record.run} was stopped. Continue it: orchestrator resume {record.run}."
-        ) from None
+        update_run(store, cancelled)
+        stopped = RunCancelledError if terminated.is_set() else RunInterruptedError
+        raise stopped(f"run {record.run} was stopped. Continue it: orchestrator resume {record.run}.") from None
     except Exception as error:
         failure = _failure(error, record)
         update_run(store, record.model_copy(update={"state": "failed", "error": str(failure)}))
@@ -447,22 +459,18 @@ def _followed(store: Store, run: str, on_progress: Progress | None) -> Iterator[
 
 
 @contextmanager
-def _sigterm_as_interrupt(record_end: Callable[[], None]) -> Iterator[None]:
-    """Let a stopped job end its workers as Ctrl-C does; only the main thread can.
-
-    Ray kills a job 3 s after it has asked it to stop, and ending the workers may take longer: what happened is
-    recorded first.
-    """
+def _sigterm_as_interrupt(first: Callable[[], None]) -> Iterator[None]:
+    """Let a stopped job end its workers as Ctrl-C does, after ``first``; only the main thread can."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
     before = {s: signal.getsignal(s) for s in (signal.SIGTERM, signal.SIGINT)}
 
-    def on_sigterm(_number: int, _frame: FrameType | None) -> None:
-        record_end()
+    def handle(_number: int, _frame: FrameType | None) -> None:
+        first()
         signal.raise_signal(signal.SIGINT)
 
-    signal.signal(signal.SIGTERM, on_sigterm)
+    signal.signal(signal.SIGTERM, handle)
     try:
         yield
     finally:
