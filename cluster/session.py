@@ -73,6 +73,12 @@ def resolve_address(address: str | None = None) -> ClusterAddress:
     return ClusterAddress(local.address, "the local cluster", local)
 
 
+def named_cluster() -> ClusterAddress | None:
+    """Return the cluster that one of Ray's variables names; ``None`` when the local one is meant."""
+    named = any(os.environ.get(name, "auto") != "auto" for name in ADDRESS_VARIABLES)
+    return resolve_address() if named else None
+
+
 @contextmanager
 def ray_session(
     address: str | None = None,

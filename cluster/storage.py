@@ -83,6 +83,11 @@ class ObjectInfo:
     modified: datetime
 
 
+def named_store() -> str | None:
+    """Return the store that the environment names; ``None`` when the local one is meant."""
+    return os.environ.get(STORE_VARIABLE)
+
+
 def open_store(url: str | None = None) -> "Store":
     """Return the store that ``url``, ``$ORCHESTRATOR_STORE`` or the local cluster names, in this order.
 
@@ -92,7 +97,7 @@ def open_store(url: str | None = None) -> "Store":
     Raises:
         ConfigError: None of the three names a store, or the URL is malformed.
     """
-    url = url or os.environ.get(STORE_VARIABLE)
+    url = url or named_store()
     local = read_state().store
     endpoint_url = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
     if url is None:

@@ -1,6 +1,5 @@
 """The `orchestrator` command. Every command is a thin view of a function of the same name in another module."""
 
-import os
 import sys
 import time
 from collections.abc import Callable
@@ -156,19 +155,29 @@ def up(
     ray: Annotated[bool, typer.Option("--ray/--no-ray", help="Start a Ray head.")] = True,
     store: Annotated[bool, typer.Option("--store/--no-store", help="Start an S3 store.")] = True,
 ) -> None:
-    """Start a Ray head and an S3 store on this machine; what already runs is left alone."""
+    """Start a Ray head and an S3 store on this machine; what already runs is left alone.
+
+    A cluster that RAY_ADDRESS names, or a store that ORCHESTRATOR_STORE names, is used instead of a local one.
+    """
     from cluster import local
+    from cluster.session import named_cluster
+    from cluster.storage import named_store
     from orchestrator.display import emit, next_steps, out
 
     started = time.perf_counter()
-    state = local.up(cpus=cpus, gpus=gpus, with_ray=ray, with_store=store)
+    cluster, place = named_cluster(), named_store()
+    state = local.up(cpus=cpus, gpus=gpus, with_ray=ray and cluster is None, with_store=store and place is None)
     seconds = time.perf_counter() - started
 
     def show() -> None:
-        if state.ray:
+        if cluster:
+            out.print(f"Ray        {cluster.address} (from {cluster.source}): yours, nothing to start")
+        elif state.ray:
             out.print(f"Ray        {state.ray.address}   dashboard {state.ray.dashboard_url}")
             out.print(f"           token in {state.ray.token_file} (for the dashboard and other clients)")
-        if state.store:
+        if place:
+            out.print(f"Store      {place} (from ORCHESTRATOR_STORE): yours, nothing to start")
+        elif state.store:
             settings = state.store.settings
             out.print(f"Store      {settings.url} at {settings.endpoint_url}")
             out.print(f"           keys in {settings.credentials_file}, profile {settings.profile}")
@@ -190,7 +199,9 @@ def down(
     from orchestrator.display import emit, out
 
     if dry_run:
-        status(json=json)
+        state = local.status()
+        found = [part for part in (state.ray, state.store) if part and part.running()]
+        emit(state, as_json=json, show=lambda: out.print(f"would end {len(found)} servers, and no others"))
         return
     if delete_data and not yes and not typer.confirm("Delete every dataset, run and model in the local store?"):
         raise typer.Exit(1)
@@ -199,22 +210,20 @@ def down(
 
 
 @_command(app, "orchestrator status")
-def status(json: Json = False) -> None:
-    """Show what `up` has started and whether it runs."""
-    from cluster import local
-    from orchestrator.display import emit, out
+def status(json: Json = False, address: Address = None, store: StoreUrl = None) -> None:
+    """Show which cluster and which store would be used, and whether they answer."""
+    from orchestrator.display import emit, next_steps, out
+    from orchestrator.doctor import check_servers
 
-    state = local.status()
+    checks = check_servers(address=address, store_url=store)
 
     def show() -> None:
-        for name, part in (("Ray", state.ray), ("Store", state.store)):
-            where = "" if part is None else getattr(part, "address", None) or part.settings.endpoint_url  # type: ignore[union-attr]
-            running = part is not None and part.running()
-            out.print(f"{name:<8}{'running' if running else 'not running':<14}{where}")
-        if not (state.ray and state.ray.running()):
-            out.print("Start them: orchestrator up", style="dim")
+        for check in checks:
+            out.print(f"{check.name:<8}{'ok' if check.ok else 'not usable':<12}{check.detail}", markup=False)
+        if not all(check.ok for check in checks):
+            next_steps("orchestrator up", "orchestrator doctor")
 
-    emit(state, as_json=json, show=show)
+    emit(checks, as_json=json, show=show)
 
 
 # ------------------------------------------------------------------------------------------------------------- data
@@ -913,8 +922,3 @@ def stop(job: str, json: Json = False, address: Address = None) -> None:
 
     status = stop_job(job, address=address)
     emit({"job": job, "status": status}, as_json=json, show=lambda: out.print(f"job {job}: {status}"))
-
-
-if __name__ == "__main__":
-    os.environ.setdefault("RAY_DEDUP_LOGS", "0")
-    main()

@@ -55,6 +55,15 @@ def run_checks(*, address: str | None = None, store_url: str | None = None) -> l
     return [_guarded(name, look) for name, look in looks.items()]
 
 
+def check_servers(*, address: str | None = None, store_url: str | None = None) -> list[Check]:
+    """Return the checks of the two servers alone; see `run_checks`."""
+    looks: dict[str, Callable[[], Check]] = {
+        "ray": partial(check_ray, address),
+        "store": partial(check_store, store_url),
+    }
+    return [_guarded(name, look) for name, look in looks.items()]
+
+
 def check_python(version: tuple[int, ...]) -> Check:
     """Whether the interpreter is new enough."""
     found = ".".join(map(str, version))
