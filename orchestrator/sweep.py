@@ -350,9 +350,9 @@ def _cell_resources(record: SweepRecord) -> dict[str, float]:
 
 
 def _lane_resources(record: SweepRecord) -> dict[str, float]:
-    """A lane that trains in its own process holds the cell's share; one that starts workers holds nothing itself."""
+    """A lane that trains in its own process holds the cell's share; one that starts workers leaves all to them."""
     if any(arm.experiment.scaling.workers > 1 for arm in record.arms):
-        return {"cpu": 0}
+        return {"cpu": 0, "memory": 1}  # bytes: Tune refuses a trial that asks for nothing
     return {kind.lower(): amount for kind, amount in _cell_resources(record).items()}
 
 
