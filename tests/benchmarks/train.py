@@ -31,8 +31,10 @@ from orchestrator.data.sources import Part, Prepared, SourceOptions, read_huggin
 from orchestrator.runs import read_history, read_status
 from orchestrator.train import plan_run
 from tests.benchmarks.measure import print_report
+from tests.ports import free_port
 
 ROOT = Path(__file__).parents[2]
+TIMEOUT_S = 600
 CIFAR10 = ROOT.parent / "shared" / "data" / "cifar10"
 
 
@@ -49,7 +51,7 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="one short pair, within a minute")
     parser.add_argument("--pairs", type=int, default=5)
     arguments = parser.parse_args()
-    pairs, pictures = (1, 1024) if arguments.quick else (arguments.pairs, 8192)
+    pairs, pictures = (1, 1024) if arguments.quick else (arguments.pairs, 4096)
     with tempfile.TemporaryDirectory(prefix="orchestrator-bench-") as folder:
         os.environ |= {"ORCHESTRATOR_HOME": f"{folder}/home", "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
         state = local.up(cpus=2)
@@ -133,10 +135,15 @@ def as_dataset(images: np.ndarray[Any, Any], labels: np.ndarray[Any, Any]) -> Pr
 def run_torchrun(plan: Path) -> Timing:
     """The plain script, two workers."""
     script = str(Path(__file__).with_name("torchrun_ddp.py"))
-    command = ["-m", "torch.distributed.run", "--nproc-per-node=2", "--master-addr=127.0.0.1", "--master-port=0"]
+    command = ["-m", "torch.distributed.run", "--nproc-per-node=2", "--master-addr=127.0.0.1"]
     started = time.time()
     found = subprocess.run(
-        [sys.executable, *command, script, str(plan)], capture_output=True, text=True, check=True, cwd=ROOT
+        [sys.executable, *command, f"--master-port={free_port()}", script, str(plan)],
+        capture_output=True,
+        text=True,
+        check=True,
+        cwd=ROOT,
+        timeout=TIMEOUT_S,
     )
     result = json.loads(found.stdout.splitlines()[-1])
     return Timing(result["first_step_at"] - started, result["samples_per_s"])
@@ -152,6 +159,7 @@ def run_ours(store: Store, plan: Path, *, name: str) -> Timing:
         capture_output=True,
         check=True,
         cwd=ROOT,
+        timeout=TIMEOUT_S,
     )
     status = read_status(store, name)
     assert status is not None
