@@ -7,6 +7,7 @@ import yaml
 
 from cluster.errors import ConfigError
 from cluster.jobs import submit as submit_job
+from cluster.session import store_environment
 from cluster.storage import Store
 from orchestrator.configfile import load_experiment
 from orchestrator.data.reader import open_dataset
@@ -63,20 +64,7 @@ def submit(
         address=address,
         submission_id=job,
         files={EXPERIMENT_FILE: text.encode()},
-        env=_environment(store),
+        env=store_environment(store.settings),
         metadata={"command": " ".join([verb, config, *overrides])},
     )
     return Submitted(accepted.job, accepted.address, accepted.new)
-
-
-def _environment(store: Store) -> dict[str, str]:
-    """Where the store is; never a key: the cluster's nodes have their own."""
-    settings = store.settings
-    found = {
-        "ORCHESTRATOR_STORE": settings.url,
-        "AWS_ENDPOINT_URL": settings.endpoint_url,
-        "AWS_REGION": settings.region,
-        "AWS_PROFILE": settings.profile,
-        "AWS_SHARED_CREDENTIALS_FILE": settings.credentials_file,
-    }
-    return {name: value for name, value in found.items() if value}

@@ -16,11 +16,9 @@ import logging
 import os
 import secrets
 import tempfile
-import threading
 import time
 import traceback
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
 from typing import Any, Literal, NamedTuple
 
 from pydantic import BaseModel, ConfigDict, ValidationError
@@ -35,10 +33,10 @@ from orchestrator.config import Experiment
 from orchestrator.configfile import Document, near_miss, set_dotted, setting_names, validate
 from orchestrator.data.reader import open_dataset
 from orchestrator.ledger import Cell, Ledger, summarize
+from orchestrator.polling import polling
 from orchestrator.runs import RunRecord, update_run, utc_now
 from orchestrator.train import describe, fit_on_ray, plan_run
 
-POLL_S = 0.5
 ACTIVATION = "techniques.activation"
 
 
@@ -299,7 +297,7 @@ def _run_cells(
     attempt = secrets.token_hex(4)
     todo = total - len(read_cells(store, record.sweep))
     if todo:
-        with _followed(store, record.sweep, total, on_progress):
+        with polling(_teller(store, record.sweep, total, on_progress)):
             _run_lanes(record, store.settings, attempt=attempt, lanes=_num_lanes(record, todo))
     cells = read_cells(store, record.sweep)
     if len(cells) < total:
@@ -412,30 +410,23 @@ def _body(record: SweepRecord) -> bytes:
     return record.model_dump_json(indent=1).encode()
 
 
-@contextmanager
-def _followed(
+def _teller(
     store: Store, sweep: str, total: int, on_progress: Callable[[SweepProgress], None] | None
-) -> Iterator[None]:
-    """Call ``on_progress`` from a thread whenever more cells are in the store."""
-    if on_progress is None:
-        yield
-        return
-    stop = threading.Event()
+) -> Callable[[], None]:
+    """A function that calls ``on_progress`` for every cell that has come into the store since the last call."""
+    seen: set[str] = set()
+    failed = 0
 
-    def follow() -> None:
-        seen: set[str] = set()
-        failed = 0
-        while not stop.wait(POLL_S):
-            for key in sorted({i.key for i in store.list(f"sweeps/{sweep}/cells/")} - seen):
-                seen.add(key)
-                newest = Cell.model_validate_json(store.read(key))
-                failed += newest.state == "failed"
-                on_progress(SweepProgress(len(seen), failed, total, newest))
+    def look() -> None:
+        nonlocal failed
+        keys = {info.key for info in store.list(f"sweeps/{sweep}/cells/")} if on_progress else set()
+        for key in sorted(keys - seen):
+            seen.add(key)
+            if not _is_cell(body := store.read(key)):
+                continue  # damaged: a lane will do it again
+            newest = Cell.model_validate_json(body)
+            failed += newest.state == "failed"
+            assert on_progress
+            on_progress(SweepProgress(len(seen), failed, total, newest))
 
-    thread = threading.Thread(target=follow, name="follow-sweep", daemon=True)
-    thread.start()
-    try:
-        yield
-    finally:
-        stop.set()
-        thread.join()
+    return look

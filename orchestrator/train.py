@@ -29,6 +29,7 @@ from models.config import has_activation, resolve_techniques
 from models.task import task_of
 from orchestrator.config import Experiment
 from orchestrator.data.reader import Dataset, open_dataset
+from orchestrator.polling import POLL_S, polling
 from orchestrator.runs import (
     DatasetRef,
     Metrics,
@@ -44,8 +45,6 @@ from orchestrator.runs import (
     utc_now,
     with_live_state,
 )
-
-POLL_S = 0.5
 
 Progress = Callable[[RunStatus], None]
 
@@ -317,7 +316,7 @@ def _run(record: RunRecord, *, store: Store, started: float, on_progress: Progre
         update_run(store, cancelled)  # Ray kills a job 3 s after this, which ending the workers may outlast
 
     try:
-        with _followed(store, record.run, on_progress), _sigterm_as_interrupt(on_sigterm):
+        with polling(_teller(store, record.run, on_progress)), _sigterm_as_interrupt(on_sigterm):
             outcome = fit_on_ray(record, store.settings)
     except (KeyboardInterrupt, RunCancelledError):
         update_run(store, cancelled)
@@ -433,29 +432,18 @@ def _is_collateral(error: Exception) -> bool:
     return any(word in str(error) for word in ("Connection closed by peer", "Connection reset", "gloo", "NCCL"))
 
 
-@contextmanager
-def _followed(store: Store, run: str, on_progress: Progress | None) -> Iterator[None]:
-    """Call ``on_progress`` from a thread whenever the run's status in the store has changed."""
-    if on_progress is None:
-        yield
-        return
-    stop = threading.Event()
+def _teller(store: Store, run: str, on_progress: Progress | None) -> Callable[[], None]:
+    """A function that calls ``on_progress`` when the run's status in the store has changed."""
+    seen = 0.0
 
-    def follow() -> None:
-        seen = 0.0
-        while not stop.wait(POLL_S):
-            status = read_status(store, run)
-            if status and status.updated > seen:
-                seen = status.updated
-                on_progress(status)
+    def look() -> None:
+        nonlocal seen
+        status = read_status(store, run) if on_progress else None
+        if status and on_progress and status.updated > seen:
+            seen = status.updated
+            on_progress(status)
 
-    thread = threading.Thread(target=follow, name="follow-run", daemon=True)
-    thread.start()
-    try:
-        yield
-    finally:
-        stop.set()
-        thread.join()
+    return look
 
 
 @contextmanager
