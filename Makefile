@@ -28,8 +28,8 @@ check: $(INSTALLED)  ## formatting, lint, types
 bench: $(INSTALLED)  ## side-by-side measurements; figures of a full run go into docs/benchmarks.md
 	for file in tests/benchmarks/*.py; do $(BIN)/python $$file --quick || exit 1; done
 
-chaos: $(INSTALLED)  ## kills, long
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m chaos --override-ini addopts=-ra tests
+chaos: $(INSTALLED)  ## the tests that kill processes on purpose
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m chaos
 
 clean:
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache

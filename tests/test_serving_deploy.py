@@ -178,6 +178,7 @@ def test_more_cpus_than_there_are_is_an_error_in_time_and_leaves_the_old_one(tab
     assert Client(table.url).predict("table", SAMPLE)["version"] == "v1"
 
 
+@pytest.mark.chaos
 def test_no_request_fails_when_a_replica_is_killed(table, module_store, ray_cluster):
     deploy(module_store, name="table", version="v1", replicas=2)
     client = Client(table.url)

@@ -121,6 +121,7 @@ def killed_after_an_epoch(store: Store, address: str, run: str) -> None:
     assert read_run(store, run).state == "running"
 
 
+@pytest.mark.chaos
 def test_a_run_whose_driver_was_killed_resumes_to_the_weights_of_an_unbroken_one(
     digits: Store, ray_cluster: RayState
 ) -> None:
