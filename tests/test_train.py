@@ -107,7 +107,7 @@ def killed_after_an_epoch(store: Store, address: str, run: str) -> None:
         "train(Experiment.model_validate(experiment), store=Store(StoreSettings.model_validate(store)),"
         " address=address, run=run, on_progress=lambda s: print(s.epoch, flush=True))\n"
     )
-    settings = experiment(train={"epochs": 60}).model_dump(mode="json")
+    settings = experiment(train={"epochs": 30}).model_dump(mode="json")
     arguments = json.dumps([store.settings.model_dump(mode="json"), settings, address, run])
     root = Path(__file__).parents[1]
     with subprocess.Popen(
@@ -127,10 +127,10 @@ def test_a_run_whose_driver_was_killed_resumes_to_the_weights_of_an_unbroken_one
 ) -> None:
     killed_after_an_epoch(digits, ray_cluster.address, "killed")
     before = len(read_history(digits, "killed"))
-    assert 1 <= before < 60
+    assert 1 <= before < 30
     with ray_session(ray_cluster.address, store=digits.settings):
         resumed = resume("killed", store=digits, address=ray_cluster.address, workers=2)
-        unbroken = train(experiment(train={"epochs": 60}), store=digits, address=ray_cluster.address)
+        unbroken = train(experiment(train={"epochs": 30}), store=digits, address=ray_cluster.address)
     assert losses(resumed) == losses(unbroken)
     assert weights(digits, "killed") == weights(digits, unbroken.run)
 
@@ -149,7 +149,7 @@ def test_a_run_that_works_cannot_be_resumed(digits: Store, ray_cluster: RayState
     thread = threading.Thread(target=try_resume)
     thread.start()
     train(
-        experiment(train={"epochs": 60}),
+        experiment(train={"epochs": 30}),
         store=digits,
         address=ray_cluster.address,
         run="working",
