@@ -10,8 +10,8 @@ from cluster.jobs import submit as submit_job
 from cluster.session import store_environment
 from cluster.storage import Store
 from orchestrator.configfile import load_experiment
-from orchestrator.data.reader import open_dataset
 from orchestrator.runs import new_run_id
+from orchestrator.train import dataset_of
 
 EXPERIMENT_FILE = "experiment.yaml"
 VERBS = {"train": "--run", "sweep": "--name"}
@@ -48,7 +48,7 @@ def submit(
         job: its id. The same id again changes nothing, so repeating a submission is safe.
 
     Raises:
-        ConfigError, NotFoundError, StoreAccessError, ClusterError: before anything is submitted.
+        ConfigError, StoreAccessError, ClusterError: before anything is submitted.
     """
     if verb not in VERBS:
         raise ConfigError(f"submit must be given train or sweep, got {verb!r}.")
@@ -56,7 +56,7 @@ def submit(
     if verb == "sweep" and experiment.sweep is None:
         raise ConfigError(f"{config} must have a sweep group to be swept, got none. Add sweep: {{vary: …}}.")
     store.check()
-    open_dataset(store, experiment.data.name, version=experiment.data.version)
+    dataset_of(experiment, store)
     job = job or new_run_id(experiment)
     text = yaml.safe_dump(experiment.model_dump(mode="json", exclude_unset=True), sort_keys=False)
     accepted = submit_job(

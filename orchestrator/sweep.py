@@ -31,11 +31,10 @@ from cluster.storage import Store, open_store
 from models.config import has_activation
 from orchestrator.config import Experiment
 from orchestrator.configfile import Document, near_miss, set_dotted, setting_names, validate
-from orchestrator.data.reader import open_dataset
 from orchestrator.ledger import Cell, Ledger, summarize
 from orchestrator.polling import polling
 from orchestrator.runs import RunRecord, update_run, utc_now
-from orchestrator.train import describe, fit_on_ray, plan_run
+from orchestrator.train import dataset_of, describe, fit_on_ray, plan_run
 
 ACTIVATION = "techniques.activation"
 
@@ -108,7 +107,7 @@ def sweep(
         on_progress: called whenever cells have finished.
 
     Raises:
-        ConfigError, NotFoundError, StoreAccessError, ClusterError: before anything starts.
+        ConfigError, StoreAccessError, ClusterError: before anything starts.
         RunUnfinishedError: some cells could not be done; `resume_sweep` does them.
     """
     store = store or open_store()
@@ -237,7 +236,7 @@ def _train_cell(arm: Arm, seed: int, *, run: str, sweep: str, store: Store) -> d
 
     train = arm.experiment.train.model_copy(update={"seed": seed})
     experiment = arm.experiment.model_copy(update={"train": train, "sweep": None})
-    dataset = open_dataset(store, experiment.data.name, version=experiment.data.version)
+    dataset = dataset_of(experiment, store)
     record = plan_run(experiment, dataset, run=run, gpus=cluster_resources().get("GPU", 0))
     record = record.model_copy(update={"sweep": sweep})
     update_run(store, record)
@@ -357,7 +356,7 @@ def _lane_resources(record: SweepRecord) -> dict[str, float]:
 def _checked(arm: Arm, store: Store, gpus: float) -> RunRecord:
     """Validate one arm against its dataset and the cluster, as a single training would be."""
     scaling = arm.experiment.scaling
-    dataset = open_dataset(store, arm.experiment.data.name, version=arm.experiment.data.version)
+    dataset = dataset_of(arm.experiment, store)
     record = plan_run(arm.experiment, dataset, gpus=gpus)
     gpus_needed = scaling.workers if record.techniques.processor == "gpu" else 0
     require_resources(cpus=scaling.workers * scaling.cpus_per_worker, gpus=gpus_needed)

@@ -17,6 +17,7 @@ from cluster.config import StoreSettings
 from cluster.errors import (
     ClusterError,
     ConfigError,
+    NotFoundError,
     OrchestratorError,
     RunCancelledError,
     RunFailedError,
@@ -90,14 +91,14 @@ def train(
         on_progress: called about twice a second with the newest status.
 
     Raises:
-        ConfigError, NotFoundError, StoreAccessError, ClusterError: before any worker starts.
+        ConfigError, StoreAccessError, ClusterError: before any worker starts.
         RunFailedError: a worker failed more often than `scaling.max_failures`; what it had written can be resumed.
         RunCancelledError: interrupted.
     """
     started = time.time()
     store = store or open_store()
     store.check()
-    dataset = open_dataset(store, experiment.data.name, version=experiment.data.version)
+    dataset = dataset_of(experiment, store)
     with ray_session(address, store=store.settings):
         record = plan_run(experiment, dataset, run=run, gpus=cluster_resources().get("GPU", 0))
         _require(record)
@@ -150,6 +151,18 @@ def resume(
         if on_start:
             on_start(record, arithmetic)
         return _run(record, store=store, started=started, on_progress=on_progress)
+
+
+def dataset_of(experiment: Experiment, store: Store) -> Dataset:
+    """Open the dataset that an experiment names.
+
+    Raises:
+        ConfigError: there is none of that name or version: the experiment is wrong.
+    """
+    try:
+        return open_dataset(store, experiment.data.name, version=experiment.data.version)
+    except NotFoundError as error:
+        raise ConfigError(str(error)) from None
 
 
 def plan_run(experiment: Experiment, dataset: Dataset, *, run: str | None = None, gpus: float = 0) -> RunRecord:

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from cluster.errors import ClusterError, ConfigError, NotFoundError, RunFailedError
+from cluster.errors import ClusterError, ConfigError, RunFailedError
 from cluster.session import ray_session
 from cluster.state import RayState
 from cluster.storage import Store
@@ -172,8 +172,8 @@ def test_a_failing_run_says_why_and_can_be_found(digits: Store, ray_cluster: Ray
 @pytest.mark.parametrize(
     ("changes", "kind", "message"),
     [
-        ({"data": {"name": "digit"}}, NotFoundError, "data.name must be a dataset in the store, got 'digit'"),
-        ({"data": {"version": "000"}}, NotFoundError, "data.version must be a version of dataset digits, got '000'"),
+        ({"data": {"name": "digit"}}, ConfigError, "data.name must be a dataset in the store, got 'digit'"),
+        ({"data": {"version": "000"}}, ConfigError, "data.version must be a version of dataset digits, got '000'"),
         ({"scaling": {"workers": 64, "logical_workers": 64}, "train": {"batch_size": 128}}, ClusterError, "64 CPUs"),
         ({"data": {"lookback": 3, "horizon": 1}}, ConfigError, "data.lookback and data.horizon must be left out"),
         ({"model": {"type": "fm"}}, ConfigError, "image"),
