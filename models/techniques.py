@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from models.config import Activation, Initialization, ResolvedTechniques
+from models.counters import counter_key
 
 ACTIVATIONS: Mapping[Activation, Callable[[], nn.Module]] = {
     "tanh": nn.Tanh,
@@ -29,23 +30,6 @@ GAINS: Mapping[Activation, float] = {
     "silu": 1.676533,
 }
 
-_MASK_64 = 2**64 - 1
-
-
-def counter_seed(*counters: int) -> int:
-    """Hash counters into a 64-bit seed with splitmix64 (Steele et al. 2014), so that near counters give far seeds."""
-    state = 0
-    for counter in counters:
-        state = _splitmix64(state ^ (counter & _MASK_64))
-    return state
-
-
-def _splitmix64(state: int) -> int:
-    state = (state + 0x9E3779B97F4A7C15) & _MASK_64
-    state = ((state ^ (state >> 30)) * 0xBF58476D1CE4E5B9) & _MASK_64
-    state = ((state ^ (state >> 27)) * 0x94D049BB133111EB) & _MASK_64
-    return state ^ (state >> 31)
-
 
 class Initializer:
     """Draws a body's initial weights, in the order in which the body asks for its layers.
@@ -59,7 +43,7 @@ class Initializer:
         self.scheme: Initialization = techniques.initialization
         self.activation = techniques.activation
         self.initial_std = initial_std
-        self.generator = torch.Generator().manual_seed(counter_seed(seed))
+        self.generator = torch.Generator().manual_seed(counter_key(seed))
 
     def hidden(self, layer: nn.Linear | nn.Conv2d) -> None:
         """Initialize a layer whose outputs go through the activation: He, or Glorot for tanh and for none."""
@@ -185,4 +169,4 @@ def set_random_state(network: nn.Module, *, seed: int, epoch: int, step: int, lo
         generator = torch.Generator(device)
         for layer in layers:
             layer.generator = generator
-    generator.manual_seed(counter_seed(seed, epoch, step, logical_worker))
+    generator.manual_seed(counter_key(seed, epoch, step, logical_worker))

@@ -17,7 +17,7 @@ import time
 from datetime import UTC, datetime
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Literal, NamedTuple, Self
+from typing import Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
@@ -100,12 +100,6 @@ class RunStatus(_Frozen):
     """Newer checkpoints that this attempt could not resume from, and why."""
     updated: float
     """Unix time."""
-
-
-class Epoch(NamedTuple):
-    """One finished epoch, on its way to the store."""
-
-    history: list[Metrics]
 
 
 def new_run_id(experiment: Experiment) -> str:
@@ -201,7 +195,7 @@ class RunLog:
     def __init__(self, store: Store, run: str, *, tensorboard: bool = True) -> None:
         self._store, self._run = store, run
         self._status = RunStatus(phase="starting", updated=time.time())
-        self._epochs: queue.SimpleQueue[Epoch] = queue.SimpleQueue()
+        self._epochs: queue.SimpleQueue[list[Metrics]] = queue.SimpleQueue()
         self._stop = threading.Event()
         self._error: Exception | None = None
         self._events = _TensorBoard() if tensorboard else None
@@ -219,7 +213,7 @@ class RunLog:
         """
         if self._error:
             raise self._error
-        self._epochs.put(Epoch(list(history)))
+        self._epochs.put(list(history))
 
     def __enter__(self) -> Self:
         self._thread.start()
@@ -243,13 +237,13 @@ class RunLog:
             self._error = error
 
     def _write(self) -> None:
-        newest: Epoch | None = None
+        newest: list[Metrics] = []
         while not self._epochs.empty():
             newest = self._epochs.get()
             if self._events:
-                self._events.add(newest.history[-1])
+                self._events.add(newest[-1])
         if newest:
-            lines = "".join(json.dumps(m, sort_keys=True) + "\n" for m in newest.history)
+            lines = "".join(json.dumps(m, sort_keys=True) + "\n" for m in newest)
             self._store.write(f"runs/{self._run}/metrics.jsonl", lines.encode())
             self._write_events(last=False)
         body = self._status.model_copy(update={"updated": time.time()}).model_dump_json()

@@ -212,11 +212,6 @@ def describe(record: RunRecord, dataset: Dataset) -> tuple[RunRecord, Arithmetic
         raise ConfigError(str(error)) from None
     parameters = sum(p.numel() for p in network.parameters())
     plan = epoch_plan(record, dataset, epoch=0)
-    if plan.num_steps == 0:
-        raise ConfigError(
-            f"train.batch_size must be at most the {plan.num_samples} training samples with train.drop_last, "
-            f"got {experiment.train.batch_size}."
-        )
     arithmetic = Arithmetic(
         samples=plan.num_samples,
         steps_per_epoch=plan.num_steps,

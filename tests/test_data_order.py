@@ -9,7 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cluster.errors import ConfigError
-from orchestrator.data.order import Plan, counter_key, permutation, plan_epoch, random_bits
+from models.counters import counter_key
+from orchestrator.data.order import Plan, permutation, plan_epoch, random_bits
 
 plans = st.builds(
     lambda sizes, micro, workers, **rest: dict(

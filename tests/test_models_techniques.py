@@ -12,7 +12,7 @@ from models.techniques import (
     GAINS,
     Dropout,
     Initializer,
-    counter_seed,
+    counter_key,
     penalty,
     set_random_state,
 )
@@ -211,13 +211,13 @@ def test_dropout_masks_are_reproducible_on_a_gpu() -> None:
     assert torch.equal(torch.stack(network(ONES.cuda())), first)
 
 
-def test_counter_seeds_follow_the_published_splitmix64() -> None:
-    assert counter_seed(0) == 0xE220A8397B1DCDAF  # first output for seed 0 of the reference implementation
+def test_counter_keys_follow_the_published_splitmix64() -> None:
+    assert counter_key(0) == 0xE220A8397B1DCDAF  # first output for seed 0 of the reference implementation
 
 
 @given(st.lists(st.integers(0, 2**32), min_size=1, max_size=5), st.integers(0, 4))
-def test_counter_seeds_fit_64_bits_and_differ_for_neighbours(counters: list[int], position: int) -> None:
+def test_counter_keys_fit_64_bits_and_differ_for_neighbours(counters: list[int], position: int) -> None:
     neighbour = list(counters)
     neighbour[position % len(counters)] += 1
-    assert 0 <= counter_seed(*counters) < 2**64
-    assert counter_seed(*counters) != counter_seed(*neighbour)
+    assert 0 <= counter_key(*counters) < 2**64
+    assert counter_key(*counters) != counter_key(*neighbour)

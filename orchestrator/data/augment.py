@@ -7,7 +7,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from orchestrator.data.order import counter_key, random_bits
+from models.counters import counter_key
+from orchestrator.data.order import random_bits
 
 # B = batch, C = channels, H = height, W = width, P = H·W pixels, S = side of a square
 

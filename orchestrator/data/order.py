@@ -17,10 +17,10 @@ import numpy as np
 import numpy.typing as npt
 
 from cluster.errors import ConfigError
+from models.counters import counter_key
 
 Ints = npt.NDArray[np.int64]
 
-_MASK = 2**64 - 1
 _GOLDEN = 0x9E3779B97F4A7C15  # 2**64 / golden ratio, the increment of splitmix64
 _MIX_1 = 0xBF58476D1CE4E5B9
 _MIX_2 = 0x94D049BB133111EB
@@ -189,14 +189,6 @@ def plan_epoch(
     )
 
 
-def counter_key(*words: int) -> int:
-    """Hash non-negative integers below 2**64 into a 64-bit key, to be given to `random_bits`."""
-    key = 0
-    for word in words:
-        key = _mix_int(((key ^ word) + _GOLDEN) & _MASK)
-    return key
-
-
 def random_bits(count: int, *, key: int) -> npt.NDArray[np.uint64]:
     """Return `count` random 64-bit numbers, no two alike: the splitmix64 stream that starts at `key`."""
     z = np.arange(1, count + 1, dtype=np.uint64) * np.uint64(_GOLDEN) + np.uint64(key)
@@ -244,9 +236,3 @@ def _layout(sizes: Ints, groups: Ints, piece_starts: Ints, shuffle_rows: int) ->
 
 def _starts(sizes: Sequence[int] | Ints) -> Ints:
     return np.concatenate([[0], np.cumsum(np.asarray(sizes, dtype=np.int64))]).astype(np.int64)
-
-
-def _mix_int(z: int) -> int:
-    z = ((z ^ (z >> 30)) * _MIX_1) & _MASK
-    z = ((z ^ (z >> 27)) * _MIX_2) & _MASK
-    return z ^ (z >> 31)

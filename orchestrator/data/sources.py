@@ -28,6 +28,7 @@ from PIL import Image, UnidentifiedImageError
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from cluster.errors import ConfigError, NotFoundError
+from models.counters import counter_key
 from models.features import (
     TARGET,
     CategoricalFeature,
@@ -38,7 +39,7 @@ from models.features import (
 )
 from orchestrator.data.columns import Array, Columns, image_statistics, number_target, row_statistics
 from orchestrator.data.manifest import DatasetTarget, SeriesTarget, Source
-from orchestrator.data.order import Ints, counter_key, permutation
+from orchestrator.data.order import Ints, permutation
 
 CIFAR10_CLASSES = tuple("airplane automobile bird cat deer dog frog horse ship truck".split())  # noqa: SIM905
 
