@@ -54,6 +54,9 @@ class Dataset:
     store: "Store"
     manifest: Manifest
     _footers: dict[str, Any] = field(default_factory=dict, repr=False, compare=False)
+    _footer_locks: dict[str, threading.Lock] = field(
+        default_factory=lambda: defaultdict(threading.Lock), repr=False, compare=False
+    )
 
     def signature(self, *, lookback: int | None = None, horizon: int | None = None) -> Signature:
         """Return what a model reads and answers; see `signature`."""
@@ -115,11 +118,12 @@ class Dataset:
         return from_table(table, self.manifest.features, self.manifest.target)
 
     def _footer(self, shard: Shard) -> Any:
-        if shard.path not in self._footers:
-            start = shard.footer_offset
-            data = self._verified(shard, "footer", start, shard.bytes - start, shard.footer_sha256)
-            self._footers[shard.path] = read_footer(data)
-        return self._footers[shard.path]
+        with self._footer_locks[shard.path]:  # threads that ask at the same time fetch it once
+            if shard.path not in self._footers:
+                start = shard.footer_offset
+                data = self._verified(shard, "footer", start, shard.bytes - start, shard.footer_sha256)
+                self._footers[shard.path] = read_footer(data)
+            return self._footers[shard.path]
 
     def _verified(self, shard: Shard, what: str, start: int, length: int, expected: str) -> Any:
         key = f"{folder(self.manifest.name, self.manifest.version)}/{shard.path}"
