@@ -8,9 +8,15 @@ the statistics of the training split that are kept here, so that training and se
     vector        [B, D]                                     float32
     categorical   [B], 0 is "never seen in training"         int64
     series        [B, T, C], T = lookback                    float32
-    target        class: [B] int64 · number: [B] float32 · series (forecast): [B, horizon, C] float32
+    text          [B, T], 0 is padding, 1 an unknown word    int64
+    audio         [B, T], -1..1, padded with 0               float32
+    sparse        [B, T], 0 is padding; and its values       int64; float32
+    target        class: [B] int64 · number: [B] float32 · series (forecast): [B, horizon, C] float32 ·
+                  boxes: [B, N, 5] float32, padded with -1
 
-The target's key in a batch is ``TARGET``.
+The target's key in a batch is ``TARGET``. Of text, audio, sparse and boxes, a sample has as many as it has: they are
+padded to the longest of the batch, and ``NAME.length`` [B] int64 says how many are real. The values of a sparse
+feature are ``NAME.value``.
 """
 
 from typing import Annotated, Literal
@@ -18,6 +24,10 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 TARGET = "target"
+LENGTH = ".length"
+VALUE = ".value"
+PADDING, UNKNOWN = 0, 1
+"""Tokens that stand for no word."""
 
 
 class _Frozen(BaseModel):
@@ -25,11 +35,13 @@ class _Frozen(BaseModel):
 
 
 class ImageFeature(_Frozen):
-    """A picture of fixed size, stored as raw bytes in C, H, W order."""
+    """A picture; a batch has all of them in one size."""
 
     kind: Literal["image"] = "image"
+    encoding: Literal["raw", "file"] = "raw"
+    """How it is stored: as raw bytes in C, H, W order, or as the JPEG or PNG file that it was, of any size."""
     shape: tuple[int, int, int]
-    """Channels, height, width."""
+    """Channels, height, width in a batch; a file is scaled to it when it is read."""
     mean: tuple[float, ...]
     """Per channel, on the 0..255 scale."""
     std: tuple[float, ...]
@@ -66,7 +78,49 @@ class SeriesFeature(_Frozen):
     std: tuple[float, ...]
 
 
-Feature = Annotated[ImageFeature | VectorFeature | CategoricalFeature | SeriesFeature, Field(discriminator="kind")]
+class TextFeature(_Frozen):
+    """Words, as `models/text.py` splits a text."""
+
+    kind: Literal["text"] = "text"
+    vocabulary: tuple[str, ...]
+    """Word of token 2, 3, ...; see `PADDING` and `UNKNOWN`."""
+    max_tokens: int = Field(gt=0)
+    """Words after it are left out."""
+
+    @property
+    def size(self) -> int:
+        """Number of tokens, padding and unknown included."""
+        return len(self.vocabulary) + 2
+
+
+class AudioFeature(_Frozen):
+    """A sound with one channel."""
+
+    kind: Literal["audio"] = "audio"
+    sample_rate: int = Field(gt=0)
+    """Samples per second."""
+    max_samples: int = Field(gt=0)
+    """The longest sound; what is longer is cut."""
+
+
+class SparseFeature(_Frozen):
+    """A long row of numbers that are 0 but for a few."""
+
+    kind: Literal["sparse"] = "sparse"
+    columns: int = Field(gt=0)
+    """Length of the row. Column i, counted from 0, has index i + 1 in a batch, since 0 is padding."""
+
+
+Feature = Annotated[
+    ImageFeature
+    | VectorFeature
+    | CategoricalFeature
+    | SeriesFeature
+    | TextFeature
+    | AudioFeature
+    | SparseFeature,
+    Field(discriminator="kind"),
+]
 
 
 class ClassTarget(_Frozen):
@@ -86,6 +140,13 @@ class NumberTarget(_Frozen):
     maximum: float
 
 
+class BoxesTarget(_Frozen):
+    """The objects in a picture: class, left, top, right, bottom of each, as shares of the picture's sides."""
+
+    kind: Literal["boxes"] = "boxes"
+    classes: tuple[str, ...]
+
+
 class ForecastTarget(_Frozen):
     """The next ``horizon`` steps of the series feature itself."""
 
@@ -96,7 +157,7 @@ class ForecastTarget(_Frozen):
     """Steps that it predicts."""
 
 
-Target = Annotated[ClassTarget | NumberTarget | ForecastTarget, Field(discriminator="kind")]
+Target = Annotated[ClassTarget | NumberTarget | ForecastTarget | BoxesTarget, Field(discriminator="kind")]
 
 
 class Signature(_Frozen):

@@ -1,16 +1,22 @@
 """How each kind of feature and target lies in a Parquet column, and its statistics.
 
-    kind                      array                    Parquet column
-    image                     [N, C, H, W] uint8       fixed_size_binary[C*H*W]
-    vector, series            [N, D] float32           fixed_size_list<float>[D]
-    categorical               [N] int32                int32
-    target: class · number    [N] int64 · float32      int64 · float
+    kind                      array                          Parquet column
+    image, raw                [N, C, H, W] uint8             fixed_size_binary[C*H*W]
+    image, file               Ragged of uint8                struct<bytes: binary, path: string>, as Hugging Face has
+    vector, series            [N, D] float32                 fixed_size_list<float>[D]
+    categorical               [N] int32                      int32
+    text                      Ragged of int32                list<int32>
+    audio                     Ragged of int16                list<int16>
+    sparse                    Ragged of `SPARSE`             list<struct<column: int32, value: float>>
+    target: class · number    [N] int64 · float32            int64 · float
+    target: boxes             Ragged of [5] float32          list<fixed_size_list<float>[5]>
 
-No column may hold nulls. A series is its own target and has no target column.
+No column may hold nulls, but for the path of a picture. A series is its own target and has no target column.
 """
 
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, overload
 
 import numpy as np
 import numpy.typing as npt
@@ -20,7 +26,82 @@ from models.features import TARGET, ClassTarget, Feature, ImageFeature, NumberTa
 from orchestrator.data.manifest import DatasetTarget, SeriesTarget
 
 Array = npt.NDArray[Any]
-Columns = dict[str, Array]
+
+SPARSE = np.dtype([("column", np.int32), ("value", np.float32)])
+BOX_NUMBERS = 5  # class, left, top, right, bottom
+
+
+@dataclass(frozen=True, eq=False)
+class Ragged:
+    """Rows of different lengths, one after another in one array."""
+
+    values: Array
+    """[all lengths together, ...]"""
+    offsets: npt.NDArray[np.int64]
+    """[N + 1]; row i is ``values[offsets[i]:offsets[i + 1]]``."""
+
+    @classmethod
+    def of(cls, rows: Sequence[Array], *, dtype: npt.DTypeLike, width: tuple[int, ...] = ()) -> "Ragged":
+        """Join arrays; ``dtype`` and ``width`` say what an empty row is made of."""
+        offsets = np.concatenate([[0], np.cumsum([len(row) for row in rows])]).astype(np.int64)
+        values = np.empty((int(offsets[-1]), *width), dtype)
+        for row, start in zip(rows, offsets, strict=False):
+            values[start : start + len(row)] = row
+        return cls(values, offsets)
+
+    def __len__(self) -> int:
+        return len(self.offsets) - 1
+
+    @overload
+    def __getitem__(self, rows: int) -> Array: ...
+    @overload
+    def __getitem__(self, rows: slice) -> "Ragged": ...
+    def __getitem__(self, rows: int | slice) -> "Array | Ragged":
+        if isinstance(rows, slice):
+            start, stop, step = rows.indices(len(self))
+            assert step == 1 and stop >= start, "rows that follow each other"
+            offsets = self.offsets[start : stop + 1]
+            return Ragged(self.values[offsets[0] : offsets[-1]], offsets - offsets[0])
+        row: Array = self.values[self.offsets[rows] : self.offsets[rows + 1]]
+        return row
+
+    @property
+    def lengths(self) -> npt.NDArray[np.int64]:
+        """[N]"""
+        return np.diff(self.offsets)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the values and offsets."""
+        return self.values.nbytes + self.offsets.nbytes
+
+    def take(self, rows: npt.NDArray[np.int64]) -> "Ragged":
+        """Return the given rows, in their order."""
+        starts, lengths = self.offsets[rows], self.lengths[rows]
+        offsets = np.concatenate([[0], np.cumsum(lengths)])
+        places = np.arange(offsets[-1]) + np.repeat(starts - offsets[:-1], lengths)
+        return Ragged(self.values[places], offsets)
+
+
+Column = Array | Ragged
+Columns = dict[str, Column]
+
+
+def take(column: Column, rows: npt.NDArray[np.int64]) -> Column:
+    """Return the given rows of a column, in their order."""
+    return column.take(rows) if isinstance(column, Ragged) else column[rows]
+
+
+def join(parts: Sequence[Column]) -> Column:
+    """Return columns of one kind, one after another."""
+    if len(parts) == 1:
+        return parts[0]
+    if not all(isinstance(part, Ragged) for part in parts):
+        return np.concatenate(parts)  # type: ignore[arg-type]
+    ragged = [part for part in parts if isinstance(part, Ragged)]
+    starts = np.cumsum([0, *(part.offsets[-1] for part in ragged)])
+    offsets = [part.offsets[:-1] + start for part, start in zip(ragged, starts, strict=False)]
+    return Ragged(np.concatenate([part.values for part in ragged]), np.concatenate([*offsets, starts[-1:]]))
 
 
 def to_table(columns: Columns, features: Mapping[str, Feature], target: DatasetTarget) -> pa.Table:
@@ -37,8 +118,8 @@ def from_table(table: pa.Table, features: Mapping[str, Feature], target: Dataset
     """
     arrays = {name: _from_arrow(table.column(name)) for name in columns_of(features, target)}
     for name, feature in features.items():
-        if isinstance(feature, ImageFeature):
-            arrays[name] = arrays[name].reshape(-1, *feature.shape)
+        if isinstance(feature, ImageFeature) and feature.encoding == "raw":
+            arrays[name] = arrays[name].reshape(-1, *feature.shape)  # type: ignore[union-attr]
     return arrays
 
 
@@ -73,36 +154,75 @@ def number_target(values_N: Array) -> NumberTarget:
 
 def _schema(features: Mapping[str, Feature], target: DatasetTarget) -> pa.Schema:
     fields = [pa.field(name, _arrow_type(feature), nullable=False) for name, feature in features.items()]
-    if isinstance(target, ClassTarget):
-        fields.append(pa.field(TARGET, pa.int64(), nullable=False))
-    elif isinstance(target, NumberTarget):
-        fields.append(pa.field(TARGET, pa.float32(), nullable=False))
+    match target.kind:
+        case "class":
+            fields.append(pa.field(TARGET, pa.int64(), nullable=False))
+        case "number":
+            fields.append(pa.field(TARGET, pa.float32(), nullable=False))
+        case "boxes":
+            fields.append(pa.field(TARGET, pa.list_(_item(_numbers(BOX_NUMBERS))), nullable=False))
     return pa.schema(fields)
 
 
 def _arrow_type(feature: Feature) -> pa.DataType:
     match feature.kind:
+        case "image" if feature.encoding == "file":
+            return pa.struct([pa.field("bytes", pa.binary(), nullable=False), pa.field("path", pa.string())])
         case "image":
             return pa.binary(int(np.prod(feature.shape)))
         case "vector":
-            return pa.list_(pa.field("item", pa.float32(), nullable=False), len(feature.names))
+            return _numbers(len(feature.names))
         case "series":
-            return pa.list_(pa.field("item", pa.float32(), nullable=False), len(feature.channels))
+            return _numbers(len(feature.channels))
         case "categorical":
             return pa.int32()
+        case "text":
+            return pa.list_(_item(pa.int32()))
+        case "audio":
+            return pa.list_(_item(pa.int16()))
+        case "sparse":
+            columns = [pa.field("column", pa.int32(), nullable=False), pa.field("value", pa.float32(), nullable=False)]
+            return pa.list_(_item(pa.struct(columns)))
+    raise AssertionError(feature.kind)
 
 
-def _to_arrow(array: Array, arrow_type: pa.DataType) -> pa.Array:
-    array = np.ascontiguousarray(array)
+def _item(arrow_type: pa.DataType) -> pa.Field:
+    return pa.field("item", arrow_type, nullable=False)
+
+
+def _numbers(count: int) -> pa.DataType:
+    return pa.list_(_item(pa.float32()), count)
+
+
+def _to_arrow(column: Column, arrow_type: pa.DataType) -> pa.Array:
+    if isinstance(column, Ragged):
+        return _ragged_to_arrow(column, arrow_type)
+    array = np.ascontiguousarray(column)
     if pa.types.is_fixed_size_binary(arrow_type):
         return pa.FixedSizeBinaryArray.from_buffers(arrow_type, len(array), [None, pa.py_buffer(array)])
     if pa.types.is_fixed_size_list(arrow_type):
         return pa.FixedSizeListArray.from_arrays(pa.array(array.reshape(-1)), type=arrow_type)
+    if pa.types.is_struct(arrow_type):
+        names = [field.name for field in arrow_type]
+        return pa.StructArray.from_arrays([pa.array(array[name].copy()) for name in names], fields=list(arrow_type))
     return pa.array(array, type=arrow_type)
 
 
-def _from_arrow(column: pa.ChunkedArray) -> Array:
-    array = column.chunk(0) if column.num_chunks == 1 else column.combine_chunks()
+def _ragged_to_arrow(column: Ragged, arrow_type: pa.DataType) -> pa.Array:
+    offsets = column.offsets.astype(np.int32)
+    if pa.types.is_struct(arrow_type):
+        buffers = [None, pa.py_buffer(offsets), pa.py_buffer(np.ascontiguousarray(column.values))]
+        files = pa.Array.from_buffers(pa.binary(), len(column), buffers)
+        return pa.StructArray.from_arrays([files, pa.nulls(len(column), pa.string())], fields=list(arrow_type))
+    values = _to_arrow(column.values, arrow_type.value_type)
+    return pa.ListArray.from_arrays(pa.array(offsets), values, type=arrow_type)
+
+
+def _from_arrow(column: pa.ChunkedArray) -> Column:
+    return _array_from_arrow(column.chunk(0) if column.num_chunks == 1 else column.combine_chunks())
+
+
+def _array_from_arrow(array: pa.Array) -> Column:
     if pa.types.is_fixed_size_binary(array.type):
         width = array.type.byte_width
         flat = np.frombuffer(array.buffers()[1], np.uint8)[array.offset * width :]
@@ -111,5 +231,29 @@ def _from_arrow(column: pa.ChunkedArray) -> Array:
     if pa.types.is_fixed_size_list(array.type):
         rows: Array = array.flatten().to_numpy(zero_copy_only=True).reshape(len(array), array.type.list_size)
         return rows
+    if pa.types.is_struct(array.type):
+        return _files_from_arrow(array.field("bytes"))
+    if pa.types.is_list(array.type):
+        return _list_from_arrow(array)
     values: Array = array.to_numpy(zero_copy_only=True)
     return values
+
+
+def _files_from_arrow(files: pa.Array) -> Ragged:
+    _, offsets, data = files.buffers()
+    starts = np.frombuffer(offsets, np.int32)[files.offset : files.offset + len(files) + 1].astype(np.int64)
+    values = np.frombuffer(data, np.uint8) if data is not None else np.empty(0, np.uint8)
+    return Ragged(values[starts[0] : starts[-1]], starts - starts[0])
+
+
+def _list_from_arrow(lists: pa.ListArray) -> Ragged:
+    offsets = lists.offsets.to_numpy().astype(np.int64)
+    values = lists.values[int(offsets[0]) : int(offsets[-1])]
+    if pa.types.is_struct(values.type):
+        structs = np.empty(len(values), SPARSE)
+        for name in ("column", "value"):
+            structs[name] = values.field(name).to_numpy()
+        return Ragged(structs, offsets - offsets[0])
+    items = _array_from_arrow(values)
+    assert not isinstance(items, Ragged), "lists of lists are not written"
+    return Ragged(items, offsets - offsets[0])

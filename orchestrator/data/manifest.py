@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from cluster.config import Name
-from models.features import ClassTarget, Feature, NumberTarget
+from models.features import BoxesTarget, ClassTarget, Feature, NumberTarget
 
 FORMAT_VERSION = 1
 
@@ -51,10 +51,20 @@ class Shard(_Frozen):
         return self
 
 
+class Lengths(_Frozen):
+    """How long each row of a split is, for batches of similar lengths: an object of little-endian int32."""
+
+    path: str = Field(pattern=r"^[a-z0-9][a-z0-9-]*\.lengths$")
+    bytes: int = Field(gt=0)
+    sha256: Sha256
+
+
 class Split(_Frozen):
     """One part of a dataset: train, validation or test."""
 
     rows: int = Field(gt=0)
+    lengths: Lengths | None = None
+    """Only where rows have text, sound or a sparse row: those of a row together."""
     context_rows: int = Field(default=0, ge=0)
     """Series only: leading ones of `rows` that belong to the split before, for the first windows to look back on."""
     shards: tuple[Shard, ...] = Field(min_length=1)
@@ -82,7 +92,7 @@ class SeriesTarget(_Frozen):
     kind: Literal["series"] = "series"
 
 
-DatasetTarget = Annotated[ClassTarget | NumberTarget | SeriesTarget, Field(discriminator="kind")]
+DatasetTarget = Annotated[ClassTarget | NumberTarget | BoxesTarget | SeriesTarget, Field(discriminator="kind")]
 
 
 class Manifest(_Frozen):
