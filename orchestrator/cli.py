@@ -244,7 +244,7 @@ def data_push(
     """Write a dataset into the store as verified Parquet shards. Pushing the same content twice changes nothing."""
     from orchestrator.configfile import parse_words
     from orchestrator.data.push import push
-    from orchestrator.data.sources import parse_options
+    from orchestrator.data.sources.options import parse_options
     from orchestrator.display import counting_progress, emit, next_steps, out
 
     opened = _store(store)

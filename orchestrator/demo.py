@@ -15,7 +15,7 @@ from cluster.session import ray_session
 from cluster.storage import Store
 from orchestrator.configfile import load_experiment
 from orchestrator.data.push import push
-from orchestrator.data.sources import PHOTO_SIDE, china_photo, pixel_fields, split_pixels
+from orchestrator.data.sources.bundles import PHOTO_SIDE, china_photo, pixel_fields, split_pixels
 from orchestrator.display import err, metrics_line
 from orchestrator.sweep import SweepResult, sweep
 from orchestrator.train import RunResult, train

@@ -13,13 +13,14 @@ from orchestrator.data.manifest import Source
 from orchestrator.data.push import content_version, ls, push, push_prepared, rows_per_group, show
 from orchestrator.data.reader import manifest_key, open_dataset
 from orchestrator.data.shards import sha256
-from orchestrator.data.sources import Part, Prepared, SourceOptions
+from orchestrator.data.sources.options import SourceOptions
+from orchestrator.data.sources.prepared import Part, Prepared
 
 
 def prepared(seed: int = 0, rows: int = 100) -> Prepared:
     random = np.random.default_rng(seed)
     splits = {
-        split: Part(
+        split: Part.of(
             {
                 "image": random.integers(0, 256, (rows, 1, 4, 4), np.uint8),
                 TARGET: random.integers(0, 2, rows, np.int64),
@@ -77,7 +78,7 @@ def test_the_version_of_known_content_is_pinned():
     known = replace(
         prepared(),
         features={"image": ImageFeature(shape=(1, 4, 4), mean=(0.0,), std=(1.0,))},
-        splits={"train": Part(columns), "test": Part(columns)},
+        splits={"train": Part.of(columns), "test": Part.of(columns)},
     )
     assert content_version(known) == "e09173809a02"
 
@@ -157,7 +158,7 @@ def test_the_manifest_records_every_byte_range_and_its_sha256():
 
 def test_row_groups_are_about_8_mib_but_several_even_of_small_data():
     def part(rows: int, row_bytes: int) -> Part:
-        return Part({"image": np.broadcast_to(np.uint8(0), (rows, 1, 1, row_bytes))})
+        return Part.of({"image": np.broadcast_to(np.uint8(0), (rows, 1, 1, row_bytes))})
 
     assert rows_per_group(part(50_000, 3080)) == 2048
     assert rows_per_group(part(1438, 72)) == 1024

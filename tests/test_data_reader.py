@@ -28,7 +28,7 @@ from orchestrator.data.columns import number_target
 from orchestrator.data.manifest import SeriesTarget, Source
 from orchestrator.data.push import push_prepared
 from orchestrator.data.reader import Dataset, MicroBatch, manifest_key, open_dataset
-from orchestrator.data.sources import Part, Prepared
+from orchestrator.data.sources.prepared import Part, Prepared
 
 SOURCE = Source(format="test", uri="test")
 random = np.random.default_rng(0)
@@ -36,7 +36,7 @@ random = np.random.default_rng(0)
 
 def pictures(train_rows: int = 1000, test_rows: int = 130) -> Prepared:
     def part(rows: int) -> Part:
-        return Part(
+        return Part.of(
             {
                 "image": random.integers(0, 256, (rows, 3, 4, 5), np.uint8),
                 TARGET: random.integers(0, 7, rows, np.int64),
@@ -54,7 +54,7 @@ def pictures(train_rows: int = 1000, test_rows: int = 130) -> Prepared:
 
 
 def mixed_rows(rows: int = 300) -> Prepared:
-    part = Part(
+    part = Part.of(
         {
             "numbers": random.normal(size=(rows, 2)).astype(np.float32),
             "city": random.integers(0, 3, rows).astype(np.int32),
@@ -80,7 +80,7 @@ def series(rows: int = 200, *, context_rows: int = 20) -> Prepared:
         name="series",
         features={"series": SeriesFeature(channels=("a", "b"), mean=(0.0, 0.0), std=(1.0, 1.0))},
         target=SeriesTarget(),
-        splits={"train": Part({"series": values}), "test": Part({"series": test}, context_rows=context_rows)},
+        splits={"train": Part.of({"series": values}), "test": Part.of({"series": test}, context_rows=context_rows)},
         source=SOURCE,
     )
 

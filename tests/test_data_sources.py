@@ -12,7 +12,10 @@ from PIL import Image
 from cluster.errors import ConfigError, NotFoundError
 from models.features import TARGET, ClassTarget, NumberTarget
 from orchestrator.data.manifest import SeriesTarget
-from orchestrator.data.sources import CIFAR10_CLASSES, SourceOptions, parse_options, pixel_fields, prepare
+from orchestrator.data.sources.bundles import pixel_fields
+from orchestrator.data.sources.formats import prepare
+from orchestrator.data.sources.huggingface import CIFAR10_CLASSES
+from orchestrator.data.sources.options import SourceOptions, parse_options
 
 SHARED = Path(__file__).parents[2] / "shared" / "data"
 random = np.random.default_rng(0)

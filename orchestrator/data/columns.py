@@ -22,7 +22,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from models.features import TARGET, ClassTarget, Feature, ImageFeature, NumberTarget
+from models.features import TARGET, Feature, ImageFeature, NumberTarget
 from orchestrator.data.manifest import DatasetTarget, SeriesTarget
 
 Array = npt.NDArray[Any]
@@ -67,7 +67,7 @@ class Ragged:
 
     @property
     def lengths(self) -> npt.NDArray[np.int64]:
-        """[N]"""
+        """The length of each row, [N]."""
         return np.diff(self.offsets)
 
     @property

@@ -28,7 +28,9 @@ from orchestrator.data.reader import (
     versions,
 )
 from orchestrator.data.shards import write_shard
-from orchestrator.data.sources import Part, Prepared, SourceOptions, prepare
+from orchestrator.data.sources.formats import prepare
+from orchestrator.data.sources.options import SourceOptions
+from orchestrator.data.sources.prepared import Part, Prepared
 
 if TYPE_CHECKING:
     from cluster.storage import Store

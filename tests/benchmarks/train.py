@@ -27,7 +27,9 @@ from orchestrator.configfile import Document, load_experiment, validate
 from orchestrator.data.manifest import Source
 from orchestrator.data.push import push_prepared
 from orchestrator.data.reader import open_dataset
-from orchestrator.data.sources import Part, Prepared, SourceOptions, read_huggingface_images
+from orchestrator.data.sources.huggingface import read_huggingface_images
+from orchestrator.data.sources.options import SourceOptions
+from orchestrator.data.sources.prepared import Part, Prepared
 from orchestrator.runs import read_history, read_status
 from orchestrator.train import plan_run
 from tests.benchmarks.measure import print_report
@@ -125,8 +127,8 @@ def as_dataset(images: np.ndarray[Any, Any], labels: np.ndarray[Any, Any]) -> Pr
         features={"image": feature},
         target=ClassTarget(classes=tuple("0123456789")),
         splits={
-            "train": Part({"image": images, TARGET: labels}),
-            "test": Part({"image": images[:64], TARGET: labels[:64]}),
+            "train": Part.of({"image": images, TARGET: labels}),
+            "test": Part.of({"image": images[:64], TARGET: labels[:64]}),
         },
         source=Source(format="benchmark", uri="benchmark"),
     )

@@ -1,0 +1,71 @@
+"""What a person may say about a source: `--option KEY=VALUE`, each of which belongs to some formats only."""
+
+from collections.abc import Mapping
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+
+from cluster.errors import ConfigError
+
+
+class SourceOptions(BaseModel):
+    """What a person may say about a source; each option belongs to some formats only."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+    classes: tuple[str, ...] | None = None
+    """Pictures: name of class 0, 1, ...; `cifar10` alone stands for its ten."""
+    split_sizes: tuple[Annotated[int, Field(gt=0)], ...] | None = None
+    """Series: rows of train, validation and test; what is left over is not used. Default: 70, 10 and 20 %."""
+    side: Annotated[int, Field(ge=16, le=512)] | None = None
+    """Pictures kept as files: pixels of the square that a model reads, default 224. Photo: default `PHOTO_SIDE`."""
+    encoding: Literal["raw", "file"] | None = None
+    """Pictures: stored as raw bytes, or as JPEG and PNG files. Default: raw if all are small and of one size."""
+    target: str | None = None
+    """Tables, and text in a CSV: the column to predict. Default: `label`, `target`, `class` or the last one."""
+    text: str | None = None
+    """Text in a CSV: its column. Default: `text`, `sentence` or `review`."""
+    ignore: tuple[str, ...] | None = None
+    """Tables: columns to leave out, such as an identifier."""
+    vocabulary: Annotated[int, Field(ge=10, le=1_000_000)] | None = None
+    """Text: the most words that have a token of their own. Default: 20,000."""
+    label: Literal["folder", "name"] | None = None
+    """Sounds: the class is the name of the folder, or what comes before the first `_` of the file's name."""
+    test: str | None = None
+    """Files: those whose name matches this pattern (`*_[0-4].wav`) are the test split."""
+    test_share: Annotated[float, Field(gt=0, lt=1)] | None = None
+    """Where a split is drawn at random: share of the test split. Default: 0.2; ratings 0.1."""
+    seed: Annotated[int, Field(ge=0, lt=2**32)] | None = None
+    """Where a split is drawn at random. Default: 0."""
+    leakage: Literal["refuse", "drop", "keep"] | None = None
+    """All: what to do with rows of the test or validation split that are in the training split too: refuse them (the
+    default), drop the copies in training, or keep them."""
+
+    @field_validator("classes", "ignore", mode="before")
+    @classmethod
+    def _one_word_is_a_list(cls, value: object) -> object:
+        return (value,) if isinstance(value, str) else value
+
+
+def parse_options(values: Mapping[str, object]) -> SourceOptions:
+    """Return the options that a person typed.
+
+    Raises:
+        ConfigError: if there is no such option, or its value does not fit.
+    """
+    try:
+        return SourceOptions.model_validate(dict(values))
+    except ValidationError as error:
+        first = error.errors()[0]
+        name = first["loc"][0] if first["loc"] else "options"
+        if first["type"] == "extra_forbidden":
+            known = ", ".join(SourceOptions.model_fields)
+            raise ConfigError(f"option must be one of {known}, got {name!r}.") from error
+        raise ConfigError(f"option {name} must fit: {first['msg']}, got {first['input']!r}.") from error
+
+
+def only(options: SourceOptions, format: str, *allowed: str) -> None:
+    """Refuse an option that was given and that the format has not."""
+    for name, value in options.model_dump(exclude_none=True).items():
+        if name not in (*allowed, "leakage"):  # pushing looks for leakage, whatever the format
+            raise ConfigError(f"{name} must be left out for {format}, which has no such option, got {value}.")
