@@ -1,20 +1,22 @@
 """Pushing: the content is the version, an interrupted push hurts nobody, and repeating it completes it."""
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pytest
 from fake_store import MemoryStore
 
 from cluster.errors import ConfigError, NotFoundError, StoreUnavailableError
-from models.features import TARGET, ClassTarget, ImageFeature
-from orchestrator.data.columns import image_statistics, row_statistics
+from cluster.session import ray_session
+from models.features import TARGET, ClassTarget, ImageFeature, TextFeature
+from orchestrator.data.columns import Columns, Ragged, image_statistics, join, row_statistics
 from orchestrator.data.manifest import Source
-from orchestrator.data.push import content_version, ls, push, push_prepared, rows_per_group, show
+from orchestrator.data.pieces import OnRay
+from orchestrator.data.push import ls, push, push_prepared, rows_per_group, show
 from orchestrator.data.reader import manifest_key, open_dataset
 from orchestrator.data.shards import sha256
 from orchestrator.data.sources.options import SourceOptions
-from orchestrator.data.sources.prepared import Part, Prepared
+from orchestrator.data.sources.prepared import InMemory, Part, Prepared
 
 
 def prepared(seed: int = 0, rows: int = 100) -> Prepared:
@@ -36,6 +38,10 @@ def prepared(seed: int = 0, rows: int = 100) -> Prepared:
         splits=splits,
         source=Source(format="test", uri="test"),
     )
+
+
+def version(content: Prepared) -> str:
+    return push_prepared(MemoryStore(), content, leakage="keep").manifest.version
 
 
 def test_the_same_content_pushed_twice_writes_nothing():
@@ -64,13 +70,13 @@ def test_any_difference_in_content_is_another_version():
         replace(base, splits={"train": base.splits["train"], "validation": base.splits["test"]}),
         replace(base, splits={"train": base.splits["test"], "test": base.splits["train"]}),
     ]
-    assert len({content_version(other) for other in others}) == len(others)
+    assert len({version(other) for other in others}) == len(others)
 
 
 def test_name_source_and_time_are_no_content():
     base = prepared()
     moved = replace(base, name="other", source=Source(format="test", uri="elsewhere", licence="MIT"))
-    assert content_version(moved) == content_version(base)
+    assert version(moved) == version(base)
 
 
 def test_the_version_of_known_content_is_pinned():
@@ -80,7 +86,7 @@ def test_the_version_of_known_content_is_pinned():
         features={"image": ImageFeature(shape=(1, 4, 4), mean=(0.0,), std=(1.0,))},
         splits={"train": Part.of(columns), "test": Part.of(columns)},
     )
-    assert content_version(known) == "e09173809a02"
+    assert version(known) == "3b24e218a210"
 
 
 @pytest.mark.parametrize("failing_write", [1, 2, 3])
@@ -156,15 +162,12 @@ def test_the_manifest_records_every_byte_range_and_its_sha256():
             assert end == shard.footer_offset
 
 
-def test_row_groups_are_about_8_mib_but_several_even_of_small_data():
-    def part(rows: int, row_bytes: int) -> Part:
-        return Part.of({"image": np.broadcast_to(np.uint8(0), (rows, 1, 1, row_bytes))})
-
-    assert rows_per_group(part(50_000, 3080)) == 2048
-    assert rows_per_group(part(1438, 72)) == 1024
-    assert rows_per_group(part(90_000, 12)) == 4096
-    assert rows_per_group(part(25_000_000, 12)) == 524_288
-    assert rows_per_group(part(100, 10 * 2**20)) == 1
+@pytest.mark.parametrize(
+    ("rows", "row_bytes", "expected"),
+    [(50_000, 3080, 2048), (1438, 72, 1024), (90_000, 12, 4096), (25_000_000, 12, 524_288), (100, 10 * 2**20, 1)],
+)
+def test_row_groups_are_about_8_mib_but_several_even_of_small_data(rows, row_bytes, expected):
+    assert rows_per_group(rows, rows * row_bytes) == expected
 
 
 def test_ls_shows_each_datasets_newest_version_and_show_any():
@@ -188,7 +191,7 @@ def test_ls_shows_each_datasets_newest_version_and_show_any():
 def test_progress_counts_up_to_all_rows():
     seen = []
     push_prepared(MemoryStore(), prepared(), progress=lambda done, total: seen.append((done, total)))
-    assert seen == [(100, 200), (200, 200)]
+    assert seen == [(100, 400), (200, 400), (300, 400), (400, 400)]  # read through, then written
 
 
 def test_the_licence_that_a_person_gives_is_recorded():
@@ -217,3 +220,102 @@ def test_a_bundled_dataset_survives_the_way_through_a_real_s3_server(store):
     assert not push(store, "sklearn:digits", options=SourceOptions(seed=3)).changed
     assert [summary.version for summary in ls(store)] == [first.manifest.version]
     assert show(store, "digits") == first.manifest
+
+
+@dataclass(frozen=True)
+class Numbers:
+    """Rows of a text and its class, made when they are read."""
+
+    start: int
+    rows: int
+    source_bytes: int = 100
+
+    def read(self) -> Columns:
+        ids = range(self.start, self.start + self.rows)
+        words = [np.arange(2, 2 + i % 5, dtype=np.int32) + i for i in ids]
+        return {"text": Ragged.of(words, dtype=np.int32), TARGET: np.array([i % 2 for i in ids])}
+
+
+def sentences(*train: Numbers) -> Prepared:
+    return Prepared(
+        name="sentences",
+        features={"text": TextFeature(vocabulary=("a", "b"), max_tokens=5)},
+        target=ClassTarget(classes=("no", "yes")),
+        splits={"train": Part(train), "test": Part((Numbers(5001, 1), Numbers(5002, 3)))},
+        source=Source(format="test", uri="sentences.csv"),
+    )
+
+
+def test_pieces_are_written_as_they_come_with_the_lengths_of_all_rows():
+    store = MemoryStore()
+    manifest = push_prepared(store, sentences(Numbers(1, 2500), Numbers(2501, 1), Numbers(2502, 2000))).manifest
+    split = manifest.splits["train"]
+    assert [shard.rows for shard in split.shards] == [2500, 1, 2000]
+    assert [shard.path for shard in split.shards] == [f"train-0000{i}-of-00003.parquet" for i in range(3)]
+    assert split.lengths is not None
+    data = store.objects[f"datasets/sentences/{manifest.version}/{split.lengths.path}"]
+    assert sha256(data) == split.lengths.sha256
+    assert np.frombuffer(data, "<i4").tolist() == [i % 5 for i in range(1, 4502)]
+    dataset = open_dataset(store, "sentences")
+    read = [dataset.read_row_group(shard, i) for shard in split.shards for i in range(len(shard.row_groups))]
+    texts = join([columns["text"] for columns in read])
+    assert isinstance(texts, Ragged)
+    assert [texts[i].tolist() for i in (0, 2500, 4500)] == [[3], [2503], [4503]]
+
+
+def test_the_statistics_of_pictures_are_those_of_all_training_pieces():
+    parts = [prepared(seed).splits["train"].pieces[0] for seed in range(3)]
+    open_feature = ImageFeature(shape=(1, 4, 4), mean=(), std=())
+    content = replace(prepared(), features={"image": open_feature})
+    content = replace(content, splits={"train": Part(tuple(parts)), "test": prepared(7).splits["test"]})
+    feature = push_prepared(MemoryStore(), content).manifest.features["image"]
+    assert isinstance(feature, ImageFeature)
+    mean, std = image_statistics(np.concatenate([part.read()["image"] for part in parts]))
+    np.testing.assert_allclose((feature.mean, feature.std), (mean, std))
+
+
+def leaky() -> Prepared:
+    content = sentences(Numbers(1, 10), Numbers(5003, 1), Numbers(20, 10))
+    assert content.splits["test"].rows == 4
+    return content
+
+
+def test_a_row_of_a_test_split_that_is_in_training_too_is_refused_with_both_rows():
+    store = MemoryStore()
+    expected = (
+        r"split test of sentences.csv must not be in training too, got 1 that are: row 2 of test is row 10 of train"
+    )
+    with pytest.raises(ConfigError, match=expected):
+        push_prepared(store, leaky())
+    assert store.objects == {}
+
+
+def test_copies_in_training_may_be_dropped_or_kept():
+    dropped = push_prepared(MemoryStore(), leaky(), leakage="drop").manifest
+    clean = push_prepared(MemoryStore(), sentences(Numbers(1, 10), Numbers(20, 10))).manifest
+    assert {name: split.rows for name, split in dropped.splits.items()} == {"train": 20, "test": 4}
+    assert dropped.version == clean.version
+    assert push_prepared(MemoryStore(), leaky(), leakage="keep").manifest.splits["train"].rows == 21
+
+
+def test_the_target_does_not_make_a_copy_another_row():
+    content = prepared()
+    columns = content.splits["train"].columns
+    other_label = {"image": columns["image"][5:6], TARGET: 1 - columns[TARGET][5:6]}
+    with pytest.raises(ConfigError, match="row 0 of test is row 5 of train"):
+        push_prepared(MemoryStore(), replace(content, splits={**content.splits, "test": Part.of(other_label)}))
+
+
+@pytest.mark.ray
+@pytest.mark.store
+def test_ray_data_writes_what_one_process_writes(store, ray_cluster):
+    content = sentences()
+    # of the package, which the workers have, while they do not have this file
+    pieces = tuple(InMemory(Numbers(1 + 100 * i, 100).read()) for i in range(5))
+    test = Part(tuple(InMemory(piece.read()) for piece in content.splits["test"].pieces))
+    content = replace(content, splits={"train": Part(pieces), "test": test})
+    alone = push_prepared(MemoryStore(), content).manifest
+    with ray_session(ray_cluster.address):
+        spread = push_prepared(store, content, runner=OnRay()).manifest
+    assert spread.model_copy(update={"created": alone.created}) == alone
+    assert open_dataset(store, "sentences").manifest == spread

@@ -7,19 +7,23 @@ pushes could fight over. After pushing A, then B, pushing A again leaves B the n
 
 import hashlib
 import json
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING
+from itertools import chain
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict
 
 from cluster.config import checked_name
 from cluster.errors import ConfigError, PreconditionError
-from orchestrator.data.columns import columns_of, to_table
-from orchestrator.data.manifest import FORMAT_VERSION, Manifest, Shard, Split
+from models.features import Feature
+from orchestrator.data.columns import Columns, to_table
+from orchestrator.data.manifest import FORMAT_VERSION, DatasetTarget, Lengths, Manifest, Shard, Split
+from orchestrator.data.pieces import Here, Runner
 from orchestrator.data.reader import (
+    TRAIN,
     datasets,
     folder,
     manifest_key,
@@ -27,10 +31,11 @@ from orchestrator.data.reader import (
     read_manifest,
     versions,
 )
-from orchestrator.data.shards import write_shard
+from orchestrator.data.scan import Scan, copies, refuse_copies, scan, with_statistics
+from orchestrator.data.shards import sha256, write_shard
 from orchestrator.data.sources.formats import prepare
 from orchestrator.data.sources.options import SourceOptions
-from orchestrator.data.sources.prepared import Part, Prepared
+from orchestrator.data.sources.prepared import Part, Prepared, without
 
 if TYPE_CHECKING:
     from cluster.storage import Store
@@ -81,11 +86,20 @@ def push(
     format: str | None = None,
     options: SourceOptions | None = None,
     licence: str | None = None,
+    runner: Runner | None = None,
     progress: Progress | None = None,
 ) -> PushResult:
     """Read a source and write it as a dataset; see `prepare` for formats, options and errors."""
-    prepared = prepare(source, format=format, options=options)
-    return push_prepared(store, prepared, name=name, licence=licence, progress=progress)
+    options = options or SourceOptions()
+    return push_prepared(
+        store,
+        prepare(source, format=format, options=options),
+        name=name,
+        licence=licence,
+        leakage=options.leakage or "refuse",
+        runner=runner,
+        progress=progress,
+    )
 
 
 def push_prepared(
@@ -94,24 +108,47 @@ def push_prepared(
     *,
     name: str | None = None,
     licence: str | None = None,
+    leakage: Literal["refuse", "drop", "keep"] = "refuse",
+    runner: Runner | None = None,
     progress: Progress | None = None,
 ) -> PushResult:
-    """Write columns as a dataset, unless this content is there already.
+    """Write what a source holds as a dataset, unless this content is there already.
 
-    A push that was interrupted leaves objects without a manifest, which no reader sees; repeating it completes it.
+    All rows are read twice: for what must be known before the first is written, then to write them. A push that was
+    interrupted leaves objects without a manifest, which no reader sees; repeating it completes it.
+
+    Args:
+        store: where to.
+        prepared: what.
+        name: of the dataset; default: the source's own.
+        licence: to be recorded; default: the source's own.
+        leakage: what to do with rows of training that are in another split too.
+        runner: where the rows are read; default: here.
+        progress: called with the rows worked through.
+
+    Raises:
+        ConfigError: if the source is malformed, or a split holds rows of the training split.
     """
     name = _checked(name or prepared.name)
-    version = content_version(prepared)
+    runner = runner or Here()
+    counter = _Counter(progress or _no_progress, total=2 * sum(part.rows for part in prepared.splits.values()))
+    prepared, scans = _scanned(prepared, runner, leakage, counter)
+    layouts = {split: _layout(part, scans[split]) for split, part in prepared.splits.items()}
+    version = content_version(prepared, scans, layouts)
     if store.exists(manifest_key(name, version)):
         return PushResult(read_manifest(store, name, version), changed=False)
-    source = prepared.source.model_copy(update={"licence": licence} if licence else {})
     manifest = Manifest(
         name=name,
         version=version,
         features=dict(prepared.features),
         target=prepared.target,
-        splits=_write_splits(store, prepared, folder(name, version), progress or _no_progress),
-        source=source,
+        splits={
+            split: _write_split(
+                store, folder(name, version), split, prepared, layouts[split], scans[split], runner, counter
+            )
+            for split in prepared.splits
+        },
+        source=prepared.source.model_copy(update={"licence": licence} if licence else {}),
         created=datetime.now(UTC).isoformat(),
     )
     try:
@@ -121,30 +158,44 @@ def push_prepared(
     return PushResult(manifest, changed=True)
 
 
-def content_version(prepared: Prepared) -> str:
+@dataclass(frozen=True)
+class Layout:
+    """How the rows of a split are cut."""
+
+    group_rows: int
+    shard_rows: int
+    first_shards: tuple[int, ...]
+    """Number of each piece's first shard; one more entry is the number of all shards."""
+
+
+def content_version(prepared: Prepared, scans: Mapping[str, Sequence[Scan]], layouts: Mapping[str, Layout]) -> str:
     """Return the first 12 hex digits of the SHA-256 of all that readers depend on: meaning, values, row groups."""
     meaning = {
         "format_version": FORMAT_VERSION,
         "features": {name: feature.model_dump(mode="json") for name, feature in prepared.features.items()},
         "target": prepared.target.model_dump(mode="json"),
         "splits": {
-            split: [part.rows, part.context_rows, rows_per_group(part)]
+            split: [
+                part.context_rows,
+                layouts[split].group_rows,
+                layouts[split].shard_rows,
+                [[scan.rows, scan.sha256] for scan in scans[split]],
+            ]
             for split, part in sorted(prepared.splits.items())
         },
     }
-    digest = hashlib.sha256(json.dumps(meaning).encode())
-    for _, part in sorted(prepared.splits.items()):
-        for column in columns_of(prepared.features, prepared.target):
-            array = np.ascontiguousarray(part.columns[column])
-            digest.update(array.astype(array.dtype.newbyteorder("<"), copy=False).data)
-    return digest.hexdigest()[:12]
+    return hashlib.sha256(json.dumps(meaning).encode()).hexdigest()[:12]
 
 
-def rows_per_group(part: Part) -> int:
-    """Return the rows of each row group, a power of two: about 8 MiB, but several groups even of small data."""
-    row_bytes = sum(array.nbytes for array in part.columns.values()) / part.rows
-    by_bytes = max(1, int(_ROW_GROUP_BYTES / row_bytes))
-    by_count = max(_LEAST_GROUP_ROWS, part.rows // _GROUPS_PER_SPLIT)
+def rows_per_group(rows: int, size: int) -> int:
+    """Return the rows of each row group, a power of two: about 8 MiB, but several groups even of small data.
+
+    Args:
+        rows: of the split.
+        size: of the split in memory, in bytes.
+    """
+    by_bytes = max(1, int(_ROW_GROUP_BYTES * rows / size))
+    by_count = max(_LEAST_GROUP_ROWS, rows // _GROUPS_PER_SPLIT)
     return 1 << (min(by_bytes, by_count).bit_length() - 1)
 
 
@@ -173,31 +224,112 @@ def summarize(manifest: Manifest, num_versions: int) -> DatasetSummary:
     )
 
 
-def _write_splits(store: "Store", prepared: Prepared, key: str, progress: Progress) -> dict[str, Split]:
-    total = sum(part.rows for part in prepared.splits.values())
-    done = 0
-    splits: dict[str, Split] = {}
-    for name, part in prepared.splits.items():
-        shards = []
-        for data, shard in _shards(name, part, prepared):
-            store.write(f"{key}/{shard.path}", data)
-            shards.append(shard)
-            done += shard.rows
-            progress(done, total)
-        splits[name] = Split(rows=part.rows, context_rows=part.context_rows, shards=tuple(shards))
-    return splits
+class _Counter:
+    """Tells the progress over all passes."""
+
+    def __init__(self, progress: Progress, *, total: int) -> None:
+        self._progress, self._total, self._done = progress, total, 0
+
+    def add(self, rows: int) -> None:
+        self._done += rows
+        self._progress(min(self._done, self._total), self._total)
 
 
-def _shards(split: str, part: Part, prepared: Prepared) -> Iterator[tuple[bytes, Shard]]:
-    """Yield the Parquet files of one split, each of whole row groups."""
-    group_rows = rows_per_group(part)
-    row_bytes = sum(array.nbytes for array in part.columns.values()) / part.rows
-    shard_rows = max(1, int(SHARD_BYTES / (row_bytes * group_rows))) * group_rows
-    starts = range(0, part.rows, shard_rows)
-    for number, start in enumerate(starts):
-        columns = {name: array[start : start + shard_rows] for name, array in part.columns.items()}
-        table = to_table(columns, prepared.features, prepared.target)
-        yield write_shard(table, path=f"{split}-{number:05}-of-{len(starts):05}.parquet", rows_per_group=group_rows)
+def _scanned(
+    prepared: Prepared, runner: Runner, leakage: str, counter: _Counter
+) -> tuple[Prepared, dict[str, list[Scan]]]:
+    """Read all rows once; return the source with its statistics, without copies in training if they are to go."""
+    scans = {split: _scan_split(prepared, split, runner, counter) for split in prepared.splits}
+    held_out = {split: found for split, found in scans.items() if split != TRAIN}
+    for split, found in held_out.items() if leakage == "refuse" else ():
+        refuse_copies(split, found, scans[TRAIN], source=prepared.source.uri)
+    if leakage == "drop" and len(rows := copies([*chain(*held_out.values())], scans[TRAIN])):
+        train = prepared.splits[TRAIN]
+        rest = replace(train, pieces=without(train.pieces, rows))
+        prepared = replace(prepared, splits={**prepared.splits, TRAIN: rest})
+        scans[TRAIN] = _scan_split(prepared, TRAIN, runner, _Counter(_no_progress, total=0))
+    return replace(prepared, features=with_statistics(prepared.features, scans[TRAIN])), scans
+
+
+def _scan_split(prepared: Prepared, split: str, runner: Runner, counter: _Counter) -> list[Scan]:
+    pieces = prepared.splits[split].pieces
+    features, target = dict(prepared.features), prepared.target
+
+    def scan_piece(_number: int, columns: Columns) -> Scan:
+        return scan(columns, features, target)
+
+    scans: dict[int, Scan] = {}
+    for number, found in runner.map(scan_piece, pieces):
+        scans[number] = found
+        counter.add(found.rows)
+    return [scans[number] for number in range(len(pieces))]
+
+
+def _layout(part: Part, scans: Sequence[Scan]) -> Layout:
+    rows, size = sum(scan.rows for scan in scans), sum(scan.bytes for scan in scans)
+    group_rows = rows_per_group(rows, size)
+    shard_rows = max(1, int(SHARD_BYTES * rows / (size * group_rows))) * group_rows
+    counts = [-(-piece.rows // shard_rows) for piece in part.pieces]
+    return Layout(group_rows, shard_rows, tuple(np.concatenate([[0], np.cumsum(counts)]).tolist()))
+
+
+def _write_split(
+    store: "Store",
+    key: str,
+    split: str,
+    prepared: Prepared,
+    layout: Layout,
+    scans: Sequence[Scan],
+    runner: Runner,
+    counter: _Counter,
+) -> Split:
+    part, features, target = prepared.splits[split], dict(prepared.features), prepared.target
+
+    def write_piece(number: int, columns: Columns) -> list[Shard]:
+        return write_shards(store, key, split, columns, features, target, layout=layout, piece=number)
+
+    shards: dict[int, list[Shard]] = {}
+    for number, written in runner.map(write_piece, part.pieces):
+        shards[number] = written
+        counter.add(part.pieces[number].rows)
+    return Split(
+        rows=part.rows,
+        context_rows=part.context_rows,
+        lengths=_write_lengths(store, key, split, scans),
+        shards=tuple(shard for number in range(len(part.pieces)) for shard in shards[number]),
+    )
+
+
+def write_shards(
+    store: "Store",
+    key: str,
+    split: str,
+    columns: Columns,
+    features: Mapping[str, Feature],
+    target: DatasetTarget,
+    *,
+    layout: Layout,
+    piece: int,
+) -> list[Shard]:
+    """Write one piece as Parquet files, each of whole row groups, and return their records."""
+    shards = []
+    rows = len(next(iter(columns.values())))
+    for number, start in enumerate(range(0, rows, layout.shard_rows), start=layout.first_shards[piece]):
+        chosen = {name: column[start : start + layout.shard_rows] for name, column in columns.items()}
+        path = f"{split}-{number:05}-of-{layout.first_shards[-1]:05}.parquet"
+        data, shard = write_shard(to_table(chosen, features, target), path=path, rows_per_group=layout.group_rows)
+        store.write(f"{key}/{path}", data)
+        shards.append(shard)
+    return shards
+
+
+def _write_lengths(store: "Store", key: str, split: str, scans: Sequence[Scan]) -> Lengths | None:
+    data = np.concatenate([scan.lengths for scan in scans]).astype("<i4").tobytes()
+    if not data:
+        return None
+    path = f"{split}.lengths"
+    store.write(f"{key}/{path}", data)
+    return Lengths(path=path, bytes=len(data), sha256=sha256(data))
 
 
 def _checked(name: str) -> str:

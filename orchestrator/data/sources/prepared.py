@@ -1,13 +1,17 @@
 """What every format makes of its source: features, a target, and splits in pieces that can be read alone."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import pairwise
 from typing import Protocol
 
+import numpy as np
+
 from models.features import Feature
-from orchestrator.data.columns import Columns, join
+from orchestrator.data.columns import Columns, join, take
 from orchestrator.data.manifest import DatasetTarget, Source
+from orchestrator.data.order import Ints
 
 
 class Piece(Protocol):
@@ -48,6 +52,37 @@ class InMemory:
     def read(self) -> Columns:
         """Return the columns."""
         return self.columns
+
+
+@dataclass(frozen=True)
+class Without:
+    """A piece but for some of its rows."""
+
+    piece: Piece
+    left_out: Ints
+
+    @property
+    def rows(self) -> int:
+        """Number of rows."""
+        return self.piece.rows - len(self.left_out)
+
+    @property
+    def source_bytes(self) -> int:
+        """Bytes to be read for it, about."""
+        return self.piece.source_bytes
+
+    def read(self) -> Columns:
+        """Return the other rows."""
+        kept = np.setdiff1d(np.arange(self.piece.rows), self.left_out)
+        return {name: take(column, kept) for name, column in self.piece.read().items()}
+
+
+def without(pieces: Sequence[Piece], rows: Ints) -> tuple[Piece, ...]:
+    """Return the pieces without some rows, which are numbered over all pieces."""
+    starts = np.cumsum([0, *(piece.rows for piece in pieces)])
+    cut = [rows[(rows >= start) & (rows < stop)] - start for start, stop in pairwise(starts)]
+    left = [Without(piece, gone) if len(gone) else piece for piece, gone in zip(pieces, cut, strict=True)]
+    return tuple(piece for piece in left if piece.rows)
 
 
 @dataclass(frozen=True)

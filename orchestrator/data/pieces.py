@@ -1,0 +1,77 @@
+"""Calls a function with the rows of each piece: one after another here, or on Ray Data all over a cluster."""
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, Protocol, TypeVar
+
+from cluster.errors import ConfigError
+from orchestrator.data.columns import Columns
+from orchestrator.data.sources.prepared import Piece
+
+KEPT_BYTES = 2**30  # rows read the first time that are not read again the second
+
+T = TypeVar("T")
+
+
+class Runner(Protocol):
+    """Somewhere to work through the pieces of a source."""
+
+    def map(self, function: Callable[[int, Columns], T], pieces: Sequence[Piece]) -> Iterator[tuple[int, T]]:
+        """Yield each piece's number and result, in any order."""
+
+
+class Here:
+    """This process. Decoding inside a piece uses several threads; small sources are read once and kept."""
+
+    def __init__(self) -> None:
+        self._kept: dict[int, Columns] = {}
+        self._room = KEPT_BYTES
+
+    def map(self, function: Callable[[int, Columns], T], pieces: Sequence[Piece]) -> Iterator[tuple[int, T]]:
+        """Yield each piece's number and result, in order."""
+        for number, piece in enumerate(pieces):
+            yield number, function(number, self._read(piece))
+
+    def _read(self, piece: Piece) -> Columns:
+        if id(piece) in self._kept:
+            return self._kept[id(piece)]
+        columns = piece.read()
+        size = sum(column.nbytes for column in columns.values())
+        if size <= self._room:
+            self._room -= size
+            self._kept[id(piece)] = columns
+        return columns
+
+
+class OnRay:
+    """The connected Ray cluster, through Ray Data: a piece is a block, so as many are worked on as there are CPUs."""
+
+    def map(self, function: Callable[[int, Columns], T], pieces: Sequence[Piece]) -> Iterator[tuple[int, T]]:
+        """Yield each piece's number and result, as they are ready."""
+        import ray.data
+
+        def work(row: dict[str, Any]) -> dict[str, Any]:
+            number = int(row["piece"])
+            return {"piece": number, "result": function(number, pieces[number].read())}
+
+        context = ray.data.DataContext.get_current()
+        context.enable_progress_bars = False
+        numbers = ray.data.from_items(
+            [{"piece": number} for number in range(len(pieces))], override_num_blocks=len(pieces)
+        )
+        try:
+            for row in numbers.map(work).iter_rows():
+                yield row["piece"], row["result"]
+        except ray.exceptions.RayTaskError as error:
+            raise _cause(error) from None
+
+
+def _cause(error: Any) -> Exception:
+    """What the reader of a piece raised: its message is for the person who pushes."""
+    while getattr(error, "cause", None) is not None:
+        error = error.cause
+    if isinstance(error, FileNotFoundError):
+        return ConfigError(
+            f"the source must be readable on every machine of the cluster, got {error}. Copy it to the bucket and "
+            "push its s3:// address, or prepare it here with --no-ray."
+        )
+    return error if isinstance(error, Exception) else RuntimeError(str(error))

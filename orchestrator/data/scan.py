@@ -1,0 +1,150 @@
+"""What must be known of all rows before the first is written: their digest, statistics, lengths, and copies."""
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import numpy.typing as npt
+
+from cluster.errors import ConfigError
+from models.features import Feature, ImageFeature
+from orchestrator.data.columns import Array, Column, Columns, Ragged, columns_of
+from orchestrator.data.manifest import DatasetTarget
+
+COMPARED = {"image", "text", "audio", "vector", "sparse"}
+"""Kinds that tell a row from another. Categories and series repeat by their nature."""
+
+_PICTURES_PER_PIECE = 256  # of those kept as files, for the statistics: the mean is then known to a fraction of a level
+_RAGGED = {"text", "audio", "sparse"}
+
+
+@dataclass(frozen=True)
+class Scan:
+    """What one piece adds to what must be known."""
+
+    rows: int
+    bytes: int
+    """Of the columns in memory."""
+    sha256: str
+    """Of all values."""
+    fingerprints: npt.NDArray[np.uint64]
+    """[N], a hash of what a model reads of each row; empty if there is no feature of a kind in `COMPARED`."""
+    lengths: npt.NDArray[np.int32]
+    """[N], of each row's text, sound and sparse features together; empty if there are none."""
+    levels: dict[str, npt.NDArray[np.int64]] = field(default_factory=dict)
+    """[C, 256] for each picture whose statistics are wanted: how often each level occurs."""
+
+
+def scan(columns: Columns, features: Mapping[str, Feature], target: DatasetTarget) -> Scan:
+    """Read one piece through."""
+    first = next(iter(columns.values()))
+    compared = [columns[name] for name, feature in sorted(features.items()) if feature.kind in COMPARED]
+    ragged = [columns[name] for name, feature in features.items() if feature.kind in _RAGGED]
+    return Scan(
+        rows=len(first),
+        bytes=sum(column.nbytes for column in columns.values()),
+        sha256=_digest([columns[name] for name in columns_of(features, target)]),
+        fingerprints=_fingerprints(compared),
+        lengths=_lengths(ragged),
+        levels={
+            name: _levels(columns[name], feature)
+            for name, feature in features.items()
+            if isinstance(feature, ImageFeature) and not feature.mean
+        },
+    )
+
+
+def with_statistics(features: Mapping[str, Feature], scans: Sequence[Scan]) -> dict[str, Feature]:
+    """Return the features with the statistics that were left open, from the scans of the training split."""
+    return {
+        name: feature.model_copy(update=_statistics([scan.levels[name] for scan in scans]))
+        if isinstance(feature, ImageFeature) and not feature.mean
+        else feature
+        for name, feature in features.items()
+    }
+
+
+def copies(held_out: Sequence[Scan], training: Sequence[Scan]) -> npt.NDArray[np.int64]:
+    """Return the rows of training that are in a held-out split too, numbered over all pieces."""
+    known = np.unique(np.concatenate([scan.fingerprints for scan in held_out]))
+    return np.flatnonzero(np.isin(np.concatenate([scan.fingerprints for scan in training]), known))
+
+
+def refuse_copies(split: str, held_out: Sequence[Scan], training: Sequence[Scan], *, source: str) -> None:
+    """Refuse rows of a held-out split that are in training too.
+
+    Raises:
+        ConfigError: names the first one.
+    """
+    rows = copies(held_out, training)
+    if not len(rows):
+        return
+    there = np.concatenate([scan.fingerprints for scan in held_out])
+    here = np.concatenate([scan.fingerprints for scan in training])[rows[0]]
+    raise ConfigError(
+        f"rows of split {split} of {source} must not be in training too, got {len(rows)} that are: row "
+        f"{np.flatnonzero(there == here)[0]} of {split} is row {rows[0]} of train (counted from 0). A model is then "
+        "judged by what it has seen. Leave the copies in training out with --option leakage=drop, or keep them with "
+        "leakage=keep."
+    )
+
+
+def _digest(columns: Sequence[Column]) -> str:
+    digest = hashlib.sha256()
+    for column in columns:
+        for array in (column.offsets, column.values) if isinstance(column, Ragged) else (column,):
+            whole = np.ascontiguousarray(array).reshape(-1)
+            digest.update(whole.astype(whole.dtype.newbyteorder("<"), copy=False).view(np.uint8).data)
+    return digest.hexdigest()
+
+
+def _fingerprints(columns: Sequence[Column]) -> npt.NDArray[np.uint64]:
+    if not columns:
+        return np.empty(0, np.uint64)
+    rows = zip(*[_rows(column) for column in columns], strict=True)
+    hashes = (_hash(parts) for parts in rows)
+    return np.fromiter(hashes, np.uint64, count=len(columns[0]))
+
+
+def _rows(column: Column) -> list[memoryview]:
+    values = np.ascontiguousarray(column.values if isinstance(column, Ragged) else column)
+    width = values.nbytes // max(1, len(values))
+    offsets = (column.offsets if isinstance(column, Ragged) else np.arange(len(column) + 1)) * width
+    data = values.reshape(-1).view(np.uint8).data
+    return [data[start:stop] for start, stop in zip(offsets[:-1].tolist(), offsets[1:].tolist(), strict=True)]
+
+
+def _hash(parts: Sequence[memoryview]) -> int:
+    digest = hashlib.blake2b(digest_size=8)
+    for part in parts:
+        digest.update(len(part).to_bytes(8, "little"))  # so that "ab" and "c" is not "a" and "bc"
+        digest.update(part)
+    return int.from_bytes(digest.digest(), "little")
+
+
+def _lengths(columns: Sequence[Column]) -> npt.NDArray[np.int32]:
+    ragged = [column.lengths for column in columns if isinstance(column, Ragged)]
+    return np.sum(ragged, axis=0).astype(np.int32) if ragged else np.empty(0, np.int32)
+
+
+def _levels(column: Column, feature: ImageFeature) -> npt.NDArray[np.int64]:
+    images_NCHW = _some_pictures(column, feature.shape) if isinstance(column, Ragged) else column
+    channels = images_NCHW.swapaxes(0, 1).reshape(feature.shape[0], -1)
+    return np.stack([np.bincount(channel, minlength=256) for channel in channels])
+
+
+def _some_pictures(files: Ragged, shape: tuple[int, int, int]) -> Array:
+    from models.pictures import decode_picture
+
+    step = -(-len(files) // _PICTURES_PER_PIECE)
+    return np.stack([decode_picture(files[row].tobytes(), shape) for row in range(0, len(files), step)])
+
+
+def _statistics(levels: Sequence[npt.NDArray[np.int64]]) -> dict[str, tuple[float, ...]]:
+    counts_CL = np.sum(levels, axis=0)
+    values_L = np.arange(256.0)
+    mean_C = counts_CL @ values_L / counts_CL.sum(1)
+    variance_C = (counts_CL * (values_L - mean_C[:, None]) ** 2).sum(1) / counts_CL.sum(1)
+    std_C = np.where(variance_C > 0, np.sqrt(variance_C), 1.0)
+    return {"mean": tuple(mean_C.tolist()), "std": tuple(std_C.tolist())}
