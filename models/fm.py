@@ -1,13 +1,13 @@
 """A factorization machine: each pair of fields interacts through the product of their factors (Rendle 2010)."""
 
-# B = batch, F = categorical fields, D = numbers, O = outputs, E = factors, X = O·E
+# B = batch, F = fields with a row of their own, D = numbers, O = outputs, E = factors, X = O·E
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from models.config import FMConfig, ResolvedTechniques
-from models.inputs import FieldInput
+from models.inputs import FieldInput, Fields
 from models.techniques import Dropout, Initializer
 
 PAIRWISE_VARIANCE = 1e-4  # of the pairwise term at the start: 1 % of a standardized target, deviation to deviation
@@ -21,7 +21,7 @@ class FM(nn.Module):
     dropout before it is added up (NFM without hidden layers, He and Chua 2017).
 
     Shape:
-        (index_BF, x_BD) -> outputs_BO
+        (index_BF, value_BF, x_BD) -> outputs_BO
     """
 
     def __init__(
@@ -29,7 +29,7 @@ class FM(nn.Module):
     ) -> None:
         super().__init__()
         self.num_outputs, self.num_factors = num_outputs, config.factors
-        self.num_fields, self.num_category_rows = inputs.num_fields, inputs.num_category_rows
+        self.num_fields, self.num_index_rows = inputs.num_fields, inputs.num_index_rows
         self.unseen_rows = inputs.unseen_rows
         num_columns = num_outputs * config.factors
         self.bias_O = nn.Parameter(torch.empty(num_outputs))
@@ -52,21 +52,23 @@ class FM(nn.Module):
             # Its scale stands in for NFM's output weights.
             nn.init.constant_(self.norm.weight, (PAIRWISE_VARIANCE / self.num_factors) ** 0.5)
 
-    def forward(self, fields: tuple[Tensor, Tensor]) -> Tensor:
+    def forward(self, fields: Fields) -> Tensor:
         """Return outputs_BO."""
-        index_BF, x_BD = fields
-        weights_BFO, weights_DO = self._rows(self.weights, index_BF)
-        linear_BO = weights_BFO.sum(1) + x_BD @ weights_DO
-        pairs_BX: Tensor = self.dropout(self.norm(self._interact(index_BF, x_BD)))
+        weights_BFO, weights_DO = self._rows(self.weights, fields)
+        linear_BO = weights_BFO.sum(1) + fields.x_BD @ weights_DO
+        pairs_BX: Tensor = self.dropout(self.norm(self._interact(fields)))
         return self.bias_O + linear_BO + pairs_BX.reshape(-1, self.num_outputs, self.num_factors).sum(-1)
 
-    def _interact(self, index_BF: Tensor, x_BD: Tensor) -> Tensor:
+    def _interact(self, fields: Fields) -> Tensor:
         """Return Σ v_i·x_i·v_j·x_j over all pairs i < j of fields, for each factor of each output."""
-        v_BFX, v_DX = self._rows(self.factors, index_BF)
-        sum_BX = v_BFX.sum(1) + x_BD @ v_DX
-        sum_of_squares_BX = v_BFX.square().sum(1) + x_BD.square() @ v_DX.square()
+        v_BFX, v_DX = self._rows(self.factors, fields)
+        sum_BX = v_BFX.sum(1) + fields.x_BD @ v_DX
+        sum_of_squares_BX = v_BFX.square().sum(1) + fields.x_BD.square() @ v_DX.square()
         return 0.5 * (sum_BX.square() - sum_of_squares_BX)  # Rendle 2010, Lemma 3.1: O(F·E), not O(F²·E)
 
-    def _rows(self, table: nn.Embedding, index_BF: Tensor) -> tuple[Tensor, Tensor]:
-        """Return each category's row of the table, and the rows of all numbers."""
-        return F.embedding(index_BF, table.weight), table.weight[self.num_category_rows :]
+    def _rows(self, table: nn.Embedding, fields: Fields) -> tuple[Tensor, Tensor]:
+        """Return each field's row of the table times its value, and the rows of all numbers."""
+        rows_BFX = F.embedding(fields.index_BF, table.weight)
+        if fields.value_BF is not None:
+            rows_BFX = rows_BFX * fields.value_BF.unsqueeze(2)
+        return rows_BFX, table.weight[self.num_index_rows :]

@@ -7,10 +7,16 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.rnn import pad_sequence
 
 from models.cnn import CNN
 from models.config import ModelConfig, ResolvedTechniques, has_activation
 from models.features import (
+    LENGTH,
+    UNKNOWN,
+    VALUE,
+    AudioFeature,
+    BoxesTarget,
     CategoricalFeature,
     ClassTarget,
     ForecastTarget,
@@ -18,10 +24,12 @@ from models.features import (
     NumberTarget,
     SeriesFeature,
     Signature,
+    SparseFeature,
+    TextFeature,
     VectorFeature,
 )
 from models.fm import FM
-from models.inputs import Batch, FieldInput, FlatInput, ImageInput, LastStep, WindowInput, forecast_parts
+from models.inputs import Batch, FieldInput, FlatInput, ImageInput, LastStep, forecast_parts, sequence_input
 from models.mlp import MLP
 from models.rnn import RNN
 from models.task import Task, task_of
@@ -39,7 +47,7 @@ class Parts(NamedTuple):
 MODELS: Mapping[str, Parts] = {
     "mlp": Parts(FlatInput, MLP),
     "cnn": Parts(ImageInput, CNN),
-    "rnn": Parts(WindowInput, RNN),
+    "rnn": Parts(sequence_input, RNN),
     "fm": Parts(FieldInput, FM),
 }
 
@@ -101,9 +109,12 @@ def _origin(signature: Signature) -> LastStep | None:
 
 
 def example_batch(signature: Signature, *, size: int, seed: int) -> dict[str, Tensor]:
-    """Return ``size`` random samples with plausible raw values of every feature, without the target."""
+    """Return ``size`` random samples with plausible raw values of every feature, without the target.
+
+    Of text, audio and sparse rows they are short ones.
+    """
     generator = torch.Generator().manual_seed(seed)
-    batch = {}
+    batch: dict[str, Tensor] = {}
     for name, feature in signature.features.items():
         match feature:
             case ImageFeature():
@@ -116,7 +127,45 @@ def example_batch(signature: Signature, *, size: int, seed: int) -> dict[str, Te
             case SeriesFeature():
                 lookback = forecast_parts(signature)[2].lookback
                 batch[name] = _normal((size, lookback, len(feature.channels)), feature, generator)
+            case TextFeature() | AudioFeature() | SparseFeature():
+                batch |= _example_ragged(name, feature, size=size, generator=generator)
     return batch
+
+
+def _example_ragged(
+    name: str, feature: TextFeature | AudioFeature | SparseFeature, *, size: int, generator: torch.Generator
+) -> dict[str, Tensor]:
+    """Return short rows: a version's golden request holds them as JSON."""
+    lengths = torch.randint(1, _example_length(feature) + 1, (size,), generator=generator).tolist()
+    rows: list[Tensor] = []
+    values: list[Tensor] = []
+    for length in lengths:
+        match feature:
+            case TextFeature():
+                rows.append(torch.randint(UNKNOWN, feature.size, (length,), generator=generator))
+            case AudioFeature():  # 8 bits: a few digits in JSON
+                rows.append(torch.randint(-128, 128, (length,), generator=generator) / 128)
+            case SparseFeature():
+                rows.append(_distinct(feature.columns, length, generator) + 1)
+                values.append(torch.randn(length, generator=generator))
+    batch = {name: pad_sequence(rows, batch_first=True), name + LENGTH: torch.tensor(lengths)}
+    return batch | ({name + VALUE: pad_sequence(values, batch_first=True)} if values else {})
+
+
+def _example_length(feature: TextFeature | AudioFeature | SparseFeature) -> int:
+    match feature:
+        case TextFeature():
+            return min(feature.max_tokens, 20)
+        case AudioFeature():
+            return min(feature.max_samples, max(1, feature.sample_rate // 10))
+        case SparseFeature():
+            return min(feature.columns, 10)
+
+
+def _distinct(end: int, count: int, generator: torch.Generator) -> Tensor:
+    """Return ``count`` different numbers below ``end`` in ascending order, one from each of ``count`` equal parts."""
+    edges = torch.arange(count + 1) * end // count
+    return edges[:-1] + (torch.rand(count, generator=generator, dtype=torch.float64) * edges.diff()).long()
 
 
 def example_target(signature: Signature, *, size: int, seed: int) -> Tensor:
@@ -131,6 +180,8 @@ def example_target(signature: Signature, *, size: int, seed: int) -> Tensor:
         case ForecastTarget() as target:
             _, series, _ = forecast_parts(signature)
             return _normal((size, target.horizon, len(series.channels)), series, generator)
+        case BoxesTarget():
+            raise AssertionError("task_of refuses boxes")
 
 
 def _normal(shape: tuple[int, ...], feature: VectorFeature | SeriesFeature, generator: torch.Generator) -> Tensor:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from models.features import ClassTarget, ForecastTarget, NumberTarget, Signature
+from models.features import BoxesTarget, ClassTarget, ForecastTarget, NumberTarget, Signature
 from models.inputs import forecast_parts
 
 Sums = dict[str, Tensor]
@@ -185,7 +185,11 @@ class Forecasting(Task):
 
 
 def task_of(signature: Signature) -> Task:
-    """Return the task of the signature's target."""
+    """Return the task of the signature's target.
+
+    Raises:
+        ValueError: if it is boxes.
+    """
     match signature.target:
         case ClassTarget():
             return Classification(signature.target)
@@ -193,6 +197,11 @@ def task_of(signature: Signature) -> Task:
             return Regression(signature.target)
         case ForecastTarget():
             return Forecasting(signature)
+        case BoxesTarget():
+            raise ValueError(
+                "target must be a class, a number or a forecast, got boxes. No model of this version detects objects; "
+                "a dataset with boxes can be pushed, shown and streamed"
+            )
 
 
 def _refuse_label_smoothing(label_smoothing: float, *, kind: str) -> None:

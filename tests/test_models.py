@@ -14,6 +14,10 @@ from torch import Tensor, nn
 
 from models.config import ModelConfig, ResolvedTechniques, Techniques, resolve_techniques
 from models.features import (
+    PADDING,
+    UNKNOWN,
+    AudioFeature,
+    BoxesTarget,
     CategoricalFeature,
     ClassTarget,
     Feature,
@@ -22,7 +26,9 @@ from models.features import (
     NumberTarget,
     SeriesFeature,
     Signature,
+    SparseFeature,
     Target,
+    TextFeature,
     VectorFeature,
 )
 from models.fm import PAIRWISE_VARIANCE
@@ -35,6 +41,9 @@ VECTOR = VectorFeature(names=("age", "income", "always one"), mean=(40.0, 3e4, 1
 COLOUR = CategoricalFeature(vocabulary=("red", "green", "blue"))
 USER = CategoricalFeature(vocabulary=tuple(f"u{i}" for i in range(100)))
 SERIES = SeriesFeature(channels=("load", "oil"), mean=(10.0, -3.0), std=(4.0, 2.0))
+TEXT = TextFeature(vocabulary=("good", "bad", "film", ",", "not"), max_tokens=30)
+SOUND = AudioFeature(sample_rate=8000, max_samples=16_000)
+SPARSE = SparseFeature(columns=40)
 CLASSES = ClassTarget(classes=("a", "b", "c", "d"))
 NUMBER = NumberTarget(mean=3.5, std=1.1, minimum=1.0, maximum=5.0)
 FORECAST = ForecastTarget(lookback=24, horizon=6)
@@ -74,6 +83,12 @@ CASES = {
     "rnn-gru": (model(type="rnn", cell="gru", hidden_size=16, layers=2), signature(FORECAST, series=SERIES)),
     "rnn-lstm": (model(type="rnn", cell="lstm", hidden_size=16), signature(FORECAST, series=SERIES)),
     "rnn-segments": (model(type="rnn", segment=6, hidden_size=16), signature(FORECAST, series=SERIES)),
+    "rnn-text-class": (model(type="rnn", hidden_size=16), signature(CLASSES, review=TEXT)),
+    "rnn-text-number": (model(type="rnn", cell="lstm", hidden_size=16, layers=2), signature(NUMBER, review=TEXT)),
+    "rnn-sound-class": (model(type="rnn", hidden_size=16), signature(CLASSES, sound=SOUND)),
+    "rnn-sound-segments": (model(type="rnn", segment=3, hidden_size=16), signature(NUMBER, sound=SOUND)),
+    "fm-sparse-class": (FM, signature(CLASSES, row=SPARSE)),
+    "fm-sparse-with-others": (FM, signature(NUMBER, user=USER, row=SPARSE, other=SPARSE, vector=VECTOR)),
     "fm-class": (FM, signature(CLASSES, user=USER, colour=COLOUR, row=VECTOR)),
     "fm-number": (FM, signature(NUMBER, user=USER, colour=COLOUR)),
     "fm-numbers-only": (FM, signature(NUMBER, row=VECTOR)),
@@ -157,6 +172,12 @@ OVERFIT = [
     "rnn-simple",
     "rnn-segments",
     "rnn-lstm",
+    "rnn-text-class",
+    "rnn-text-number",
+    "rnn-sound-class",
+    "rnn-sound-segments",
+    "fm-sparse-class",
+    "fm-sparse-with-others",
     "fm-class",
     "fm-number",
 ]
@@ -185,9 +206,20 @@ def test_one_batch_can_be_learned_by_heart(name: str) -> None:
         (model(type="rnn"), signature(FORECAST, row=VECTOR, series=SERIES), "exactly one series for model.type rnn"),
         (model(type="rnn"), signature(CLASSES, series=SERIES), "target must be a forecast .* got class"),
         (model(type="rnn", segment=7), signature(FORECAST, series=SERIES), r"segment must divide .* \(24\), got 7"),
-        (FM, signature(CLASSES, picture=IMAGE, user=USER), "must be categorical or vectors .* fm, got image 'picture'"),
-        (FM, signature(CLASSES), "features must be categorical or vectors for model.type fm, got none"),
-        (FM, signature(FORECAST, series=SERIES), "features must be categorical or vectors .* got series 'series'"),
+        (FM, signature(CLASSES, picture=IMAGE, user=USER), "sparse or vectors for model.type fm, got image 'picture'"),
+        (FM, signature(CLASSES), "must be categorical, sparse or vectors .* fm, got none. Use a dataset that has some"),
+        (FM, signature(FORECAST, series=SERIES), "must be categorical, sparse or vectors .* got series 'series'"),
+        (FM, signature(CLASSES, review=TEXT), r"got text 'review'. Use a model.type that reads them \(text: rnn\)"),
+        (SMALL_MLP, signature(CLASSES, review=TEXT), r"for model.type mlp, got text 'review'. .* \(text: rnn\)"),
+        (SMALL_MLP, signature(CLASSES, sound=SOUND), r"or a series .* got audio 'sound'. .* \(audio: rnn\)"),
+        (SMALL_MLP, signature(CLASSES, row=SPARSE), r"got sparse 'row'. .* \(sparse: fm\)"),
+        (SMALL_CNN, signature(CLASSES, sound=SOUND), "exactly one image for model.type cnn, got audio 'sound'"),
+        (model(type="rnn"), signature(CLASSES, row=VECTOR), "exactly one text, audio or series .* got vector 'row'"),
+        (model(type="rnn"), signature(CLASSES, a=TEXT, b=TEXT), "exactly one text, .* got text 'a', text 'b'"),
+        (model(type="rnn"), signature(CLASSES), "exactly one text, audio or series for model.type rnn, got none"),
+        (model(type="rnn"), signature(FORECAST, review=TEXT), "exactly one series for a forecast, got text 'review'"),
+        (model(type="rnn", segment=2), signature(CLASSES, review=TEXT), "model.segment must be 1 for a text, .* got 2"),
+        (SMALL_CNN, signature(BoxesTarget(classes=("cell",)), picture=IMAGE), "target must be .*, got boxes. No model"),
         (SMALL_MLP, signature(NUMBER, user=USER), "feature 'user' must have at most 64 values .* got 101"),
         (SMALL_MLP, signature(NUMBER), "features must be at least one for model.type mlp, got none"),
     ],
@@ -276,14 +308,22 @@ def test_pictures_are_standardized_per_channel() -> None:
 
 
 @settings(max_examples=30, deadline=None)
-@given(st.integers(0, 3), st.integers(0, 3), st.integers(1, 5), st.integers(1, 3), st.integers(0, 2**32))
+@given(
+    st.integers(0, 3),
+    st.integers(0, 2),
+    st.integers(0, 3),
+    st.integers(1, 5),
+    st.integers(1, 3),
+    st.integers(0, 2**32),
+)
 def test_an_fm_equals_the_double_sum_over_pairs(
-    num_categories: int, num_numbers: int, factors: int, num_classes: int, seed: int
+    num_categories: int, num_sparse: int, num_numbers: int, factors: int, num_classes: int, seed: int
 ) -> None:
     features: dict[str, Feature] = {f"c{i}": COLOUR for i in range(num_categories)}
-    if num_numbers or not num_categories:
+    features |= {f"r{i}": SPARSE for i in range(num_sparse)}
+    if num_numbers or not features:
         names = tuple(f"x{i}" for i in range(max(1, num_numbers)))
-        features["row"] = VectorFeature(names=names, mean=(0.0,) * len(names), std=(1.0,) * len(names))
+        features["vector"] = VectorFeature(names=names, mean=(0.0,) * len(names), std=(1.0,) * len(names))
     data = signature(ClassTarget(classes=tuple("abc"[:num_classes])), **features)
     net = network(model(type="fm", factors=factors, initial_std=1.0), data, preset="traditional", seed=seed)
     batch = example_batch(data, size=4, seed=seed)
@@ -296,11 +336,16 @@ def naive_fm(net: Network, batch: dict[str, Tensor]) -> Tensor:
     outputs = []
     for sample in range(len(next(iter(batch.values())))):
         row, active = 0, []
-        for value in batch.values():
-            if value.ndim == 1:
+        for name in sorted(batch, key=lambda name: ("crv".index(name[0]), name)):
+            value = batch[name]
+            if name.startswith("c"):
                 active.append((row + int(value[sample]), torch.tensor(1.0)))
                 row += COLOUR.size
-            else:
+            elif name in ("r0", "r1"):
+                pairs = zip(value[sample], batch[f"{name}.value"][sample], strict=True)
+                active += [(row + int(i) - 1, x) for i, x in list(pairs)[: int(batch[f"{name}.length"][sample])]]
+                row += SPARSE.columns
+            elif name == "vector":
                 active += [(row + i, x) for i, x in enumerate(value[sample])]
         y = net.body.bias_O + sum(net.body.weights.weight[i] * x for i, x in active)
         for (i, x_i), (j, x_j) in itertools.combinations(active, 2):
@@ -319,8 +364,7 @@ def test_an_fm_treats_an_unseen_user_like_nobody() -> None:
         loss(net, batch, 1 + 4 * torch.rand(100)).backward()
         optimizer.step()
     stranger = {"user": torch.tensor([0]), "colour": torch.tensor([2])}
-    index_BF, _ = net.inputs(stranger)
-    colour_row, user_row = index_BF[0]  # fields are in the order of their names
+    colour_row, user_row = net.inputs(stranger).index_BF[0]  # fields are in the order of their names
     torch.testing.assert_close(net(stranger), net.body.bias_O + net.body.weights.weight[colour_row])
     assert not net.body.factors.weight[user_row].any()
 
@@ -332,6 +376,17 @@ def test_an_fm_learns_about_unseen_values_when_training_shows_some() -> None:
     loss(net, batch, torch.tensor([5.0])).backward()
     nobody = COLOUR.size
     assert net.body.weights.weight.grad[nobody].any() and net.body.factors.weight.grad[nobody].any()
+
+
+def test_an_fm_ignores_the_padding_of_a_sparse_row() -> None:
+    data = signature(CLASSES, user=USER, row=SPARSE)
+    net = network(model(type="fm", factors=4, initial_std=1.0), data, preset="traditional").eval()
+    batch = example_batch(data, size=6, seed=1)
+    expected = net(batch)
+    wider = batch | {name: nn.functional.pad(batch[name], (0, 5)) for name in ("row", "row.value")}
+    torch.testing.assert_close(net(wider), expected, rtol=1e-6, atol=1e-6)
+    empty = {"user": torch.tensor([3]), "row": torch.zeros(1, 0).long(), "row.value": torch.zeros(1, 0)}
+    torch.testing.assert_close(net(empty), net.body.bias_O + net.body.weights.weight[3:4])
 
 
 @pytest.mark.parametrize("regularization", ["penalty", "layers"])
@@ -348,6 +403,94 @@ def test_a_dense_net_reads_an_unseen_category_as_no_category() -> None:
     net = network(SMALL_MLP, signature(NUMBER, colour=COLOUR))
     x = net.inputs({"colour": torch.tensor([0, 1, 3])})
     assert x.tolist() == [[0, 0, 0], [1, 0, 0], [0, 0, 1]]
+
+
+RAGGED = [name for name, (_, data) in CASES.items() if {f.kind for f in data.features.values()} & {"text", "audio"}]
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+@pytest.mark.parametrize("name", RAGGED)
+def test_a_text_or_sound_is_answered_the_same_whatever_it_is_batched_with(name: str, preset: str) -> None:
+    config, data = CASES[name]
+    net = network(config, data, preset=preset).eval()
+    (key,) = data.features
+    batch = example_batch(data, size=6, seed=3)
+    together = net(batch)
+    longer = {**batch, key: nn.functional.pad(batch[key], (0, 777))}
+    torch.testing.assert_close(net(longer), together, rtol=1e-6, atol=1e-6)
+    for i, length in enumerate(batch[f"{key}.length"].tolist()):
+        alone = net({key: batch[key][i : i + 1, :length], f"{key}.length": torch.tensor([length])})
+        torch.testing.assert_close(alone[0], together[i], rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", RAGGED)
+def test_an_empty_text_or_sound_is_answered_alone_and_among_others(name: str) -> None:
+    config, data = CASES[name]
+    net = network(config, data).eval()
+    (key,) = data.features
+    batch = example_batch(data, size=2, seed=3)
+    nothing = torch.zeros_like(batch[key][:1])
+    among = {key: torch.cat([nothing, batch[key]]), f"{key}.length": torch.tensor([0, *batch[f"{key}.length"]])}
+    alone = net({key: nothing[:, :0], f"{key}.length": torch.tensor([0])})
+    assert alone.isfinite().all()
+    torch.testing.assert_close(net(among)[0], alone[0], rtol=1e-6, atol=1e-6)
+    train_mode(net)(among).sum().backward()
+    assert all(p.grad.isfinite().all() for p in net.parameters())
+
+
+def test_the_order_of_words_matters_and_unknown_words_say_nothing_at_first() -> None:
+    net = network(model(type="rnn", hidden_size=16), signature(CLASSES, review=TEXT)).eval()
+    tokens = torch.tensor([[6, 2, 4], [2, 6, 4]])
+    first, second = net({"review": tokens, "review.length": torch.tensor([3, 3])})
+    assert not torch.allclose(first, second, atol=1e-4)
+    assert not net.body.embedding.weight[[PADDING, UNKNOWN]].any()
+
+
+def test_a_sounds_loudness_does_not_matter_but_its_pitch_does() -> None:
+    net = network(model(type="rnn"), signature(CLASSES, sound=SOUND)).eval()
+    noise = 1e-2 * torch.randn(4000, generator=torch.Generator().manual_seed(0))
+    seconds = torch.arange(4000) / 8000
+    chirp, other = ((2 * torch.pi * f * seconds.square()).sin() + noise for f in (400, 2000))
+    frames = net.inputs({"sound": torch.stack([chirp, 0.1 * chirp, other]), "sound.length": torch.tensor([4000] * 3)})
+    assert frames.length_B.tolist() == [50, 50, 50] and frames.x.shape == (3, 50, 40)
+    torch.testing.assert_close(frames.x.mean((1, 2)), torch.zeros(3), atol=1e-5, rtol=0)
+    torch.testing.assert_close(frames.x.std((1, 2), correction=0), torch.ones(3), atol=0.01, rtol=0)
+    quieter, different = ((frames.x[i] - frames.x[0]).abs().mean().item() for i in (1, 2))
+    assert quieter < 0.1 * different
+
+
+@pytest.mark.parametrize("sample_rate", [1000, 8000, 16_000, 22_050, 44_100])
+def test_a_tone_is_loudest_in_the_band_of_its_pitch(sample_rate: int) -> None:
+    sound = AudioFeature(sample_rate=sample_rate, max_samples=sample_rate)
+    inputs = network(model(type="rnn"), signature(CLASSES, sound=sound)).inputs
+    peaks = []
+    for pitch in (60, 150, 300, 450):
+        tone = (2 * torch.pi * pitch * torch.arange(sample_rate) / sample_rate).sin()
+        peaks.append(int(inputs._log_mel(tone[None])[0, 40].argmax()))
+    assert peaks == sorted(set(peaks))
+    top = 2595 * torch.tensor([1 + 450 / 700, 1 + sample_rate / 1400]).log10()
+    assert peaks[-1] == pytest.approx(float(top[0] / top[1] * 41) - 1, abs=1)
+
+
+def test_a_picture_is_read_the_same_however_it_is_stored() -> None:
+    batch = example_batch(signature(CLASSES, picture=IMAGE), size=2, seed=0)
+    stored = IMAGE.model_copy(update={"encoding": "file"})
+    raw, file = (network(SMALL_CNN, signature(CLASSES, picture=feature)).eval() for feature in (IMAGE, stored))
+    assert torch.equal(raw(batch), file(batch))
+
+
+def test_example_batches_are_what_a_reader_delivers() -> None:
+    data = signature(NUMBER, review=TEXT, sound=SOUND, row=SparseFeature(columns=4), user=USER)
+    batch = example_batch(data, size=50, seed=4)
+    for name, pad in (("review", 0), ("sound", 0), ("row", 0), ("row.value", 0)):
+        length = batch[f"{name.removesuffix('.value')}.length"]
+        assert length.dtype == torch.int64 and length.min() >= 1 and length.max() == batch[name].shape[1]
+        assert all((sample[n:] == pad).all() for sample, n in zip(batch[name], length.tolist(), strict=True))
+    assert (batch["review"].dtype, batch["sound"].dtype) == (torch.int64, torch.float32)
+    assert (batch["row"].dtype, batch["row.value"].dtype) == (torch.int64, torch.float32)
+    assert set(batch["review"].unique().tolist()) == set(range(TEXT.size)) and batch["sound"].abs().max() <= 1
+    rows = [sample[:n].tolist() for sample, n in zip(batch["row"], batch["row.length"].tolist(), strict=True)]
+    assert all(row == sorted(set(row)) and 1 <= row[0] <= row[-1] <= 4 for row in rows)
 
 
 def test_example_batches_are_reproducible() -> None:

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from models.features import ClassTarget, ForecastTarget, NumberTarget, SeriesFeature, Signature
+from models.features import BoxesTarget, ClassTarget, ForecastTarget, NumberTarget, SeriesFeature, Signature
 from models.task import Task, task_of
 
 NUMBER = Signature(features={}, target=NumberTarget(mean=3.0, std=2.0, minimum=1.0, maximum=5.0))
@@ -89,3 +89,8 @@ def test_losses_of_half_precision_outputs_are_computed_in_float32(signature: Sig
 @pytest.mark.parametrize("signature", [NUMBER, CLASS, FORECAST], ids=["number", "class", "forecast"])
 def test_a_task_adds_nothing_to_the_saved_weights(signature: Signature) -> None:
     assert task_of(signature).state_dict() == {}
+
+
+def test_boxes_are_refused_since_no_model_detects_objects() -> None:
+    with pytest.raises(ValueError, match=r"must be a class, a number or a forecast, got boxes\. No model .* detects"):
+        task_of(Signature(features={}, target=BoxesTarget(classes=("cell",))))
