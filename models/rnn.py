@@ -77,11 +77,12 @@ class RNN(nn.Module):
     def _embed(self, x: Tensor) -> Tensor:
         """Return what the first recurrent layer reads."""
         if isinstance(self.embedding, nn.Embedding):
-            embedded: Tensor = self.dropout(self.embedding(x))
-            return embedded
+            words_BTH: Tensor = self.dropout(self.embedding(x))
+            return words_BTH
         x_BTC = F.pad(x, (0, 0, 0, -x.shape[1] % self.segment))
         B, T, _ = x_BTC.shape
-        embedded = self.embedding(x_BTC.reshape(B, T // self.segment, -1))  # a segment's time steps and channels
+        segments_BSX = x_BTC.reshape(B, T // self.segment, -1)  # X = time steps of a segment times channels
+        embedded: Tensor = self.embedding(segments_BSX)
         return embedded
 
     def _mean(self, states_BSH: Tensor, length_B: Tensor) -> Tensor:
