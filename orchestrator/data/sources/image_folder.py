@@ -1,0 +1,242 @@
+"""Pictures in folders that are named after their classes: `train/CLASS/*.jpg` and `test/CLASS/*.jpg`, or `CLASS/*.jpg`.
+
+Beside `train`, a folder `validation` (or `val`) or `test` must be there. Where there are only folders of classes, a
+test split is drawn: the same share of every class, and files with the same content all on one side.
+"""
+
+import hashlib
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from pathlib import PurePosixPath
+
+import numpy as np
+
+from cluster.errors import ConfigError
+from models.features import TARGET, ClassTarget, ImageFeature
+from orchestrator.data.columns import Columns
+from orchestrator.data.manifest import Source
+from orchestrator.data.sources.classes import check_class_names
+from orchestrator.data.sources.files import Files, Folder
+from orchestrator.data.sources.options import SourceOptions, only
+from orchestrator.data.sources.picture_files import (
+    SPLIT_NAMES,
+    SUFFIXES,
+    cut_into_pieces,
+    default_name,
+    list_files,
+    mixed,
+    with_test_split,
+)
+from orchestrator.data.sources.pictures import choose_form, look_at_some, picture_column
+from orchestrator.data.sources.prepared import Part, Prepared
+from orchestrator.data.sources.splitting import stratified
+
+TEST_SHARE = 0.2
+
+_READ_THREADS = 16  # files of a bucket are waited for
+
+
+def read_image_folder(source: str, options: SourceOptions) -> Prepared:
+    """Read a folder of pictures, in folders named after their classes."""
+    only(options, "image-folder", "encoding", "side", "test", "test_share", "seed")
+    files, sizes = list_files(source)
+    splits = _splits(files, sizes, options)
+    classes = tuple(sorted({_class_of(name) for name in splits["train"]}))
+    _check_classes(splits, classes, files)
+    everything = [name for names in splits.values() for name in names]
+    feature = choose_form(
+        look_at_some(
+            len(everything),
+            read=lambda row: files.read(everything[row]),
+            where=lambda row: f"{files.uri}/{everything[row]}",
+        ),
+        options,
+    )
+    return Prepared(
+        name=default_name(files),
+        features={"image": feature},
+        target=ClassTarget(classes=classes),
+        splits={split: _part(files, names, sizes, classes, feature) for split, names in splits.items()},
+        source=Source(format="image-folder", uri=source),
+    )
+
+
+@dataclass(frozen=True)
+class FolderPiece:
+    """Some files and their classes."""
+
+    files: Files
+    names: tuple[str, ...]
+    labels: tuple[int, ...]
+    source_bytes: int
+    feature: ImageFeature
+
+    @property
+    def rows(self) -> int:
+        """Number of pictures."""
+        return len(self.names)
+
+    def read(self) -> Columns:
+        """Return the pictures and their labels."""
+        pictures = picture_column(
+            self.rows,
+            read=lambda row: self.files.read(self.names[row]),
+            where=lambda row: f"{self.files.uri}/{self.names[row]}",
+            feature=self.feature,
+        )
+        return {"image": pictures, TARGET: np.array(self.labels, np.int64)}
+
+
+def _part(
+    files: Files, names: Sequence[str], sizes: Mapping[str, int], classes: Sequence[str], feature: ImageFeature
+) -> Part:
+    label = {name: i for i, name in enumerate(classes)}
+    in_order = [names[row] for row in mixed(len(names), seed=0)]
+    runs = [in_order[run] for run in cut_into_pieces([sizes[name] for name in in_order])]
+    return Part(
+        tuple(
+            FolderPiece(
+                files,
+                names=tuple(run),
+                labels=tuple(label[_class_of(name)] for name in run),
+                source_bytes=sum(sizes[name] for name in run),
+                feature=feature,
+            )
+            for run in runs
+        )
+    )
+
+
+def _splits(files: Files, sizes: Mapping[str, int], options: SourceOptions) -> dict[str, list[str]]:
+    """Return the names of each split's files."""
+    _refuse_empty_folders(files, sizes)
+    if not sizes:
+        raise ConfigError(f"{files.uri} must hold folders of pictures, got no file. Give the folder that holds them.")
+    has_splits = any(name.count("/") == 2 and name.split("/")[0] in SPLIT_NAMES for name in sizes)
+    for name in sizes:
+        _check_place(name, files.uri, has_splits=has_splits)
+    if not has_splits:
+        return _drawn(files, sizes, options)
+    for option in ("test", "test_share", "seed"):
+        if getattr(options, option) is not None:
+            raise ConfigError(f"{option} must be left out for {files.uri}, which has splits of its own. Remove it.")
+    return _given(files, sizes)
+
+
+def _check_place(name: str, place: str, *, has_splits: bool) -> None:
+    """Refuse a file that is no picture, or not in the folder of a class."""
+    folders = name.split("/")[:-1]
+    layout = "SPLIT/CLASS/PICTURE" if has_splits else "CLASS/PICTURE"
+    if len(folders) != 1 + has_splits:
+        raise ConfigError(f"{place} must hold files as {layout}, got {name}. Move or remove it.")
+    if has_splits and folders[0] not in SPLIT_NAMES:
+        raise ConfigError(
+            f"{place} must hold folders named {', '.join(SPLIT_NAMES)} only, got {folders[0]} beside them. Rename or "
+            "remove it."
+        )
+    if not has_splits and folders[0] in SPLIT_NAMES.keys() - {"train"}:  # which may be a class, beside cars
+        raise ConfigError(
+            f"{place} must hold a folder for each class in {folders[0]}, got the file {name} there. Move it into one."
+        )
+    if not name.lower().endswith(SUFFIXES):
+        raise ConfigError(f"{place} must hold pictures ({', '.join(SUFFIXES)}), got {name}. Remove it.")
+
+
+def _given(files: Files, sizes: Mapping[str, int]) -> dict[str, list[str]]:
+    splits: dict[str, list[str]] = defaultdict(list)
+    folders: dict[str, str] = {}
+    for name in sizes:
+        folder = name.split("/")[0]
+        split = SPLIT_NAMES[folder]
+        if folders.setdefault(split, folder) != folder:
+            raise ConfigError(
+                f"{files.uri} must hold one folder for split {split}, got {folders[split]} and {folder}. Merge them."
+            )
+        splits[split].append(name)
+    complete = with_test_split(splits)
+    if not {"train", "test"} <= complete.keys():
+        raise ConfigError(
+            f"{files.uri} must hold train, and test or validation, got {', '.join(folders.values())}. Add the "
+            "other, or give the folder that holds the classes, and a test split is drawn."
+        )
+    return complete
+
+
+def _drawn(files: Files, sizes: Mapping[str, int], options: SourceOptions) -> dict[str, list[str]]:
+    names = list(sizes)
+    if options.test is not None:
+        for option in ("test_share", "seed"):
+            if getattr(options, option) is not None:
+                raise ConfigError(f"{option} must be left out if test says which files are the test split. Remove one.")
+        in_test = [fnmatchcase(PurePosixPath(name).name, options.test) for name in names]
+        cause = f"match the pattern {options.test} of option test"
+    else:
+        in_test = _draw(files, sizes, test_share=options.test_share or TEST_SHARE, seed=options.seed or 0)
+        cause = "be drawn for the test split"
+    if all(in_test) or not any(in_test):
+        raise ConfigError(
+            f"some of the {len(names)} files of {files.uri}, and not all, must {cause}, got {sum(in_test)}."
+        )
+    return {
+        "train": [name for name, test in zip(names, in_test, strict=True) if not test],
+        "test": [name for name, test in zip(names, in_test, strict=True) if test],
+    }
+
+
+def _draw(files: Files, sizes: Mapping[str, int], *, test_share: float, seed: int) -> list[bool]:
+    """Return which files test, the same share of every class; those with equal content are all on one side."""
+    contents = _contents(files, sizes)
+    labels: dict[str, str] = {}
+    for name, content in contents.items():
+        labels.setdefault(content, _class_of(name))
+    numbers = np.unique(list(labels.values()), return_inverse=True)[1]
+    _, test = stratified(numbers, test_share=test_share, seed=seed)
+    drawn = {content for content, chosen in zip(labels, np.isin(np.arange(len(labels)), test), strict=True) if chosen}
+    return [content in drawn for content in contents.values()]
+
+
+def _contents(files: Files, sizes: Mapping[str, int]) -> dict[str, str]:
+    """Return a word for the content of each file: its own name, unless others have as many bytes, or its SHA-256."""
+    by_size: dict[int, list[str]] = defaultdict(list)
+    for name, size in sizes.items():
+        by_size[size].append(name)
+    alike = [name for names in by_size.values() if len(names) > 1 for name in names]
+    with ThreadPoolExecutor(_READ_THREADS) as pool:
+        digests = pool.map(lambda name: hashlib.sha256(files.read(name)).hexdigest(), alike)
+        return {name: name for name in sizes} | dict(zip(alike, digests, strict=True))
+
+
+def _check_classes(splits: Mapping[str, Sequence[str]], classes: Sequence[str], files: Files) -> None:
+    check_class_names(classes, files.uri)
+    if len(classes) < 2:
+        raise ConfigError(
+            f"{files.uri} must hold folders of at least 2 classes, got {', '.join(classes)}. Sort the pictures into "
+            "folders named after their classes."
+        )
+    for names in splits.values():
+        for name in names:
+            if _class_of(name) not in classes:
+                raise ConfigError(
+                    f"the class of {files.uri}/{name} must be in the training split too, got none of its pictures "
+                    "there. Add some, or remove it."
+                )
+
+
+def _class_of(name: str) -> str:
+    return name.split("/")[-2]
+
+
+def _refuse_empty_folders(files: Files, names: Iterable[str]) -> None:
+    if not isinstance(files, Folder):
+        return  # a bucket has no folders, only names
+    filled = {parent for name in names for parent in PurePosixPath(name).parents}
+    for path in sorted(files.path.rglob("*")):
+        name = path.relative_to(files.path)
+        is_hidden = any(part.startswith((".", "_")) for part in name.parts)
+        if path.is_dir() and not is_hidden and PurePosixPath(name) not in filled:
+            raise ConfigError(
+                f"{files.uri} must hold pictures in every folder, got the empty folder {name}. Remove it."
+            )
