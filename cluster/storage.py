@@ -1,6 +1,10 @@
 """Every byte that goes to or comes from S3: one ``Store`` with deadlines, retries and errors that name the cure."""
 
+import base64
 import builtins
+import contextlib
+import hashlib
+import io
 import ipaddress
 import json
 import logging
@@ -11,11 +15,11 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import datetime
 from functools import cache
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, NoReturn, TypeVar
 from urllib.parse import urlsplit
 from uuid import uuid4
 
@@ -23,34 +27,29 @@ import boto3
 import botocore.loaders
 import botocore.session
 from botocore.config import Config
-from botocore.exceptions import (
-    BotoCoreError,
-    ClientError,
-    ConnectionError,
-    HTTPClientError,
-    IncompleteReadError,
-    NoCredentialsError,
-    PartialCredentialsError,
-    ProfileNotFound,
-    SSLError,
-)
+from botocore.exceptions import BotoCoreError, ClientError
+from urllib3.exceptions import HTTPError
 
 from cluster.config import StoreSettings
-from cluster.errors import (
-    ConfigError,
-    NotFoundError,
-    PreconditionError,
-    StoreAccessError,
-    StoreError,
-    StoreUnavailableError,
-)
+from cluster.errors import ConfigError, NotFoundError, PreconditionError, StoreError
 from cluster.state import read_state
+from cluster.store_errors import (
+    BadAnswerError,
+    error_code,
+    exhausted_error,
+    fatal_error,
+    has_expired,
+    reason,
+    required,
+)
 
 STORE_VARIABLE = "ORCHESTRATOR_STORE"
 MULTIPART_BYTES = 64 * 2**20  # above this a file goes up in parts, so that a break costs one part, not all
 PART_BYTES = 16 * 2**20
 PART_THREADS = 4
 DELETE_BATCH = 1000  # S3's limit for one DeleteObjects
+READ_BYTES = 256 * 2**10  # at most, in one look at the socket; more made the system hand out new memory each time
+UPLOAD_MARK = "upload"  # metadata of an object that came in parts: which upload it was
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -61,12 +60,18 @@ class RetryPolicy:
     """How long to wait for the store, in seconds."""
 
     total_s: float = 300.0
-    """Time budget of one operation, all its attempts and pauses together."""
+    """Time budget of one operation, all its attempts and pauses together; bytes that were read extend it."""
     connect_timeout_s: float = 5.0
     read_timeout_s: float = 30.0
-    """Longest silence within an answer."""
+    """Longest silence within an answer, and how long an object's bytes may flow at less than `min_bytes_per_s`."""
+    min_bytes_per_s: float = 8 * 2**10
+    """What is slower is cut and goes on over a new connection: a sixteenth of a 1 Mbit/s link, but no drip."""
+    expired_s: float = 60.0
+    """How long to look for new credentials: enough for whoever rotates them, too short to waste machines."""
     first_pause_s: float = 0.1
     longest_pause_s: float = 10.0
+    calm_s: float = 10.0
+    """A burst of retries is over when the store has answered for this long without one."""
 
     def pause_s(self, attempt: int, *, jitter: float) -> float:
         """Return the pause after failed attempt number ``attempt`` (from 0); ``jitter`` is uniform in [0, 1)."""
@@ -137,7 +142,7 @@ class Store:
         check_endpoint(settings.endpoint_url)
         self._connection: _Connection | None = None
         self._lock = threading.Lock()
-        self._burst = _Burst(settings.url)
+        self._burst = _Burst(settings.url, calm_s=self.policy.calm_s)
 
     def __reduce__(self) -> tuple[Any, ...]:
         return (_rebuild, (self.settings, self.policy))
@@ -157,10 +162,7 @@ class Store:
 
     def read_with_etag(self, key: str) -> tuple[bytes, str]:
         """Return the object and the etag that ``write(only_if_etag=...)`` takes."""
-        download = _Download()
-        self._call(f"read {key}", lambda s3: download.run(s3, self.bucket, self._full(key)))
-        assert download.etag is not None
-        return download.data(), download.etag
+        return self._download(key, _Download(self.policy))
 
     def read_range(self, key: str, *, start: int, length: int) -> bytes:
         """Return ``length`` bytes from byte ``start`` on; fewer where the object ends before.
@@ -172,9 +174,7 @@ class Store:
             raise ValueError(f"a range must not be negative, got start={start}, length={length}")
         if length == 0:
             return b""
-        download = _Download(start=start, length=length)
-        self._call(f"read {key}", lambda s3: download.run(s3, self.bucket, self._full(key)))
-        return download.data()
+        return self._download(key, _Download(self.policy, start=start, length=length))[0]
 
     def read_json(self, key: str) -> Any:
         """Return the object, parsed as JSON."""
@@ -184,10 +184,7 @@ class Store:
         """Return whether the object exists."""
         # Not HEAD: its errors have no body, so a missing bucket or a wrong key would look like a missing object.
         full = self._full(key)
-        page = self._call(
-            f"look up {key}",
-            lambda s3: s3.list_objects_v2(Bucket=self.bucket, Prefix=full, MaxKeys=1),
-        )
+        page = self._page(f"look up {key}", Prefix=full, MaxKeys=1)
         return any(entry["Key"] == full for entry in page.get("Contents", ()))
 
     def folders(self, prefix: str = "") -> builtins.list[str]:
@@ -202,7 +199,7 @@ class Store:
     # ---- writing
 
     def write(self, key: str, data: bytes, *, only_if_absent: bool = False, only_if_etag: str | None = None) -> str:
-        """Write the object whole and return its etag.
+        """Write the object whole and return its etag; the server refuses bytes that were damaged on their way.
 
         A condition makes the write atomic against other writers. The data of racing writers must differ (hold the
         writer's id): after a lost answer, finding our own bytes in the store counts as our success.
@@ -220,8 +217,8 @@ class Store:
         def put(s3: Any) -> str:
             nonlocal attempts
             attempts += 1
-            answer = s3.put_object(Bucket=self.bucket, Key=self._full(key), Body=data, **condition)
-            return str(answer["ETag"])
+            answer = s3.put_object(Bucket=self.bucket, Key=self._full(key), **_upload(data, self.policy), **condition)
+            return str(required(answer, "ETag"))
 
         try:
             return self._call(f"write {key}", put)
@@ -257,24 +254,20 @@ class Store:
     # ---- preflight
 
     def check(self, *, deadline_s: float = 10.0) -> None:
-        """Write, read and delete a small object, so that a wrong setting shows before any work starts.
+        """Write, list, read and delete a small object, so that a wrong setting shows before any work starts.
 
         Raises:
             StoreAccessError: Wrong keys, no permission, no such bucket, wrong region; with the cure.
             StoreUnavailableError: No usable answer within ``deadline_s``.
         """
-        # The last attempt begins before 0.4 of the deadline and lasts at most another 0.5.
-        policy = RetryPolicy(
-            total_s=0.4 * deadline_s, connect_timeout_s=0.3 * deadline_s, read_timeout_s=0.5 * deadline_s
-        )
-        probe = Store(self.settings, policy=policy)
+        ends = time.monotonic() + deadline_s
         key, data = f".check-{uuid4().hex}", os.urandom(64)
-        probe.write(key, data)
+        self._probe(ends).write(key, data)
         try:
-            if probe.read(key) != data:
+            if not self._probe(ends).exists(key) or self._probe(ends).read(key) != data:
                 raise StoreError(f"{self.settings.url} must return what was written, got other bytes.")
         finally:
-            probe.delete([key])
+            self._probe(ends).delete([key])
 
     def arrow_filesystem(self) -> Any:
         """Return a `pyarrow.fs.S3FileSystem` of the same store, for Ray Data and others that read through Arrow.
@@ -333,13 +326,32 @@ class Store:
             raise StoreError(f"an object key must be relative, without '..' or '\\', got {key!r}.")
         return self.prefix + key
 
+    def _probe(self, ends: float) -> "Store":
+        """Return the same store with a policy that lets no operation last beyond the time ``ends``."""
+        left_s = max(0.1, ends - time.monotonic())
+        # The last attempt begins before 0.4 of what is left and lasts at most another 0.5.
+        policy = RetryPolicy(total_s=0.4 * left_s, connect_timeout_s=0.3 * left_s, read_timeout_s=0.5 * left_s)
+        return Store(self.settings, policy=policy)
+
+    def _download(self, key: str, download: "_Download") -> tuple[bytes, str]:
+        self._call(f"read {key}", lambda s3: download.run(s3, self.bucket, self._full(key)), download.patience)
+        return download.data(), download.etag or ""
+
     def _pages(self, what: str, **arguments: Any) -> builtins.list[Mapping[str, Any]]:
         pages: list[Mapping[str, Any]] = []
         while not pages or "NextContinuationToken" in pages[-1]:
             if pages:
                 arguments["ContinuationToken"] = pages[-1]["NextContinuationToken"]
-            pages.append(self._call(what, lambda s3: s3.list_objects_v2(Bucket=self.bucket, **arguments)))
+            pages.append(self._page(what, **arguments))
         return pages
+
+    def _page(self, what: str, **arguments: Any) -> Mapping[str, Any]:
+        def fetch(s3: Any) -> Mapping[str, Any]:
+            page: Mapping[str, Any] = s3.list_objects_v2(Bucket=self.bucket, **arguments)
+            required(page, "IsTruncated")  # or a listing that is none would look like an empty folder
+            return page
+
+        return self._call(what, fetch)
 
     def _own_write(self, key: str, data: bytes) -> str | None:
         try:
@@ -360,46 +372,61 @@ class Store:
 
     def _write_parts(self, key: str, path: Path) -> None:
         target = {"Bucket": self.bucket, "Key": self._full(key)}
-        upload = self._call(f"begin {key}", lambda s3: s3.create_multipart_upload(**target)["UploadId"])
+        size, mark = path.stat().st_size, uuid4().hex
 
-        def send(number: int) -> dict[str, Any]:
-            with path.open("rb") as file:
-                file.seek((number - 1) * PART_BYTES)
-                body = file.read(PART_BYTES)
-            part = {"UploadId": upload, "PartNumber": number, "Body": body}
-            answer = self._call(f"write part {number} of {key}", lambda s3: s3.upload_part(**target, **part))
-            return {"PartNumber": number, "ETag": answer["ETag"]}
+        def begin(s3: Any) -> str:
+            return str(required(s3.create_multipart_upload(**target, Metadata={UPLOAD_MARK: mark}), "UploadId"))
 
+        upload = {**target, "UploadId": self._call(f"begin {key}", begin)}
         try:
             with ThreadPoolExecutor(PART_THREADS) as pool:
-                parts = [*pool.map(send, range(1, -(-path.stat().st_size // PART_BYTES) + 1))]
-            done = {"UploadId": upload, "MultipartUpload": {"Parts": parts}}
-            self._call(f"finish {key}", lambda s3: s3.complete_multipart_upload(**target, **done))
+                numbers = range(1, -(-size // PART_BYTES) + 1)
+                parts = [*pool.map(lambda number: self._write_part(key, path, number, upload), numbers)]
+            self._call(f"finish {key}", lambda s3: _finish(s3, upload, parts, size=size, mark=mark))
         except BaseException:
-            self._call(f"abandon {key}", lambda s3: s3.abort_multipart_upload(**target, UploadId=upload))
+            with contextlib.suppress(StoreError):  # the first error is the one that tells
+                self._call(f"abandon {key}", lambda s3: s3.abort_multipart_upload(**upload), _Patience(0.0))
             raise
 
-    def _call(self, what: str, operation: Callable[[Any], T]) -> T:
-        """Run ``operation`` on the client until it succeeds, fails for good or the time budget is spent."""
-        began = time.monotonic()
-        attempt = 0
+    def _write_part(self, key: str, path: Path, number: int, upload: Mapping[str, str]) -> dict[str, Any]:
+        with path.open("rb") as file:
+            file.seek((number - 1) * PART_BYTES)
+            data = file.read(PART_BYTES)
+
+        def send(s3: Any) -> dict[str, Any]:
+            answer = s3.upload_part(**upload, PartNumber=number, **_upload(data, self.policy))
+            return {"PartNumber": number, "ETag": required(answer, "ETag")}
+
+        return self._call(f"write part {number} of {key}", send)
+
+    def _call(self, what: str, operation: Callable[[Any], T], patience: "_Patience | None" = None) -> T:
+        """Run ``operation`` on the client until it succeeds, fails for good or the patience is at its end."""
+        patience = patience or _Patience(self.policy.total_s)
+        renewal: _Patience | None = None
+        began, attempt = time.monotonic(), 0
         while True:
             try:
-                return operation(self._connect().s3)
-            except (BotoCoreError, ClientError) as error:
+                result = operation(self._connect().s3)
+            except (BotoCoreError, ClientError, BadAnswerError) as error:
                 if (fatal := fatal_error(error, settings=self.settings, what=what)) is not None:
                     raise fatal from error
-                pause_s = self.policy.pause_s(attempt, jitter=random.random())
-                spent_s = time.monotonic() - began
-                if spent_s + pause_s > budget_s(error, self.policy):
-                    raise exhausted_error(
-                        error, settings=self.settings, what=what, attempts=attempt + 1, spent_s=spent_s
-                    ) from error
-                self._burst.note(what, error)
-                if error_code(error) in EXPIRED:
+                left_s = patience.left_s()
+                if has_expired(error):
+                    renewal = renewal or _Patience(self.policy.expired_s)
+                    left_s = min(left_s, renewal.left_s())
                     self._disconnect()
-                time.sleep(pause_s)
+                pause_s = self.policy.pause_s(attempt, jitter=random.random())
                 attempt += 1
+                if pause_s > left_s:
+                    spent_s = time.monotonic() - began
+                    raise exhausted_error(
+                        error, settings=self.settings, what=what, attempts=attempt, spent_s=spent_s
+                    ) from error
+                self._burst.failed(what, error)
+                time.sleep(pause_s)
+            else:
+                self._burst.answered()
+                return result
 
     def _connect(self) -> "_Connection":
         connection = self._connection
@@ -439,6 +466,13 @@ class _Connection:
             ),
         )
         check_endpoint(self.s3.meta.endpoint_url)  # it may come from the profile
+        if settings.endpoint_url is not None:
+            self.s3.meta.events.register_last("before-parameter-build.s3", _stay)
+
+
+def _stay(context: dict[str, Any], **_: Any) -> None:
+    """Take a redirect for an error: at a given address botocore would ask for the bucket's region without end."""
+    context.setdefault("s3_redirect", {})["redirected"] = True
 
 
 def _session(settings: StoreSettings) -> boto3.Session:
@@ -461,71 +495,180 @@ def _default_region(core: Any, settings: StoreSettings) -> str | None:
     return core.get_config_variable("region") or ("us-east-1" if settings.endpoint_url else None)
 
 
-@dataclass
+class _Patience:
+    """How much longer something may take: time uses it up, every byte that moves gives some back."""
+
+    def __init__(self, limit_s: float, *, bytes_per_s: float = float("inf")):
+        self._limit_s = limit_s
+        self._bytes_per_s = bytes_per_s
+        self._ends = time.monotonic() + limit_s
+
+    def moved(self, num_bytes: int) -> None:
+        """Give back the time that these bytes may take, up to the limit."""
+        self._ends = min(time.monotonic() + self._limit_s, self._ends + num_bytes / self._bytes_per_s)
+
+    def left_s(self) -> float:
+        return self._ends - time.monotonic()
+
+
 class _Download:
     """One object or range; each attempt goes on where the last one broke off."""
 
-    start: int = 0
-    length: int | None = None
-    etag: str | None = None
-    chunks: list[bytes] = field(default_factory=list)
-    received: int = 0
+    def __init__(self, policy: RetryPolicy, *, start: int = 0, length: int | None = None):
+        self.etag: str | None = None
+        self.patience = _Patience(policy.total_s, bytes_per_s=policy.min_bytes_per_s)
+        self._policy = policy
+        self._start = start
+        self._length = length
+        self._received = io.BytesIO()
 
     def run(self, s3: Any, bucket: str, key: str) -> None:
         """Fetch what is missing; an exception leaves what has come so far for the next attempt."""
-        remaining = self._remaining()
+        asked = self._missing()
         try:
-            answer = s3.get_object(Bucket=bucket, Key=key, **remaining)
+            answer = s3.get_object(Bucket=bucket, Key=key, **asked)
         except ClientError as error:
             if error_code(error) == "InvalidRange":  # begins at or after the end: nothing (more) to read
                 return
-            if self.etag is None or error_code(error) != "PreconditionFailed":
-                raise
-            self._restart()  # it was replaced since the last attempt: bytes of both must not mix
-            self.run(s3, bucket, key)
-            return
-        if "Range" in remaining and "ContentRange" not in answer:
-            raise StoreError(f"s3://{bucket}/{key} must be readable by range, got the whole. Use another S3 server.")
+            if self.etag is not None and error_code(error) == "PreconditionFailed":
+                self._restart()
+            raise
+        if self.etag not in (None, required(answer, "ETag")):
+            self._restart()
+        expected = self._check_range(answer) if "Range" in asked else answer.get("ContentLength")
         self.etag = answer["ETag"]
-        for chunk in answer["Body"].iter_chunks(4 * 2**20):
-            self.chunks.append(chunk)
-            self.received += len(chunk)
+        self._receive(answer["Body"], expected)
 
     def data(self) -> bytes:
         """Return everything received."""
-        return self.chunks[0] if len(self.chunks) == 1 else b"".join(self.chunks)
+        return self._received.getvalue()
 
-    def _remaining(self) -> dict[str, str]:
-        first = self.start + self.received
-        if first == 0 and self.length is None:
+    def _missing(self) -> dict[str, str]:
+        first = self._start + self._received.tell()
+        if first == 0 and self._length is None:
             return {}
-        last = "" if self.length is None else self.start + self.length - 1
+        last = "" if self._length is None else self._start + self._length - 1
         condition = {} if self.etag is None else {"IfMatch": self.etag}
         return {"Range": f"bytes={first}-{last}", **condition}
 
-    def _restart(self) -> None:
-        self.etag, self.chunks, self.received = None, [], 0
+    def _restart(self) -> NoReturn:
+        self.etag, self._received = None, io.BytesIO()
+        raise BadAnswerError("another object than before")  # bytes of both must not mix
+
+    def _check_range(self, answer: Mapping[str, Any]) -> int:
+        """Return how many bytes are announced, if they are the ones that were asked for."""
+        if answer["ResponseMetadata"]["HTTPStatusCode"] == 200:
+            raise StoreError("the store must be readable by range, got the whole object. Use another S3 server.")
+        first, announced = self._start + self._received.tell(), str(required(answer, "ContentRange"))
+        found = re.fullmatch(r"bytes (\d+)-(\d+)/(\d+|\*)", announced)
+        if found is None or int(found[1]) != first:
+            raise BadAnswerError(f"{announced!r} where bytes from {first} on were asked for")
+        if found[3] != "*":
+            total = int(found[3])
+            stop = total if self._length is None else min(self._start + self._length, total)
+            if int(found[2]) + 1 != stop:
+                raise BadAnswerError(f"{announced!r} where bytes up to {stop - 1} were asked for")
+        return int(found[2]) + 1 - first
+
+    def _receive(self, body: Any, expected: int | None) -> None:
+        before = self._received.tell()
+        pace = _Patience(self._policy.read_timeout_s, bytes_per_s=self._policy.min_bytes_per_s)
+        try:
+            with body as raw:
+                while piece := raw.read1(READ_BYTES):  # what is there: waiting for more would hide a drip
+                    self._received.write(piece)
+                    pace.moved(len(piece))
+                    self.patience.moved(len(piece))
+                    if pace.left_s() < 0:
+                        raise BadAnswerError(f"a body of less than {self._policy.min_bytes_per_s:.0f} bytes/s")
+        except HTTPError as error:
+            raise BadAnswerError(f"a body that broke off ({type(error).__name__})") from error
+        found = self._received.tell() - before
+        if expected is not None and found != expected:
+            raise BadAnswerError(f"{found} of {expected} bytes")
+
+
+def _upload(data: bytes, policy: RetryPolicy) -> dict[str, Any]:
+    """Return the arguments that send these bytes, with a checksum for the server to compare."""
+    digest = hashlib.md5(data, usedforsecurity=False).digest()  # the one checksum that every S3 server knows
+    return {"Body": _PacedBody(data, policy), "ContentMD5": base64.b64encode(digest).decode()}
+
+
+class _PacedBody(io.BytesIO):
+    """Bytes on their way to the store; breaks off when they are taken too slowly."""
+
+    def __init__(self, data: bytes, policy: RetryPolicy):
+        super().__init__(data)
+        self._pace = _Patience(policy.read_timeout_s, bytes_per_s=policy.min_bytes_per_s)
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        if self._pace.left_s() < 0:
+            raise BadAnswerError("bytes taken too slowly")
+        piece = super().read(size)
+        self._pace.moved(len(piece))
+        return piece
+
+
+def _finish(s3: Any, upload: Mapping[str, str], parts: list[dict[str, Any]], *, size: int, mark: str) -> None:
+    """Make the parts one object and see that it is there, whole and ours: the answer may lie, or have been lost."""
+    lost: ClientError | None = None
+    try:
+        s3.complete_multipart_upload(**upload, MultipartUpload={"Parts": parts})
+    except ClientError as error:
+        if error_code(error) != "NoSuchUpload":
+            raise
+        lost = error  # or finished by an earlier attempt, whose answer did not arrive
+    if _holds(s3, upload, size=size, mark=mark):
+        return
+    if lost is not None:
+        raise lost
+    raise BadAnswerError(f"no object of {size} bytes after all its parts")
+
+
+def _holds(s3: Any, upload: Mapping[str, str], *, size: int, mark: str) -> bool:
+    """Whether the object is there, of this size and from this upload."""
+    try:
+        found = s3.head_object(Bucket=upload["Bucket"], Key=upload["Key"])
+    except ClientError as error:
+        if error_code(error) != "404":
+            raise
+        return False
+    return bool(required(found, "ContentLength") == size) and found.get("Metadata", {}).get(UPLOAD_MARK) == mark
 
 
 class _Burst:
-    """One log line for a burst of retries, not one for each."""
+    """Logs one line when a burst of retries begins and one when it is over, however many there are."""
 
-    QUIET_S = 60.0
-
-    def __init__(self, name: str):
+    def __init__(self, name: str, *, calm_s: float):
         self._name = name
+        self._calm_s = calm_s
         self._lock = threading.Lock()
-        self._last_line_s = float("-inf")
-        self._unsaid = 0
+        self._retries = 0
+        self._began_s = 0.0
+        self._answered_s: float | None = None
 
-    def note(self, what: str, error: Exception) -> None:
+    def failed(self, what: str, error: Exception) -> None:
+        """Note an attempt that will be repeated."""
         with self._lock:
-            self._unsaid += 1
-            if time.monotonic() - self._last_line_s < self.QUIET_S:
+            self._retries += 1
+            self._answered_s = None
+            if self._retries > 1:
                 return
-            count, self._unsaid, self._last_line_s = self._unsaid, 0, time.monotonic()
-        line = "%s: could not %s: %s; retrying (%d retries since the last such line)"
-        log.warning(line, self._name, what, _reason(error), count)
+            self._began_s = time.monotonic()
+        log.warning("%s: could not %s: %s; trying again", self._name, what, reason(error))
+
+    def answered(self) -> None:
+        """Note a call that went well."""
+        if not self._retries:  # nearly always, so without the lock
+            return
+        with self._lock:
+            now = time.monotonic()
+            self._answered_s = self._answered_s or now
+            if not self._retries or now - self._answered_s < self._calm_s:
+                return
+            retries, lasted_s = self._retries, self._answered_s - self._began_s
+            self._retries = 0
+        log.warning("%s: answers again after %d retries in %.1f s", self._name, retries, lasted_s)
 
 
 # ---- addresses
@@ -569,120 +712,3 @@ def is_loopback(host: str) -> bool:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:
         return host == "localhost"
-
-
-# ---- errors
-
-EXPIRED = {"ExpiredToken", "ExpiredTokenException", "TokenRefreshRequired", "RequestExpired"}
-EXPIRED_BUDGET_S = 60.0  # long enough for whoever rotates the keys, short enough not to waste machines
-
-CURES: Mapping[str, str] = {
-    "InvalidAccessKeyId": "must know the access key, got one that it does not. Check AWS_ACCESS_KEY_ID or the profile.",
-    "SignatureDoesNotMatch": "must accept the secret key, got a signature that does not match. "
-    "Check AWS_SECRET_ACCESS_KEY or the profile.",
-    "InvalidToken": "must accept the session token, got an invalid one. Check AWS_SESSION_TOKEN, or unset it.",
-    "AccessDenied": "must be allowed for these keys, got AccessDenied. "
-    "Grant read, write, list and delete on the bucket and prefix.",
-    "NoSuchBucket": "must name an existing bucket, got none of that name. Create the bucket or correct the URL.",
-    "PermanentRedirect": "must be reached in its own region, got a redirect. Set AWS_REGION to the bucket's region.",
-    "RequestTimeTooSkewed": "must see nearly the same time as this machine, got a larger difference. Set the clock.",
-    "InvalidBucketName": "must name a valid bucket, got one that the server refuses. Correct the URL.",
-    "QuotaExceeded": "must have room, got QuotaExceeded. Free space or raise the quota.",
-}
-SAME_CURE = {
-    "AllAccessDisabled": "AccessDenied",
-    "AccountProblem": "AccessDenied",
-    "AuthorizationHeaderMalformed": "PermanentRedirect",
-    "IllegalLocationConstraintException": "PermanentRedirect",
-    "TemporaryRedirect": "PermanentRedirect",
-    "301": "PermanentRedirect",
-    "307": "PermanentRedirect",
-    "401": "AccessDenied",
-    "403": "AccessDenied",
-    "Forbidden": "AccessDenied",
-}
-RETRYABLE = {
-    *EXPIRED, "SlowDown", "Throttling", "ThrottlingException", "RequestLimitExceeded", "TooManyRequests",
-    "InternalError", "ServiceUnavailable", "RequestTimeout", "OperationAborted", "ConditionalRequestConflict",
-    "BadDigest", "IncompleteBody",
-}  # fmt: skip
-
-
-def error_code(error: BaseException) -> str | None:
-    """Return S3's own code of the error, or ``None`` when no answer came."""
-    if not isinstance(error, ClientError):
-        return None
-    return str(error.response.get("Error", {}).get("Code", "unknown"))
-
-
-def fatal_error(error: Exception, *, settings: StoreSettings, what: str) -> Exception | None:
-    """Return what to raise at once, or ``None`` when trying again may help."""
-    code = error_code(error)
-    if code is None:
-        return _fatal_connection_error(error, settings=settings)
-    cure = CURES.get(SAME_CURE.get(code, code))
-    if cure is not None:
-        return StoreAccessError(f"{_place(settings)} {cure} (could not {what}: {code})")
-    if code in ("NoSuchKey", "404", "NotFound"):
-        return NotFoundError(f"{settings.url}: an object must exist to {what}, got none.")
-    if code in ("PreconditionFailed", "412"):
-        return PreconditionError(f"{settings.url}: to {what}, nobody else may have written it first.")
-    if code in RETRYABLE or _status(error) >= 500 or _status(error) in (408, 429):
-        return None
-    return StoreError(f"{_place(settings)} must be able to {what}, got {_reason(error)}.")
-
-
-def exhausted_error(
-    error: Exception, *, settings: StoreSettings, what: str, attempts: int, spent_s: float
-) -> Exception:
-    """Return what to raise when the time budget is spent."""
-    if error_code(error) in EXPIRED:
-        return StoreAccessError(
-            f"{_place(settings)} must get credentials that are still valid, got {error_code(error)}. "
-            "Credentials expired: renew them (for example `aws sso login`) and run again."
-        )
-    cure = "Lower the request rate or try later." if error_code(error) else "Check that it runs and its address."
-    return StoreUnavailableError(
-        f"{_place(settings)} must answer to {what}, got {_reason(error)} "
-        f"({attempts} attempts in {spent_s:.1f} s). {cure}"
-    )
-
-
-def budget_s(error: Exception, policy: RetryPolicy) -> float:
-    """Return how long an operation that fails like this may be tried."""
-    return min(policy.total_s, EXPIRED_BUDGET_S) if error_code(error) in EXPIRED else policy.total_s
-
-
-def _fatal_connection_error(error: Exception, *, settings: StoreSettings) -> Exception | None:
-    if isinstance(error, NoCredentialsError | PartialCredentialsError):
-        return StoreAccessError(
-            f"{_place(settings)} must get credentials, got none. Set AWS_ACCESS_KEY_ID and "
-            "AWS_SECRET_ACCESS_KEY, or AWS_PROFILE."
-        )
-    if isinstance(error, ProfileNotFound):
-        return StoreAccessError(
-            f"the AWS profile must exist, got {settings.profile!r}. Check AWS_PROFILE and ~/.aws/config."
-        )
-    if isinstance(error, SSLError):
-        return StoreAccessError(
-            f"{_place(settings)} must have a certificate that this machine trusts, got {_reason(error)}. "
-            "Set AWS_CA_BUNDLE to its authority."
-        )
-    if isinstance(error, ConnectionError | HTTPClientError | IncompleteReadError):
-        return None
-    return StoreAccessError(f"{_place(settings)} must be reachable as configured, got {_reason(error)}.")
-
-
-def _place(settings: StoreSettings) -> str:
-    return f"the store {settings.url}" + (f" at {settings.endpoint_url}" if settings.endpoint_url else "")
-
-
-def _status(error: Exception) -> int:
-    assert isinstance(error, ClientError)
-    return int(error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0))
-
-
-def _reason(error: Exception) -> str:
-    """Return one line about the error that holds no request, hence no signature or key."""
-    code = error_code(error)
-    return f"{code} (HTTP {_status(error)})" if code else type(error).__name__

@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from types import SimpleNamespace
@@ -31,7 +31,9 @@ from cluster.state import StoreState
 from cluster.storage import RetryPolicy, Store, check_endpoint, open_store, parse_url
 
 SECRET = "canary-secret-0123456789"
-FAST = RetryPolicy(total_s=5, connect_timeout_s=1, read_timeout_s=0.5, first_pause_s=0.001, longest_pause_s=0.01)
+FAST = RetryPolicy(
+    total_s=5, connect_timeout_s=1, read_timeout_s=0.5, first_pause_s=0.001, longest_pause_s=0.01, calm_s=0.0
+)
 BRIEF = RetryPolicy(total_s=0.3, connect_timeout_s=1, read_timeout_s=0.5, first_pause_s=0.01, longest_pause_s=0.05)
 
 
@@ -343,7 +345,8 @@ def sends(
         handler.send_header("ETag", etag)
         handler.send_header("Content-Length", str(len(body) if total is None else total))
         if start is not None:
-            handler.send_header("Content-Range", f"bytes {start}-{start + len(body) - 1}/*")
+            stop = start + (len(body) if total is None else total)
+            handler.send_header("Content-Range", f"bytes {start}-{stop - 1}/{stop}")
         handler.end_headers()
         handler.wfile.write(body)
         handler.close_connection = total is not None
@@ -359,14 +362,22 @@ def stalls(released: threading.Event) -> Callable[[BaseHTTPRequestHandler], None
     return lambda handler: released.wait(30) and None
 
 
-def test_a_throttled_read_succeeds_after_retries_and_logs_one_line(caplog: pytest.LogCaptureFixture) -> None:
+def test_a_burst_of_retries_logs_one_line_and_one_more_when_it_is_over(caplog: pytest.LogCaptureFixture) -> None:
     slow_down = fails("SlowDown", 503)
     with faulty_server(slow_down, slow_down, slow_down, sends(b"data")) as script, caplog.at_level(logging.WARNING):
         assert script.store().read("x") == b"data"
     assert len(script.requests) == 4
-    assert [record.getMessage() for record in caplog.records] == [
-        "s3://bucket: could not read x: SlowDown (HTTP 503); retrying (1 retries since the last such line)"
-    ]
+    begun, over = [record.getMessage() for record in caplog.records]
+    assert begun == "s3://bucket: could not read x: SlowDown (HTTP 503); trying again"
+    assert re.fullmatch(r"s3://bucket: answers again after 3 retries in \d+\.\d s", over)
+
+
+def test_answers_between_failures_do_not_end_a_burst(caplog: pytest.LogCaptureFixture) -> None:
+    answers = [fails("SlowDown", 503), sends(b"data")] * 3
+    with faulty_server(*answers) as script, caplog.at_level(logging.WARNING):
+        store = script.store(policy=replace(FAST, calm_s=60.0))
+        assert [store.read("x") for _ in range(3)] == [b"data"] * 3
+    assert len(caplog.records) == 1
 
 
 def test_a_read_that_breaks_in_the_middle_goes_on_where_it_broke() -> None:
