@@ -9,7 +9,7 @@ import io
 import math
 import wave
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -46,6 +46,7 @@ if TYPE_CHECKING:
 SPLIT_BYTES = 16 * 2**20
 """Read of each split, about: two row groups of pictures, all of most tables."""
 
+_MOST_BYTES = 64 * 2**20  # of a split whose rows lie sorted by class
 _BINS = 40
 _PLOT_COLUMNS = 700  # of a series: one per pixel or so
 _THUMBNAIL_SIDE = 160
@@ -56,8 +57,11 @@ _MOST_WORDS = 60  # of a text, shown
 _COUNTED = 1000  # raw pictures whose values are counted
 _CHANNEL_NAMES: Mapping[int, tuple[str, ...]] = {1: ("grey",), 3: ("red", "green", "blue")}
 _DECODED = 64  # encoded pictures that statistics come from
-_IMBALANCE = 10.0  # largest class to smallest: from here on accuracy misleads
+_IMBALANCE = 10.0  # largest class to smallest: from here on accuracy says little
+_BALANCED = 1.05
+_SORTED = 0.95  # share of neighbours of one class
 _UNSEEN = 0.05  # share of rows whose answer rests on less than it seems
+_UNKNOWN_WORDS = 0.1
 _SHIFT = 1.0  # means that differ by more training standard deviations
 
 
@@ -194,21 +198,42 @@ class Chart:
 
 
 def _sample(dataset: Dataset, name: str) -> Sampled:
-    """Read row groups that are spread over the split, about `SPLIT_BYTES` of them."""
+    """Read row groups that are spread over the split: `SPLIT_BYTES`, or more until every class has been seen."""
     split = dataset.split(name)
     groups = list(_groups(split))
-    read_bytes = sum(shard.row_groups[i].bytes for shard, i, _ in groups) / len(groups)
-    count = min(len(groups), max(1, int(SPLIT_BYTES / read_bytes)))
+    read: dict[int, Columns] = {}
+    read_bytes = 0
+    for place in _spread_first(len(groups)):
+        shard, index, _ = groups[place]
+        enough = SPLIT_BYTES if _all_classes_seen(dataset, read.values()) else _MOST_BYTES
+        if read and read_bytes + shard.row_groups[index].bytes > enough:
+            break
+        read[place] = dataset.read_row_group(shard, index)
+        read_bytes += shard.row_groups[index].bytes
     parts, numbers = [], []
-    for place in np.unique(np.linspace(0, len(groups) - 1, count).round().astype(int)):
+    for place, columns in sorted(read.items()):
         shard, index, first = groups[place]
         rows = np.arange(first, first + shard.row_groups[index].rows) - split.context_rows
         kept = np.flatnonzero(rows >= 0)
-        columns = dataset.read_row_group(shard, index)
         parts.append({column: take(values, kept) for column, values in columns.items()})
         numbers.append(rows[kept])
     columns = {column: join([part[column] for part in parts]) for column in parts[0]}
     return Sampled(columns, np.concatenate(numbers), split.rows - split.context_rows)
+
+
+def _spread_first(count: int) -> list[int]:
+    """Return all places so that those of every beginning of the list are spread: the bits of 0, 1, 2 ... reversed."""
+    bits = max(1, (count - 1).bit_length())
+    places = (int(f"{i:0{bits}b}"[::-1], 2) for i in range(2**bits))
+    return [place for place in places if place < count]
+
+
+def _all_classes_seen(dataset: Dataset, parts: Iterable[Columns]) -> bool:
+    target = dataset.manifest.target
+    if not isinstance(target, ClassTarget):
+        return True
+    labels = [columns[TARGET] for columns in parts]
+    return bool(labels) and len(np.unique(join(labels))) == len(target.classes)  # type: ignore[arg-type]
 
 
 def _groups(split: Split) -> Iterator[tuple[Shard, int, int]]:
@@ -293,22 +318,36 @@ def _class_checks(dataset: Dataset, splits: Mapping[str, Sampled]) -> Iterator[C
     if not isinstance(target, ClassTarget | BoxesTarget):
         return
     for split, sampled in splits.items():
-        counts = _class_counts(sampled, target)
-        missing = [target.classes[i] for i in np.flatnonzero(counts == 0)]
+        missing = [target.classes[i] for i in np.flatnonzero(_class_counts(sampled, target) == 0)]
         if missing:
             where = split if sampled.is_all else f"the {sampled.rows:,} rows of {split} that were read"
-            yield Check(False, f"Not in {where}: {_listed(missing)}.")
-    counts = _class_counts(splits[TRAIN], target)
+            yield Check(not sampled.is_all, f"Not in {where}: {_listed(missing)}.")
+    if isinstance(target, ClassTarget) and _is_sorted(_array(splits[TRAIN], TARGET)):
+        text = f"The rows of {TRAIN} lie sorted by class: data.shuffle_mb must span many classes, or batches hold few."
+        yield Check(False, text)
+        if not splits[TRAIN].is_all:
+            return  # what was read says nothing about the balance
+    yield from _balance_checks(_class_counts(splits[TRAIN], target), target.classes, splits[TRAIN])
+
+
+def _is_sorted(labels: Array) -> bool:
+    """Whether neighbours are nearly always of one class, of those that there are."""
+    return len(np.unique(labels)) > 1 and float((labels[1:] == labels[:-1]).mean()) > _SORTED
+
+
+def _balance_checks(counts: Ints, classes: Sequence[str], train: Sampled) -> Iterator[Check]:
     present = counts[counts > 0]
-    if len(present) > 1:
-        ratio = present.max() / present.min()
-        most, least = target.classes[counts.argmax()], target.classes[np.flatnonzero(counts == present.min())[0]]
-        if ratio >= _IMBALANCE:
-            text = f"Classes are not balanced: {most} is {ratio:.0f} times as frequent as {least}. Accuracy misleads."
-            yield Check(False, text)
-        else:
-            where = "" if splits[TRAIN].is_all else f", in the {splits[TRAIN].rows:,} rows that were read"
-            yield Check(True, f"The most frequent class is {ratio:.2g} times as frequent as the rarest{where}.")
+    if len(present) < 2:
+        return
+    ratio = present.max() / present.min()
+    most, least = classes[int(counts.argmax())], classes[int(np.flatnonzero(counts == present.min())[0])]
+    where = "" if train.is_all else f", in the {train.rows:,} rows that were read"
+    if ratio >= _IMBALANCE:
+        yield Check(False, f"Classes are not balanced: {most} is {ratio:.0f} times as frequent as {least}{where}.")
+    elif ratio >= _BALANCED:
+        yield Check(True, f"The most frequent class is {ratio:.2g} times as frequent as the rarest{where}.")
+    else:
+        yield Check(True, f"All classes are about equally frequent{where}.")
 
 
 def _feature_checks(name: str, feature: Feature, splits: Mapping[str, Sampled]) -> Iterator[Check]:
@@ -340,7 +379,9 @@ def _unseen_checks(features: Mapping[str, Feature], splits: Mapping[str, Sampled
 def _unknown_word_checks(name: str, splits: Mapping[str, Sampled]) -> Iterator[Check]:
     for split, sampled in splits.items():
         share = float((_ragged(sampled, name).values == UNKNOWN).mean())
-        yield Check(share < 0.1, f"{_percent(share)} of the words of {name} in {split} are not in the vocabulary.")
+        yield Check(
+            share < _UNKNOWN_WORDS, f"{_percent(share)} of the words in {name} of {split} are not in the vocabulary."
+        )
 
 
 def _shift_checks(rows: Mapping[str, Array], names: Sequence[str]) -> Iterator[Check]:
@@ -430,7 +471,7 @@ def _sound_uri(samples: Array, sample_rate: int) -> str:
 
 
 def _waveform(samples: Array) -> str:
-    """Return the outline of a sound: the largest and smallest of each hundredth."""
+    """Return the outline of a sound, its loudest sample as high as the box: the extremes of each hundredth."""
     if len(samples) == 0:
         return "M0 0H100"
     parts = np.array_split(samples / 32768, min(100, len(samples)))
@@ -610,12 +651,13 @@ def _image_section(title: str, feature: ImageFeature, column: Any) -> Section:
         sizes = [Image.open(io.BytesIO(column[row].tobytes())).size for row in chosen]
         pixels = [np.asarray(_picture(column, row)).reshape(-1, 3) for row in chosen]
         values_PC = np.concatenate(pixels)[:, : len(names)]
-        histograms = (
-            _histogram("width in pixels", np.array([w for w, _ in sizes])),
-            _histogram("height in pixels", np.array([h for _, h in sizes])),
-            _histogram("KiB of a file", column.lengths / 1024),
-        )
-        facts = (*facts, f"sizes and values of {len(sizes)} pictures")
+        widths, heights = np.array(sizes).T
+        histograms = (_histogram("KiB of a file", column.lengths / 1024),)
+        if len(set(sizes)) > 1:
+            sides = (_histogram("width in pixels", widths), _histogram("height in pixels", heights))
+            histograms = (*sides, *histograms)
+        size_range = f"{widths.min()} to {widths.max()} × {heights.min()} to {heights.max()}"
+        facts = (*facts, f"values from {len(sizes)} pictures, their sizes {size_range}")
     else:
         values_PC = column[_spread(len(column), _COUNTED)].transpose(0, 2, 3, 1).reshape(-1, len(names))
     statistics = zip(feature.mean, feature.std, strict=True)
@@ -648,7 +690,7 @@ def _categorical_section(title: str, feature: CategoricalFeature, values: Array)
 
 def _text_section(title: str, feature: TextFeature, texts: Ragged) -> Section:
     words = Counter(texts.values[texts.values > UNKNOWN].tolist()).most_common(15)
-    frequent = ", ".join(feature.vocabulary[token - 2] for token, _ in words)
+    frequent = " · ".join(feature.vocabulary[token - 2] for token, _ in words)
     facts = (
         f"{texts.lengths.mean():.1f} words on average, {texts.lengths.max():,} at most",
         f"most frequent: {frequent}",
