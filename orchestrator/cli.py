@@ -282,7 +282,7 @@ def data_show(
     store: StoreUrl = None,
 ) -> None:
     """Print a dataset's card: features, splits, source."""
-    from orchestrator.data.reader import open_dataset
+    from orchestrator.data.dataset import open_dataset
     from orchestrator.display import emit, out
 
     manifest = open_dataset(_store(store), name, version=version).manifest

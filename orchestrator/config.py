@@ -31,10 +31,16 @@ class DataConfig(_Frozen):
     augment: tuple[Literal["flip", "crop", "cutout"], ...] = ()
     """Pictures only: random changes in training. `flip`: left-right; `crop`: shift by up to an eighth of the
     side; `cutout`: blank a square of a quarter of the side."""
-    shuffle_rows: int = Field(default=65_536, gt=0)
-    """Rows that each logical worker shuffles among at a time."""
+    shuffle_mb: int = Field(default=128, gt=0)
+    """MiB of samples that each logical worker shuffles among at a time, as they are stored. A worker holds two such
+    windows for each of its logical workers: the one in use and the next."""
+    bucket_batches: int = Field(default=16, gt=0, le=4096)
+    """Text, sound and sparse rows only: batches among which samples are sorted by length, so that those of one batch
+    need little padding; 1 does not sort."""
+    cache: Literal["memory", "disk", "none"] = "memory"
+    """Where row groups are kept for the next epoch. All workers and runs on a machine share it."""
     cache_mb: int = Field(default=1024, ge=0)
-    """Memory per worker that keeps row groups for the next epoch."""
+    """The most that the cache of a machine takes, in MiB."""
 
     @model_validator(mode="after")
     def _windows_are_whole(self) -> "DataConfig":

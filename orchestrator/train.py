@@ -29,7 +29,7 @@ from cluster.storage import Store, open_store
 from models.config import has_activation, resolve_techniques
 from models.task import task_of
 from orchestrator.config import Experiment
-from orchestrator.data.reader import Dataset, open_dataset
+from orchestrator.data.dataset import Dataset, open_dataset
 from orchestrator.polling import POLL_S, polling
 from orchestrator.runs import (
     DatasetRef,
@@ -200,7 +200,7 @@ def describe(record: RunRecord, dataset: Dataset) -> tuple[RunRecord, Arithmetic
         ConfigError: the model cannot read the dataset's features.
     """
     from models.network import build, example_batch, example_target
-    from orchestrator.trainer import epoch_plan, updates_per_epoch
+    from orchestrator.trainer import build_reader, epoch_plan, updates_per_epoch
 
     experiment, signature = record.experiment, record.signature
     try:
@@ -211,7 +211,7 @@ def describe(record: RunRecord, dataset: Dataset) -> tuple[RunRecord, Arithmetic
     except ValueError as error:
         raise ConfigError(str(error)) from None
     parameters = sum(p.numel() for p in network.parameters())
-    plan = epoch_plan(record, dataset, epoch=0)
+    plan = epoch_plan(record, build_reader(record, dataset), epoch=0)
     arithmetic = Arithmetic(
         samples=plan.num_samples,
         steps_per_epoch=plan.num_steps,

@@ -32,8 +32,9 @@ from orchestrator.checkpoint import (
 )
 from orchestrator.config import TrainConfig
 from orchestrator.data.augment import augment
+from orchestrator.data.dataset import Dataset, open_dataset
 from orchestrator.data.order import Plan
-from orchestrator.data.reader import Dataset, MicroBatch, Reader, open_dataset
+from orchestrator.data.reader import MicroBatch, Reader
 from orchestrator.gradients import Parts
 from orchestrator.runs import Metrics, RunLog, RunRecord
 
@@ -97,7 +98,7 @@ class Trainer:
 
     def plan(self, epoch: int) -> Plan:
         """The order of one epoch's samples."""
-        return epoch_plan(self.record, self.dataset, epoch)
+        return epoch_plan(self.record, self.reader, epoch)
 
 
 def fit(
@@ -140,34 +141,45 @@ def build_trainer(record: RunRecord, *, store: Store, world: World, log: RunLog 
     if channels_last(record):
         network = network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     rows = experiment.scaling.num_logical_workers // world.size
-    pin_memory = device.type == "cuda"
+    reader = build_reader(record, dataset, device=device)
     return Trainer(
         record=record,
         world=world,
         store=store,
         dataset=dataset,
-        reader=dataset.reader(record.signature, cache_mb=experiment.data.cache_mb, pin_memory=pin_memory),
+        reader=reader,
         network=network,
         optimizer=build_optimizer(network, experiment.train),
         parts=Parts(network, rows=rows, device=device),
         log=log,
         attempt=secrets.token_hex(4),
-        updates_per_epoch=updates_per_epoch(record, epoch_plan(record, dataset, epoch=0)),
+        updates_per_epoch=updates_per_epoch(record, epoch_plan(record, reader, epoch=0)),
     )
 
 
-def epoch_plan(record: RunRecord, dataset: Dataset, epoch: int) -> Plan:
-    """The order of one epoch's samples, a pure function of the run's record and the epoch."""
-    experiment = record.experiment
-    return dataset.plan(
-        "train",
+def build_reader(record: RunRecord, dataset: Dataset, *, device: torch.device | None = None) -> Reader:
+    """The reader of a run's samples, for a model on ``device``."""
+    data = record.experiment.data
+    return Reader(
+        dataset,
         record.signature,
+        shuffle_mb=data.shuffle_mb,
+        cache=data.cache,
+        cache_mb=data.cache_mb,
+        pin_memory=device is not None and device.type == "cuda",
+    )
+
+
+def epoch_plan(record: RunRecord, reader: Reader, epoch: int) -> Plan:
+    """The order of one epoch's samples, a pure function of the run's record, the dataset and the epoch."""
+    experiment = record.experiment
+    return reader.plan(
         seed=experiment.train.seed,
         epoch=epoch,
         logical_workers=experiment.scaling.num_logical_workers,
-        shuffle_rows=experiment.data.shuffle_rows,
         batch_size=experiment.train.batch_size,
         drop_last=experiment.train.drop_last,
+        bucket_batches=experiment.data.bucket_batches,
     )
 
 
@@ -284,7 +296,7 @@ def total_updates(trainer: Trainer) -> int:
 def evaluate(trainer: Trainer, split: str) -> Metrics:
     """Metrics over one whole split, the same bits for every worker count."""
     network, world = trainer.network.eval(), trainer.world
-    count = trainer.dataset.num_samples(split, trainer.record.signature)
+    count = trainer.reader.num_samples(split)
     num_batches = -(-count // trainer.settings.evaluate_batch_size)
     names = network.task.sum_names
     sums = torch.zeros(num_batches, len(names), dtype=torch.float64, device=world.device)

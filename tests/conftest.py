@@ -26,6 +26,7 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         for name in [name for name in os.environ if name.startswith(USER_VARIABLES)]:
             patch.delenv(name)
         patch.setenv("ORCHESTRATOR_HOME", str(path))
+        patch.setenv("ORCHESTRATOR_CACHE", str(path / "cache"))
         patch.setenv("AWS_CONFIG_FILE", str(path / "no-aws-config"))
         patch.setenv("AWS_SHARED_CREDENTIALS_FILE", str(path / "no-aws-credentials"))
         patch.setenv("AWS_EC2_METADATA_DISABLED", "true")

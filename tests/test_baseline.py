@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 
 from orchestrator.baseline import baseline
+from orchestrator.data.dataset import open_dataset
+from orchestrator.data.reader import Reader
 from orchestrator.data.push import push
-from orchestrator.data.reader import open_dataset
 from tests.fake_store import MemoryStore
 
 
@@ -17,7 +18,7 @@ def scored(source: str, *, season: int | None = None, **window: int) -> Any:
     (name,) = store.folders("datasets/")
     dataset = open_dataset(store, name.strip("/"))
     signature = dataset.signature(**window)
-    return baseline(dataset.reader(signature, cache_mb=64), signature, split="test", season=season), signature
+    return baseline(Reader(dataset, signature), signature, split="test", season=season), signature
 
 
 @pytest.mark.parametrize(("season", "name"), [(12, "the last 12 steps again"), (None, "the last step again")])

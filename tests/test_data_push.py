@@ -10,10 +10,10 @@ from cluster.errors import ConfigError, NotFoundError, StoreUnavailableError
 from cluster.session import ray_session
 from models.features import TARGET, ClassTarget, ImageFeature, TextFeature
 from orchestrator.data.columns import Columns, Ragged, image_statistics, join, row_statistics
+from orchestrator.data.dataset import manifest_key, open_dataset
 from orchestrator.data.manifest import Source
 from orchestrator.data.pieces import OnRay
 from orchestrator.data.push import ls, push, push_prepared, rows_per_group, show
-from orchestrator.data.reader import manifest_key, open_dataset
 from orchestrator.data.shards import sha256
 from orchestrator.data.sources.options import SourceOptions
 from orchestrator.data.sources.prepared import InMemory, Part, Prepared

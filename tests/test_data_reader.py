@@ -1,9 +1,11 @@
 """The reader: batches equal what is stored, in the planned order, whatever the threads, the cache and the store do."""
 
 import gc
+import io
 import threading
 from collections.abc import Iterator
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
@@ -11,23 +13,31 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from fake_store import MemoryStore
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from PIL import Image
 
 from cluster.errors import ConfigError, IntegrityError, NotFoundError, StoreUnavailableError
 from models.features import (
     TARGET,
+    AudioFeature,
+    BoxesTarget,
     CategoricalFeature,
     ClassTarget,
     ImageFeature,
     SeriesFeature,
+    SparseFeature,
+    TextFeature,
     VectorFeature,
 )
+from models.pictures import decode_picture
 from orchestrator.data import push as push_module
-from orchestrator.data.columns import number_target
+from orchestrator.data import reader as reader_module
+from orchestrator.data.columns import SPARSE, Ragged, number_target, take
+from orchestrator.data.dataset import Dataset, manifest_key, open_dataset
 from orchestrator.data.manifest import SeriesTarget, Source
 from orchestrator.data.push import push_prepared
-from orchestrator.data.reader import Dataset, MicroBatch, manifest_key, open_dataset
+from orchestrator.data.reader import MicroBatch, Reader
 from orchestrator.data.sources.prepared import Part, Prepared
 
 SOURCE = Source(format="test", uri="test")
@@ -54,21 +64,24 @@ def pictures(train_rows: int = 1000, test_rows: int = 130) -> Prepared:
 
 
 def mixed_rows(rows: int = 300) -> Prepared:
-    part = Part.of(
-        {
-            "numbers": random.normal(size=(rows, 2)).astype(np.float32),
-            "city": random.integers(0, 3, rows).astype(np.int32),
-            TARGET: random.normal(size=rows).astype(np.float32),
-        }
-    )
+    def part(rows: int) -> Part:
+        return Part.of(
+            {
+                "numbers": random.normal(size=(rows, 2)).astype(np.float32),
+                "city": random.integers(0, 3, rows).astype(np.int32),
+                TARGET: random.normal(size=rows).astype(np.float32),
+            }
+        )
+
+    train = part(rows)
     return Prepared(
         name="mixed",
         features={
             "numbers": VectorFeature(names=("x", "y"), mean=(0.0, 0.0), std=(1.0, 1.0)),
             "city": CategoricalFeature(vocabulary=("a", "b")),
         },
-        target=number_target(part.columns[TARGET]),
-        splits={"train": part, "test": part},
+        target=number_target(train.columns[TARGET]),
+        splits={"train": train, "test": part(20)},
         source=SOURCE,
     )
 
@@ -85,6 +98,69 @@ def series(rows: int = 200, *, context_rows: int = 20) -> Prepared:
     )
 
 
+def ragged(rows: int = 300) -> Prepared:
+    """Texts, sounds and sparse rows of 0 to 12 values each."""
+
+    def part(rows: int) -> Part:
+        lengths = random.integers(0, 13, (3, rows))
+        sparse = [np.zeros(n, SPARSE) for n in lengths[2]]
+        for row in sparse:
+            row["column"], row["value"] = random.integers(0, 20, len(row)), random.normal(size=len(row))
+        return Part.of(
+            {
+                "words": Ragged.of([random.integers(1, 22, n) for n in lengths[0]], dtype=np.int32),
+                "sound": Ragged.of([random.integers(-32768, 32768, n) for n in lengths[1]], dtype=np.int16),
+                "row": Ragged.of(sparse, dtype=SPARSE),
+                TARGET: random.integers(0, 2, rows, np.int64),
+            }
+        )
+
+    return Prepared(
+        name="ragged",
+        features={
+            "words": TextFeature(vocabulary=tuple("abcdefghijklmnopqrst"), max_tokens=12),
+            "sound": AudioFeature(sample_rate=8000, max_samples=12),
+            "row": SparseFeature(columns=20),
+        },
+        target=ClassTarget(classes=("no", "yes")),
+        splits={"train": part(rows), "test": part(40)},
+        source=SOURCE,
+    )
+
+
+def picture_files(rows: int = 60, *, boxes: bool = False) -> Prepared:
+    """JPEG and PNG files of different sizes, with a class or with 0 to 3 boxes."""
+
+    def file(row: int) -> np.ndarray:
+        width, height = random.integers(8, 40, 2)
+        pixels = random.integers(0, 256, (height, width, 3), np.uint8)
+        content = io.BytesIO()
+        Image.fromarray(pixels).save(content, format="PNG" if row % 2 else "JPEG")
+        return np.frombuffer(content.getvalue(), np.uint8)
+
+    def part(rows: int) -> Part:
+        found = Ragged.of([random.random((n % 4, 5)) for n in range(rows)], dtype=np.float32, width=(5,))
+        return Part.of(
+            {
+                "image": Ragged.of([file(row) for row in range(rows)], dtype=np.uint8),
+                TARGET: found if boxes else random.integers(0, 2, rows, np.int64),
+            }
+        )
+
+    return Prepared(
+        name="files",
+        features={"image": ImageFeature(encoding="file", shape=(3, 16, 16), mean=(), std=())},
+        target=BoxesTarget(classes=("no", "yes")) if boxes else ClassTarget(classes=("no", "yes")),
+        splits={"train": part(rows), "test": part(9)},
+        source=SOURCE,
+    )
+
+
+@pytest.fixture(autouse=True)
+def own_cache(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("ORCHESTRATOR_CACHE", str(tmp_path / "cache"))
+
+
 @pytest.fixture(autouse=True)
 def small_row_groups(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(push_module, "_LEAST_GROUP_ROWS", 16)
@@ -96,7 +172,7 @@ def no_thread_outlives_its_test() -> Iterator[None]:
     yield
     gc.collect()
     for thread in threading.enumerate():
-        if thread.name.startswith(("batches-ahead", "row-groups")):
+        if thread.name.startswith(("batches-ahead", "row-groups", "pictures")):
             thread.join(timeout=10)
             assert not thread.is_alive()
 
@@ -107,29 +183,37 @@ def pushed(prepared: Prepared, store: MemoryStore | None = None) -> Dataset:
     return open_dataset(store, prepared.name)
 
 
+def make_reader(
+    dataset: Dataset, *, window_rows: int = 100, lookback: int | None = None, horizon: int | None = None, **options
+) -> Reader:
+    """Return a reader whose windows hold about as many rows, which are far smaller than in real data."""
+    reader = Reader(dataset, dataset.signature(lookback=lookback, horizon=horizon), **options)
+    split = dataset.split("train")
+    reader._shuffle_bytes = sum(shard.bytes for shard in split.shards) / split.rows * (window_rows + 0.5)
+    return reader
+
+
 def train(
     dataset: Dataset,
     *,
     workers: int = 1,
     logical_workers: int = 4,
-    cache_mb: int = 64,
     start_step: int = 0,
-    lookback: int | None = None,
-    horizon: int | None = None,
-    **changes,
+    plan: dict | None = None,
+    **options,
 ) -> list[list[MicroBatch]]:
     """Return the micro-batches of an epoch, a list per step, as `workers` readers together give them."""
-    signature = dataset.signature(lookback=lookback, horizon=horizon)
-    options = {"seed": 1, "epoch": 0, "shuffle_rows": 100, "batch_size": 32, "drop_last": False} | changes
-    plan = dataset.plan("train", signature, logical_workers=logical_workers, **options)
+    readers = [make_reader(dataset, **options) for _ in range(workers)]
+    order = readers[0].plan(**{"logical_workers": logical_workers, **PLAN, **(plan or {})})
     each = logical_workers // workers
     streams = [
-        dataset.reader(signature, cache_mb=cache_mb).train_batches(
-            plan, logical_workers=range(w * each, (w + 1) * each), start_step=start_step
-        )
-        for w in range(workers)
+        reader.train_batches(order, logical_workers=range(w * each, (w + 1) * each), start_step=start_step)
+        for w, reader in enumerate(readers)
     ]
     return [[batch for part in step for batch in part] for step in zip(*streams, strict=True)]
+
+
+PLAN = {"seed": 1, "epoch": 0, "batch_size": 32, "drop_last": False}
 
 
 def assert_equal(steps: list[list[MicroBatch]], others: list[list[MicroBatch]]) -> None:
@@ -149,7 +233,7 @@ def test_every_sample_of_an_epoch_equals_the_pushed_one(prepared):
     for batch in (batch for step in steps for batch in step):
         seen += batch.sample_ids.tolist()
         for name, tensor in batch.tensors.items():
-            expected = columns[name][batch.sample_ids]
+            expected = take(columns[name], batch.sample_ids)
             assert np.array_equal(tensor.numpy(), expected), name
     assert sorted(seen) == list(range(prepared.splits["train"].rows))
 
@@ -187,49 +271,123 @@ def test_the_batches_are_the_same_for_every_number_of_workers(workers):
     assert_equal(train(dataset, workers=workers), train(dataset, workers=1))
 
 
-@pytest.mark.parametrize("cache_mb", [0, 64])
-def test_the_batches_do_not_depend_on_the_cache_nor_on_what_was_read_before(cache_mb):
-    dataset = pushed(pictures())
-    signature = dataset.signature()
-    reader = dataset.reader(signature, cache_mb=cache_mb)
+@pytest.mark.parametrize("cache", ["none", "memory", "disk"])
+def test_the_batches_do_not_depend_on_the_cache_nor_on_what_was_read_before(cache):
+    reader = make_reader(pushed(pictures()), window_rows=50, cache=cache)
     for epoch in (0, 1, 0):
-        plan = dataset.plan(
-            "train",
-            signature,
-            seed=1,
-            epoch=epoch,
-            logical_workers=2,
-            shuffle_rows=50,
-            batch_size=32,
-            drop_last=True,
-        )
+        plan = reader.plan(logical_workers=2, **PLAN | {"epoch": epoch, "drop_last": True})
         again = list(reader.train_batches(plan, logical_workers=range(2)))
-        fresh = list(dataset.reader(signature, cache_mb=0).train_batches(plan, logical_workers=range(2)))
-        assert_equal(again, fresh)
+        fresh = make_reader(reader.dataset, window_rows=50, cache="none")
+        assert_equal(again, list(fresh.train_batches(plan, logical_workers=range(2))))
+
+
+DATA = {"pictures": pictures(103), "mixed rows": mixed_rows(103), "ragged": ragged(103), "series": series(100)}
+DATASETS = dict.fromkeys(DATA)
+
+
+@settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(data=st.data())
+def test_the_order_depends_on_nothing_but_the_plan(data, monkeypatch):
+    """Not on workers, prefetch depth, threads, cache or the step at which a run goes on, with another worker count."""
+    name = data.draw(st.sampled_from(sorted(DATA)))
+    dataset = DATASETS[name] = DATASETS[name] or pushed(DATA[name])
+    logical_workers = data.draw(st.sampled_from([1, 2, 4, 6]))
+    options = {
+        "logical_workers": logical_workers,
+        "window_rows": data.draw(st.integers(1, 250)),
+        "plan": {
+            "seed": data.draw(st.integers(0, 3)),
+            "epoch": data.draw(st.integers(0, 3)),
+            "batch_size": logical_workers * data.draw(st.integers(1, 12)),
+            "drop_last": data.draw(st.booleans()),
+            "bucket_batches": data.draw(st.integers(1, 4)),
+        },
+        **({"lookback": 7, "horizon": 3} if name == "series" else {}),
+    }
+    expected = train(dataset, cache="none", **options)
+    ids = [i for step in expected for batch in step for i in batch.sample_ids.tolist()]
+    samples = 91 if name == "series" else 103
+    dropped = samples % options["plan"]["batch_size"] if options["plan"]["drop_last"] else 0
+    assert len(ids) == len(set(ids)) == samples - dropped
+    assert {*ids} <= {*range(samples)}
+
+    divisors = [w for w in range(1, logical_workers + 1) if logical_workers % w == 0]
+    start = data.draw(st.integers(0, max(0, len(expected) - 1)))
+    monkeypatch.setattr(reader_module, "_BATCHES_AHEAD", data.draw(st.integers(1, 6)))
+    monkeypatch.setattr(reader_module, "_FETCH_THREADS", data.draw(st.integers(1, 6)))
+    workers, cache = data.draw(st.sampled_from(divisors)), data.draw(st.sampled_from(["none", "memory", "disk"]))
+    if expected:
+        assert_equal(train(dataset, workers=workers, cache=cache, start_step=start, **options), expected[start:])
 
 
 def test_the_second_epoch_reads_nothing_when_the_cache_holds_the_split():
     store = MemoryStore()
     dataset = pushed(pictures(), store)
-    signature = dataset.signature()
-    reader = dataset.reader(signature, cache_mb=64)
-    options = {"seed": 1, "logical_workers": 2, "shuffle_rows": 50, "batch_size": 32, "drop_last": False}
     row_groups = sum(len(shard.row_groups) for shard in dataset.manifest.splits["train"].shards)
     shards = len(dataset.manifest.splits["train"].shards)
-    list(reader.train_batches(dataset.plan("train", signature, epoch=0, **options), logical_workers=range(2)))
+    train(dataset, logical_workers=1)
     assert store.count("read_range") == row_groups + shards  # each row group and each footer once
-    list(reader.train_batches(dataset.plan("train", signature, epoch=1, **options), logical_workers=range(2)))
+    train(replace(dataset, _footers={}), logical_workers=1, plan={"epoch": 1})
     assert store.count("read_range") == row_groups + shards
 
 
 def test_resuming_at_a_step_gives_the_tail_and_reads_no_row_group_of_the_head():
     store = MemoryStore()
     dataset = pushed(pictures(), store)
-    whole = train(dataset)
+    whole = train(dataset, cache="none")
     before = store.count("read_range")
-    tail = train(replace(dataset, _footers={}), start_step=len(whole) - 3)
+    tail = train(replace(dataset, _footers={}), start_step=len(whole) - 3, cache="none")
     assert_equal(tail, whole[-3:])
     assert store.count("read_range") - before < before / 2
+
+
+def test_rows_of_different_lengths_are_padded_to_the_longest_of_the_batch():
+    prepared = ragged()
+    columns = prepared.splits["train"].columns
+    for batch in (batch for step in train(pushed(prepared)) for batch in step):
+        for name, scale in (("words", 1), ("sound", 32768)):
+            tensor, lengths = batch.tensors[name], batch.tensors[name + ".length"]
+            assert tensor.shape == (batch.size, max(1, int(lengths.max())))
+            for row, length, i in zip(tensor, lengths, batch.sample_ids, strict=True):
+                assert np.array_equal(row[:length].double() * scale, columns[name][int(i)])
+                assert not row[length:].any()
+        for indices, values, i in zip(batch.tensors["row"], batch.tensors["row.value"], batch.sample_ids, strict=True):
+            stored = columns["row"][int(i)]
+            assert np.array_equal(indices[: len(stored)] - 1, stored["column"])
+            assert np.array_equal(values[: len(stored)], stored["value"])
+            assert not indices[len(stored) :].any()
+    assert batch.tensors["words"].dtype == batch.tensors["row"].dtype == torch.int64
+    assert batch.tensors["sound"].dtype == batch.tensors["row.value"].dtype == torch.float32
+
+
+def test_batches_of_text_need_little_padding():
+    def padding(bucket_batches: int) -> float:
+        steps = train(pushed(ragged()), plan={"bucket_batches": bucket_batches}, window_rows=300)
+        batches = [batch.tensors for step in steps for batch in step if batch.size > 1]
+        lengths = ("words.length", "sound.length", "row.length")
+        real = sum(int(batch[name].sum()) for batch in batches for name in lengths)
+        return sum(batch[name.split(".")[0]].numel() for batch in batches for name in lengths) / real
+
+    assert padding(8) < 0.9 * padding(1)
+
+
+@pytest.mark.parametrize("boxes", [False, True], ids=["cropped", "with boxes"])
+def test_picture_files_are_decoded_to_the_size_that_a_model_reads(boxes):
+    prepared = picture_files(boxes=boxes)
+    columns, dataset = prepared.splits["train"].columns, pushed(prepared)
+    feature = dataset.manifest.features["image"]
+    assert all(std > 0 for std in feature.std)
+    for batch in (batch for step in train(dataset) for batch in step):
+        assert batch.tensors["image"].shape == (batch.size, 3, 16, 16)
+        for picture, i in zip(batch.tensors["image"], batch.sample_ids, strict=True):
+            data = columns["image"][int(i)].tobytes()
+            assert np.array_equal(picture, decode_picture(data, (3, 16, 16), fit="stretch" if boxes else "crop"))
+        if boxes:
+            for rows, length, i in zip(
+                batch.tensors[TARGET], batch.tensors[TARGET + ".length"], batch.sample_ids, strict=True
+            ):
+                assert np.array_equal(rows[:length], columns[TARGET][int(i)])
+                assert (rows[length:] == -1).all()
 
 
 def test_an_empty_micro_batch_has_tensors_of_no_samples():
@@ -241,7 +399,7 @@ def test_an_empty_micro_batch_has_tensors_of_no_samples():
 @pytest.mark.parametrize("workers", [1, 2, 3, 20])
 def test_evaluation_has_every_sample_once_in_batches_that_do_not_depend_on_the_workers(workers):
     prepared = pictures()
-    reader = pushed(prepared).reader(open_signature(prepared), cache_mb=1)
+    reader = make_reader(pushed(prepared))
     batches = {}
     for worker in range(workers):
         for number, batch in reader.evaluate_batches("test", worker=worker, workers=workers, batch_size=16):
@@ -251,10 +409,6 @@ def test_evaluation_has_every_sample_once_in_batches_that_do_not_depend_on_the_w
     assert [len(batches[number]) for number in sorted(batches)] == [16] * 8 + [2]
 
 
-def open_signature(prepared: Prepared):
-    return pushed(prepared).signature()
-
-
 @settings(max_examples=40, deadline=None)
 @given(st.integers(1, 30), st.integers(1, 30), st.integers(60, 150), st.integers(1, 40), st.integers(0, 3))
 def test_windows_of_a_series_equal_slices_of_it(lookback, horizon, rows, context_rows, epoch):
@@ -262,7 +416,7 @@ def test_windows_of_a_series_equal_slices_of_it(lookback, horizon, rows, context
     dataset = pushed(prepared)
     values = prepared.splits["train"].columns["series"]
     seen = []
-    for step in train(dataset, lookback=lookback, horizon=horizon, epoch=epoch, shuffle_rows=40):
+    for step in train(dataset, lookback=lookback, horizon=horizon, plan={"epoch": epoch}, window_rows=40):
         for batch in step:
             for i, window, target in zip(batch.sample_ids, batch.tensors["series"], batch.tensors[TARGET], strict=True):
                 seen.append(int(i))
@@ -275,14 +429,13 @@ def test_windows_of_a_series_equal_slices_of_it(lookback, horizon, rows, context
 def test_the_first_forecast_of_a_later_split_begins_where_the_split_does(lookback, first_row):
     prepared = series(context_rows=20)
     dataset = pushed(prepared)
-    signature = dataset.signature(lookback=lookback, horizon=5)
     values = prepared.splits["test"].columns["series"]
-    reader = dataset.reader(signature, cache_mb=1)
+    reader = make_reader(dataset, lookback=lookback, horizon=5)
     batches = [b for _, b in reader.evaluate_batches("test", worker=0, workers=1, batch_size=7)]
     targets = torch.cat([batch.tensors[TARGET] for batch in batches])
     assert np.array_equal(targets[0], values[first_row + lookback : first_row + lookback + 5])
     assert np.array_equal(targets[-1], values[-5:])
-    assert len(targets) == dataset.num_samples("test", signature) == 80 - first_row - lookback - 5 + 1
+    assert len(targets) == reader.num_samples("test") == 80 - first_row - lookback - 5 + 1
 
 
 def test_a_flipped_byte_in_a_shard_is_found_after_one_more_try():
@@ -295,9 +448,7 @@ def test_a_flipped_byte_in_a_shard_is_found_after_one_more_try():
     store.objects[key] = bytes(broken)
     reads = []
     store.before = lambda operation, read: reads.append(read) if operation == "read_range" else None
-    with pytest.raises(
-        IntegrityError, match=rf"row group 2 of shard {key} must have SHA-256 .* twice.*push the data again"
-    ):
+    with pytest.raises(IntegrityError, match=rf"row group 2 of shard {key} must have SHA-256 .* twice.*--repair"):
         train(dataset)
     groups = len(shard.row_groups)
     assert reads.count(key) <= groups + 2  # every row group and the footer once, the damaged one twice
@@ -328,7 +479,7 @@ def test_a_truncated_shard_is_found():
 def test_a_byte_damaged_on_its_way_is_read_again():
     store = MemoryStore()
     dataset = pushed(pictures(), store)
-    expected = train(dataset)
+    expected = train(dataset, cache="none")
     damaged = []
 
     def damage_each_first_read(key: str, data: bytes) -> bytes:
@@ -338,7 +489,7 @@ def test_a_byte_damaged_on_its_way_is_read_again():
         return data[:-1] + bytes([data[-1] ^ 1])
 
     store.damage = damage_each_first_read
-    assert_equal(train(dataset), expected)
+    assert_equal(train(dataset, cache="none"), expected)
     assert damaged
 
 
@@ -358,37 +509,19 @@ def test_an_error_of_the_store_reaches_the_consumer():
 def test_the_reader_stays_a_bounded_way_ahead_of_its_consumer():
     store = MemoryStore()
     dataset = pushed(pictures(), store)
-    signature = dataset.signature()
-    plan = dataset.plan(
-        "train",
-        signature,
-        seed=1,
-        epoch=0,
-        logical_workers=1,
-        shuffle_rows=32,
-        batch_size=8,
-        drop_last=False,
-    )
+    reader = make_reader(dataset, window_rows=32, cache="none")
+    plan = reader.plan(logical_workers=1, **PLAN | {"batch_size": 8})
     row_groups = sum(len(shard.row_groups) for shard in dataset.manifest.splits["train"].shards)
-    with dataset.reader(signature, cache_mb=0).train_batches(plan, logical_workers=[0]) as stream:
+    with reader.train_batches(plan, logical_workers=[0]) as stream:
         next(stream)
     assert store.count("read_range") < row_groups / 2
 
 
 def test_an_iterator_that_is_dropped_stops_its_threads():
     dataset = pushed(pictures())
-    signature = dataset.signature()
-    plan = dataset.plan(
-        "train",
-        signature,
-        seed=1,
-        epoch=0,
-        logical_workers=1,
-        shuffle_rows=32,
-        batch_size=8,
-        drop_last=False,
-    )
-    stream = dataset.reader(signature, cache_mb=0).train_batches(plan, logical_workers=[0])
+    reader = make_reader(dataset, window_rows=32, cache="none")
+    plan = reader.plan(logical_workers=1, **PLAN | {"batch_size": 8})
+    stream = reader.train_batches(plan, logical_workers=[0])
     next(stream)
     thread = stream._thread
     assert thread.is_alive()
@@ -400,7 +533,7 @@ def test_an_iterator_that_is_dropped_stops_its_threads():
 
 def test_a_closed_iterator_ends():
     dataset = pushed(pictures())
-    reader = dataset.reader(dataset.signature(), cache_mb=0)
+    reader = make_reader(dataset, cache="none")
     stream = reader.evaluate_batches("test", worker=0, workers=1, batch_size=8)
     next(stream)
     stream.close()
@@ -413,7 +546,7 @@ def test_waiting_for_the_store_is_measured():
     dataset = pushed(pictures(), store)
     release = threading.Event()
     store.before = lambda operation, key: release.wait() and None
-    reader = dataset.reader(dataset.signature(), cache_mb=0)
+    reader = make_reader(dataset, cache="none")
     stream = reader.evaluate_batches("test", worker=0, workers=1, batch_size=8)
     threading.Timer(0.2, release.set).start()
     assert len(list(stream)) == 17

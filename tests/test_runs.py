@@ -8,8 +8,8 @@ import pytest
 
 from cluster.errors import ConfigError, IntegrityError, NotFoundError, PreconditionError, StoreUnavailableError
 from orchestrator.config import Experiment
+from orchestrator.data.dataset import open_dataset
 from orchestrator.data.push import push
-from orchestrator.data.reader import open_dataset
 from orchestrator.runs import (
     LOST_AFTER_S,
     RunLog,

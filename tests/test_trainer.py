@@ -14,8 +14,8 @@ from models.features import TARGET
 from models.network import build
 from orchestrator.checkpoint import checkpoint_prefixes
 from orchestrator.config import Experiment, TrainConfig
+from orchestrator.data.dataset import open_dataset
 from orchestrator.data.push import push
-from orchestrator.data.reader import open_dataset
 from orchestrator.runs import RunRecord
 from orchestrator.train import plan_run
 from orchestrator.trainer import (

@@ -123,6 +123,11 @@ def from_table(table: pa.Table, features: Mapping[str, Feature], target: Dataset
     return arrays
 
 
+def no_rows(features: Mapping[str, Feature], target: DatasetTarget) -> Columns:
+    """Return the columns of a dataset without rows."""
+    return from_table(_schema(features, target).empty_table(), features, target)
+
+
 def columns_of(features: Mapping[str, Feature], target: DatasetTarget) -> list[str]:
     """Return the names of a dataset's columns."""
     return [*features] if isinstance(target, SeriesTarget) else [*features, TARGET]

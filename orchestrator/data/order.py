@@ -5,8 +5,11 @@
     segment    the part of a row group that lies in one piece
     window     consecutive segments of a piece, holding about `shuffle_rows` samples, shuffled together
 
-A step takes the next `batch_size / L` samples of each of the L pieces. Nothing depends on time, threads, the number
-of workers or a library's random generator: permutations are sorted splitmix64 hashes (Steele et al. 2014).
+A piece that fits into a window is one; else its first window is a quarter of a full one and its second a half, so that
+the first batch need not wait for a full one. A step takes the next `batch_size / L` samples of each of the L pieces.
+Samples of different lengths are sorted by length among the micro-batches of `bucket_batches` steps, whose order is then
+random. Nothing depends on time, threads, the number of workers or a library's random generator: permutations are sorted
+splitmix64 hashes (Steele et al. 2014).
 """
 
 from collections.abc import Sequence
@@ -26,16 +29,27 @@ _MIX_1 = 0xBF58476D1CE4E5B9
 _MIX_2 = 0x94D049BB133111EB
 
 # The first word of a key says what its random numbers are for, so that no two uses share any.
-_GROUPS, _WINDOW = 1, 2
+# `orchestrator/data/augment.py` has 3 to 7.
+_GROUPS, _WINDOW, _BUCKETS = 1, 2, 8
 
 
-class Positions(NamedTuple):
-    """Where the samples of a micro-batch lie: two arrays of equal length, in the order of the batch."""
+class Segment(NamedTuple):
+    """Consecutive rows of one row group, in one window."""
 
-    groups: Ints
-    """Row group of each sample."""
-    offsets: Ints
-    """Row of each sample in its row group."""
+    group: int
+    first_row: int
+    """In the group."""
+    rows: int
+    start: int
+    """Place of its first row in the window, before shuffling."""
+
+
+class Slice(NamedTuple):
+    """Consecutive samples of a window, as they are delivered."""
+
+    window: int
+    start: int
+    stop: int
 
 
 @dataclass(frozen=True, eq=False)
@@ -47,6 +61,7 @@ class Plan:
     shuffle: bool
     logical_workers: int
     micro_batch_size: int
+    bucket_batches: int
     num_steps: int
     group_starts: Ints
     """Sample id of each row group's first row; one more entry closes the last."""
@@ -57,8 +72,8 @@ class Plan:
     segment_offsets: Ints
     """Row of its group with which each segment begins."""
     window_starts: Ints
-    _newest_order: dict[int, tuple[int, Ints]] = field(default_factory=dict, repr=False)
-    """Per logical worker, the last window asked for and its permutation."""
+    lengths: Ints | None = field(default=None, repr=False)
+    """Of each sample, by its id, where batches are to be of similar lengths."""
 
     @property
     def num_samples(self) -> int:
@@ -69,75 +84,80 @@ class Plan:
         """Return how many samples each logical worker has in `step`; they differ by at most 1 and may be 0."""
         return [stop - start for start, stop in (self._span(i, step) for i in range(self.logical_workers))]
 
-    def micro_batch(self, logical_worker: int, step: int) -> Positions:
-        """Return the positions of one logical worker's samples in `step`."""
-        return self._positions(logical_worker, *self._span(logical_worker, step))
+    def slices(self, logical_worker: int, step: int) -> list[Slice]:
+        """Return where one logical worker's samples of `step` are; seldom in more than one window."""
+        start, stop = self._span(logical_worker, step)
+        if start == stop:
+            return []
+        windows = range(self._window_at(start), self._window_at(stop - 1) + 1)
+        first = self.window_starts
+        return [Slice(w, max(start, first[w]) - first[w], min(stop, first[w + 1]) - first[w]) for w in windows]
 
-    def sample_ids(self, positions: Positions) -> Ints:
-        """Return each sample's number in the dataset as it is stored."""
-        return self.group_starts[positions.groups] + positions.offsets
+    def windows_from(self, logical_worker: int, step: int) -> range:
+        """Return the windows that one logical worker needs from `step` to the end of the epoch."""
+        start, stop = self._span(logical_worker, step)[0], self._span(logical_worker, self.num_steps - 1)[1]
+        return range(self._window_at(start), self._window_at(stop - 1) + 1 if stop > start else 0)
 
-    def groups_needed(self, logical_worker: int, step: int) -> Ints:
-        """Return the row groups, ascending, that hold one logical worker's samples of `step`."""
-        return np.unique(self.micro_batch(logical_worker, step).groups)
+    def order(self, window: int) -> Ints:
+        """Return the places in a window (as stored: segment after segment) in the order in which they are delivered."""
+        first, last = self.window_starts[window : window + 2].tolist()
+        if not self.shuffle:
+            return np.arange(last - first)
+        order = permutation(last - first, key=counter_key(_WINDOW, self.seed, self.epoch, window))
+        return order if self.lengths is None else self._bucketed(window, order)
 
-    def window(self, logical_worker: int, step: int) -> int:
-        """Return the last window that one logical worker's samples of `step` come from."""
-        return self._window_at(self._span(logical_worker, step)[1] - 1)
+    def segments(self, window: int) -> list[Segment]:
+        """Return what a window consists of."""
+        first, last = self.window_starts[window : window + 2]
+        numbers = range(*np.searchsorted(self.segment_starts, [first, last]).tolist())
+        return [
+            Segment(
+                group=int(self.segment_groups[i]),
+                first_row=int(self.segment_offsets[i]),
+                rows=int(self.segment_starts[i + 1] - self.segment_starts[i]),
+                start=int(self.segment_starts[i] - first),
+            )
+            for i in numbers
+        ]
 
-    def groups_ahead(self, logical_worker: int, step: int) -> tuple[Ints, Ints]:
-        """Return the row groups needed from `step` to the end of its window, and those of the window after."""
-        start, _ = self._span(logical_worker, step)
-        window = self.window(logical_worker, step)
-        piece_stop = self.piece_starts[logical_worker + 1]
-        now_stop, later_stop = self.window_starts[np.minimum([window + 1, window + 2], len(self.window_starts) - 1)]
-        now = np.unique(self._positions(logical_worker, start, min(now_stop, piece_stop)).groups)
-        return now, self._groups(now_stop, min(later_stop, piece_stop))
+    def stored_ids(self, window: int) -> Ints:
+        """Return the number of each sample of a window in the split, before shuffling."""
+        ids = [self.group_starts[s.group] + s.first_row + np.arange(s.rows) for s in self.segments(window)]
+        return np.concatenate(ids)
+
+    def sample_ids(self, logical_worker: int, step: int) -> Ints:
+        """Return the numbers of one logical worker's samples in `step`."""
+        slices = self.slices(logical_worker, step)
+        parts = [self.stored_ids(window)[self.order(window)[start:stop]] for window, start, stop in slices]
+        return np.concatenate([np.empty(0, np.int64), *parts])
+
+    def _bucketed(self, window: int, order: Ints) -> Ints:
+        """Give each micro-batch samples of similar lengths, and the micro-batches a random order."""
+        assert self.lengths is not None
+        first = int(self.window_starts[window])
+        piece = int(np.searchsorted(self.piece_starts, first, side="right")) - 1
+        places = np.arange(len(order))
+        batches = (first - int(self.piece_starts[piece]) + places) // self.micro_batch_size
+        pools = batches // self.bucket_batches
+        random = random_bits(
+            int(batches[-1] - batches[0]) + 1, key=counter_key(_BUCKETS, self.seed, self.epoch, window)
+        )
+        by_length = np.lexsort((self.lengths[self.stored_ids(window)[order]], pools))
+        by_batch = np.lexsort((places, random[batches - batches[0]], pools))
+        bucketed = np.empty_like(order)
+        bucketed[by_batch] = order[by_length]
+        return bucketed
 
     def _span(self, logical_worker: int, step: int) -> tuple[int, int]:
         """Return the places in the sequence, from and to, that a logical worker's samples of `step` fill."""
         if not 0 <= step < self.num_steps:
             raise IndexError(f"step must be in 0..{self.num_steps - 1}, got {step}")
         piece_start, piece_stop = self.piece_starts[logical_worker : logical_worker + 2].tolist()
-        start = piece_start + step * self.micro_batch_size
+        start = min(piece_start + step * self.micro_batch_size, piece_stop)
         return start, min(start + self.micro_batch_size, piece_stop)
-
-    def _groups(self, start: int, stop: int) -> Ints:
-        """Return the row groups of the whole segments from place `start` to place `stop`."""
-        first, last = np.searchsorted(self.segment_starts, [start, max(start, stop)])
-        groups: Ints = np.unique(self.segment_groups[first:last])
-        return groups
-
-    def _positions(self, logical_worker: int, start: int, stop: int) -> Positions:
-        if stop <= start:
-            return Positions(np.empty(0, np.int64), np.empty(0, np.int64))
-        places = np.concatenate(
-            [
-                self._window_order(logical_worker, window, start, stop)
-                for window in range(self._window_at(start), self._window_at(stop - 1) + 1)
-            ]
-        )
-        segments = np.searchsorted(self.segment_starts, places, side="right") - 1
-        offsets = self.segment_offsets[segments] + places - self.segment_starts[segments]
-        return Positions(self.segment_groups[segments], offsets)
 
     def _window_at(self, place: int) -> int:
         return int(np.searchsorted(self.window_starts, place, side="right")) - 1
-
-    def _window_order(self, logical_worker: int, window: int, start: int, stop: int) -> Ints:
-        """Return the shuffled places of `window`, cut to those that come at places `start` to `stop`."""
-        first, last = self.window_starts[window : window + 2].tolist()
-        newest, order = self._newest_order.get(logical_worker, (-1, None))
-        if newest != window or order is None:
-            order = self._permutation(last - first, _WINDOW, window)
-            self._newest_order[logical_worker] = (window, order)
-        places: Ints = first + order[max(start - first, 0) : stop - first]
-        return places
-
-    def _permutation(self, count: int, purpose: int, index: int) -> Ints:
-        if not self.shuffle:
-            return np.arange(count)
-        return permutation(count, key=counter_key(purpose, self.seed, self.epoch, index))
 
 
 def plan_epoch(
@@ -150,6 +170,8 @@ def plan_epoch(
     batch_size: int,
     drop_last: bool,
     shuffle: bool = True,
+    lengths: Ints | None = None,
+    bucket_batches: int = 1,
 ) -> Plan:
     """Lay out the order of one epoch.
 
@@ -165,6 +187,8 @@ def plan_epoch(
         batch_size: samples per step, over all logical workers.
         drop_last: leave out a last, smaller batch.
         shuffle: False keeps the stored order.
+        lengths: of each sample, where they differ.
+        bucket_batches: micro-batches among which samples are sorted by length; 1 does not sort.
 
     Raises:
         ConfigError: if there is no sample, or not one batch, or the batch does not divide.
@@ -182,6 +206,8 @@ def plan_epoch(
         shuffle=shuffle,
         logical_workers=logical_workers,
         micro_batch_size=batch_size // logical_workers,
+        bucket_batches=bucket_batches,
+        lengths=lengths if shuffle and bucket_batches > 1 else None,
         num_steps=num_samples // batch_size if drop_last else -(-num_samples // batch_size),
         group_starts=group_starts,
         piece_starts=piece_starts,
@@ -224,7 +250,7 @@ def _layout(sizes: Ints, groups: Ints, piece_starts: Ints, shuffle_rows: int) ->
     place = np.searchsorted(starts_in_sequence, begins, side="right") - 1
     piece = np.searchsorted(piece_starts, begins, side="right") - 1
     # A segment belongs to the window in which it begins, so a window may exceed shuffle_rows by its last segment.
-    number = (begins - piece_starts[piece]) // shuffle_rows
+    number = _window_numbers(begins - piece_starts[piece], np.diff(piece_starts)[piece], shuffle_rows)
     is_first = np.concatenate([[True], (np.diff(number) != 0) | (np.diff(piece) != 0)])
     return {
         "segment_starts": segment_starts,
@@ -232,6 +258,13 @@ def _layout(sizes: Ints, groups: Ints, piece_starts: Ints, shuffle_rows: int) ->
         "segment_offsets": begins - starts_in_sequence[place],
         "window_starts": np.append(begins[is_first], segment_starts[-1]),
     }
+
+
+def _window_numbers(places: Ints, piece_sizes: Ints, shuffle_rows: int) -> Ints:
+    """Return the window of each place in its piece: the first is a quarter as large, the second a half."""
+    quarter, full = max(1, shuffle_rows // 4), shuffle_rows
+    numbers = np.where(places < quarter, 0, np.where(places < 3 * quarter, 1, 2 + (places - 3 * quarter) // full))
+    return np.where(piece_sizes <= shuffle_rows, 0, numbers)
 
 
 def _starts(sizes: Sequence[int] | Ints) -> Ints:

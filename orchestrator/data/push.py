@@ -20,9 +20,7 @@ from cluster.config import checked_name
 from cluster.errors import ConfigError, PreconditionError
 from models.features import Feature
 from orchestrator.data.columns import Columns, to_table
-from orchestrator.data.manifest import FORMAT_VERSION, DatasetTarget, Lengths, Manifest, Shard, Split
-from orchestrator.data.pieces import Here, Runner
-from orchestrator.data.reader import (
+from orchestrator.data.dataset import (
     TRAIN,
     datasets,
     folder,
@@ -31,6 +29,8 @@ from orchestrator.data.reader import (
     read_manifest,
     versions,
 )
+from orchestrator.data.manifest import FORMAT_VERSION, DatasetTarget, Lengths, Manifest, Shard, Split
+from orchestrator.data.pieces import Here, Runner
 from orchestrator.data.scan import Scan, copies, refuse_copies, scan, with_statistics
 from orchestrator.data.shards import sha256, write_shard
 from orchestrator.data.sources.formats import prepare
@@ -86,6 +86,7 @@ def push(
     format: str | None = None,
     options: SourceOptions | None = None,
     licence: str | None = None,
+    repair: bool = False,
     runner: Runner | None = None,
     progress: Progress | None = None,
 ) -> PushResult:
@@ -97,6 +98,7 @@ def push(
         name=name,
         licence=licence,
         leakage=options.leakage or "refuse",
+        repair=repair,
         runner=runner,
         progress=progress,
     )
@@ -109,6 +111,7 @@ def push_prepared(
     name: str | None = None,
     licence: str | None = None,
     leakage: Literal["refuse", "drop", "keep"] = "refuse",
+    repair: bool = False,
     runner: Runner | None = None,
     progress: Progress | None = None,
 ) -> PushResult:
@@ -123,6 +126,7 @@ def push_prepared(
         name: of the dataset; default: the source's own.
         licence: to be recorded; default: the source's own.
         leakage: what to do with rows of training that are in another split too.
+        repair: write all objects again even if this content is there already: one of them is damaged.
         runner: where the rows are read; default: here.
         progress: called with the rows worked through.
 
@@ -135,7 +139,7 @@ def push_prepared(
     prepared, scans = _scanned(prepared, runner, leakage, counter)
     layouts = {split: _layout(part, scans[split]) for split, part in prepared.splits.items()}
     version = content_version(prepared, scans, layouts)
-    if store.exists(manifest_key(name, version)):
+    if not repair and store.exists(manifest_key(name, version)):
         return PushResult(read_manifest(store, name, version), changed=False)
     manifest = Manifest(
         name=name,
@@ -153,7 +157,7 @@ def push_prepared(
     )
     try:
         store.write(manifest_key(name, version), manifest.model_dump_json(indent=1).encode(), only_if_absent=True)
-    except PreconditionError:  # somebody pushed the same content meanwhile
+    except PreconditionError:  # it was there, or somebody pushed the same content meanwhile
         return PushResult(read_manifest(store, name, version), changed=False)
     return PushResult(manifest, changed=True)
 

@@ -24,9 +24,9 @@ from cluster import local
 from cluster.storage import Store
 from models.features import TARGET, ClassTarget, ImageFeature
 from orchestrator.configfile import Document, load_experiment, validate
+from orchestrator.data.dataset import open_dataset
 from orchestrator.data.manifest import Source
 from orchestrator.data.push import push_prepared
-from orchestrator.data.reader import open_dataset
 from orchestrator.data.sources.huggingface import read_huggingface_images
 from orchestrator.data.sources.options import SourceOptions
 from orchestrator.data.sources.prepared import Part, Prepared
