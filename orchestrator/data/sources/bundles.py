@@ -14,7 +14,7 @@ from orchestrator.data.manifest import Source
 from orchestrator.data.order import Ints, permutation
 from orchestrator.data.sources.options import SourceOptions, only
 from orchestrator.data.sources.prepared import Part, Prepared
-from orchestrator.data.sources.rows import categorical, indices
+from orchestrator.data.sources.rows import encoded
 from orchestrator.data.sources.series import cut_series
 from orchestrator.data.sources.splitting import SPLIT_KEY, stratified
 
@@ -93,11 +93,11 @@ def _china(source: str, options: SourceOptions) -> Prepared:
     rows = {"train": (known[:, None] * 3 + np.arange(3)).ravel(), "test": (lost[:, None] * 3 + np.arange(3)).ravel()}
     values = china_photo(side).astype(np.float32).ravel()
     fields = {name: ids.astype(np.str_) for name, ids in pixel_fields(side).items()}
-    features = {name: categorical(ids[rows["train"]]) for name, ids in fields.items()}
-    columns = {name: indices(ids, features[name]) for name, ids in fields.items()} | {TARGET: values}
+    coded = {name: encoded(ids, rows["train"]) for name, ids in fields.items()}
+    columns = {name: indices for name, (_, indices) in coded.items()} | {TARGET: values}
     return Prepared(
         name="china",
-        features=features,
+        features={name: feature for name, (feature, _) in coded.items()},
         target=number_target(values[rows["train"]]),
         splits={split: Part.of({k: v[chosen] for k, v in columns.items()}) for split, chosen in rows.items()},
         source=Source(format="bundle", uri=source, licence="CC BY (scikit-learn's china.jpg)"),

@@ -2,66 +2,175 @@
 
     format              source                                                          task
     huggingface-images  folder of train-*.parquet, test-*.parquet with pictures         classes
-    ratings             TSV of user, item, rating, timestamp (MovieLens `u.data`)       a number
+    table               CSV or TSV with a header, or train.csv and test.csv             classes or a number
+    text                CLASS/*.txt, *.pos and *.neg, or a CSV with a column of texts   classes or a number
+    wav                 CLASS/*.wav or CLASS_*.wav                                      classes
+    svmlight            lines of `label column:value ...` (libsvm, libFM)               classes or a number
+    ratings             user, item, rating, timestamp (MovieLens)                       a number
     series              CSV of a date and numeric columns (ETT)                         a forecast
     bundle              sklearn:digits · sklearn:china · statsmodels:elnino             each its own
 
 `sklearn:china` is the pixels of a photo, half of them missing: a factorization machine restores them.
 """
 
-from collections.abc import Callable, Mapping
-from pathlib import Path
+from collections.abc import Callable, Mapping, Sequence
+from datetime import datetime
+from pathlib import Path, PurePosixPath
 
 from cluster.errors import ConfigError, NotFoundError
 from orchestrator.data.sources.bundles import BUNDLES, read_bundle
+from orchestrator.data.sources.files import SCHEME, Files, Folder
 from orchestrator.data.sources.huggingface import read_huggingface_images
+from orchestrator.data.sources.located import SourceFile
 from orchestrator.data.sources.options import SourceOptions
+from orchestrator.data.sources.picture_files import SPLIT_NAMES, detect_pictures, list_files
 from orchestrator.data.sources.prepared import Prepared
-from orchestrator.data.sources.ratings import read_ratings
+from orchestrator.data.sources.ratings import FILES as RATING_FILES
+from orchestrator.data.sources.ratings import rating_columns, read_ratings
+from orchestrator.data.sources.rows import DELIMITERS, as_number, first_rows
 from orchestrator.data.sources.series import read_series
+from orchestrator.data.sources.sound import read_wav
+from orchestrator.data.sources.svmlight import ROW as SVMLIGHT_ROW
+from orchestrator.data.sources.svmlight import SUFFIXES as SVMLIGHT_SUFFIXES
+from orchestrator.data.sources.svmlight import read_svmlight
+from orchestrator.data.sources.table import SUFFIXES as TABLE_SUFFIXES
+from orchestrator.data.sources.table import read_table
+from orchestrator.data.sources.targets import TARGET_NAMES
+from orchestrator.data.sources.text import read_text, text_column, text_files
 
 FORMATS: Mapping[str, Callable[[str, SourceOptions], Prepared]] = {
     "huggingface-images": read_huggingface_images,
+    "table": read_table,
+    "text": read_text,
+    "wav": read_wav,
+    "svmlight": read_svmlight,
     "ratings": read_ratings,
     "series": read_series,
     "bundle": read_bundle,
 }
+
+_SUFFIXES: Mapping[str, str] = {
+    ".parquet": "huggingface-images",
+    ".wav": "wav",
+    ".pos": "text",
+    ".neg": "text",
+    ".jpg": "image-folder",
+    ".jpeg": "image-folder",
+    ".png": "image-folder",
+}
+"""Files whose name says enough; most of these formats then ask for the folder."""
+
+_DATE_NAMES = ("date", "time", "datetime", "timestamp")
 
 
 def prepare(source: str, *, format: str | None = None, options: SourceOptions | None = None) -> Prepared:
     """Read and check a source.
 
     Args:
-        source: a file, a folder, or the name of a bundled dataset.
+        source: a file, a folder, an `s3://` prefix, or the name of a bundled dataset.
         format: one of `FORMATS`; found out from the source when left out.
         options: what the person says about it.
 
     Raises:
-        ConfigError: if the source is malformed (names the file and the row), or an option does not belong to it.
+        ConfigError: if the source is malformed (names the file and the row), fits no format or several, or an option
+            does not belong to it.
         NotFoundError: if there is no such file.
     """
     options = options or SourceOptions()
-    format = format or _detect(source)
-    if format not in FORMATS:
+    if format is not None and format not in FORMATS:
         raise ConfigError(f"format must be one of {', '.join(FORMATS)}, got {format!r}.")
-    if format != "bundle" and not Path(source).exists():
+    is_here = format == "bundle" or source in BUNDLES or source.startswith(SCHEME) or Path(source).exists()
+    if not is_here:
         raise NotFoundError(
             f"source must be a file, a folder or one of {', '.join(BUNDLES)}, got {source!r}, which does not exist."
         )
-    return FORMATS[format](source, options)
+    return FORMATS[format or detect(source, options)](source, options)
 
 
-def _detect(source: str) -> str:
-    path = Path(source)
+def detect(source: str, options: SourceOptions) -> str:
+    """Return the format of a source, by the names of its files or the first rows of one.
+
+    Raises:
+        ConfigError: if it fits none, or more than one.
+    """
     if source in BUNDLES:
         return "bundle"
-    if path.is_dir() or path.suffix == ".parquet":
-        return "huggingface-images"
-    if path.suffix in (".data", ".tsv"):
-        return "ratings"
-    if path.suffix == ".csv":
-        return "series"
-    raise ConfigError(
-        f"source must be a folder, a .parquet, .csv, .tsv or .data file, or one of {', '.join(BUNDLES)}, "
-        f"got {source!r}. Or name its format: {', '.join(FORMATS)}."
-    )
+    path = Path(source)
+    if not source.startswith(SCHEME) and path.is_file():
+        fits = _formats_of_file(SourceFile(Folder(path.parent), path.name), options)
+    else:
+        files, sizes = list_files(source)
+        fits = _formats_of_folder(files, list(sizes), options)
+    if len(fits) != 1:
+        raise ConfigError(
+            f"source must fit one format, got {source}, which fits {' and '.join(fits) or 'none'}. Name its format: "
+            f"{', '.join(FORMATS)}."
+        )
+    return fits[0]
+
+
+def _formats_of_folder(files: Files, names: Sequence[str], options: SourceOptions) -> list[str]:
+    pictures = detect_pictures(names)
+    if pictures not in (None, "image-folder"):
+        return [str(pictures)]  # such names mean nothing else
+    fits = [pictures] if pictures else []
+    if any(name.lower().endswith(".wav") for name in names):
+        fits.append("wav")
+    texts = text_files(names)
+    if len(texts) > 1 or any("/" in name for name in texts):
+        fits.append("text")
+    return fits + _formats_of_tables(files, names, options)
+
+
+def _formats_of_tables(files: Files, names: Sequence[str], options: SourceOptions) -> list[str]:
+    if set(RATING_FILES) & set(names):
+        return ["ratings"]
+    suffixes = (*TABLE_SUFFIXES, *SVMLIGHT_SUFFIXES)
+    tables = [name for name in names if "/" not in name and name.lower().endswith(suffixes)]
+    first = sorted(tables, key=lambda name: SPLIT_NAMES.get(PurePosixPath(name).stem.lower()) != "train")[:1]
+    return [format for name in first for format in _formats_of_file(SourceFile(files, name), options)]
+
+
+def _formats_of_file(file: SourceFile, options: SourceOptions) -> list[str]:
+    suffix = PurePosixPath(file.name).suffix.lower()
+    if "-ubyte" in file.name:
+        return ["idx"]
+    return [_SUFFIXES[suffix]] if suffix in _SUFFIXES else _formats_of_rows(file, options)
+
+
+def _formats_of_rows(file: SourceFile, options: SourceOptions) -> list[str]:
+    """Return what the first two rows of a text file look like."""
+    content = file.head()
+    if not content.strip():
+        raise ConfigError(f"{file} must hold at least 1 row, got an empty file.")
+    line = next((line for line in content.splitlines() if line.strip() and not line.startswith(b"#")), b"")
+    if SVMLIGHT_ROW.match(line):
+        return ["svmlight"]
+    rows_of = {delimiter: first_rows(content, delimiter=delimiter) for delimiter in DELIMITERS}
+    delimiter = max(DELIMITERS, key=lambda delimiter: len(rows_of[delimiter][0]))
+    header, row = rows_of[delimiter]
+    checks = {
+        "ratings": _is_rating(header, delimiter),
+        "text": text_column(header, options) is not None,
+        "series": header[0].lower() in _DATE_NAMES or _is_date(header[0]) or (len(row) > 1 and _is_date(row[0])),
+    }
+    fits = [format for format, does_fit in checks.items() if does_fit]
+    names_target = any(name.lower() in TARGET_NAMES or name == options.target for name in header)
+    if len(header) > 1 and (not fits or (names_target and "text" not in fits)):
+        fits.append("table")
+    return fits
+
+
+def _is_rating(fields: Sequence[str], delimiter: str) -> bool:
+    """Whether a first row names user, item and rating, or is a row of a file without a header."""
+    if rating_columns(fields):
+        return True
+    return delimiter in ("\t", "::") and len(fields) in (3, 4) and as_number(fields[2]) is not None
+
+
+def _is_date(text: str) -> bool:
+    try:
+        datetime.fromisoformat(text)
+    except ValueError:
+        return False
+    return as_number(text) is None

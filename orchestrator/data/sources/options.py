@@ -22,17 +22,21 @@ class SourceOptions(BaseModel):
     encoding: Literal["raw", "file"] | None = None
     """Pictures: stored as raw bytes, or as JPEG and PNG files. Default: raw if all are small and of one size."""
     target: str | None = None
-    """Tables, and text in a CSV: the column to predict. Default: `label`, `target`, `class` or the last one."""
+    """Tables, and text in a CSV: the column to predict. Default: the one called `label`, `target` or `class`."""
+    task: Literal["class", "number"] | None = None
+    """Tables, text in a CSV, svmlight: what the target is. Default: a class if it is text, or whole numbers of which
+    there are at most 20 different ones."""
     text: str | None = None
-    """Text in a CSV: its column. Default: `text`, `sentence` or `review`."""
+    """Text in a CSV: its column. Default: the one called `text`, `sentence` or `review`."""
     ignore: tuple[str, ...] | None = None
-    """Tables: columns to leave out, such as an identifier."""
+    """Tables: columns to leave out, such as an identifier. Text in folders: classes to leave out."""
     vocabulary: Annotated[int, Field(ge=10, le=1_000_000)] | None = None
     """Text: the most words that have a token of their own. Default: 20,000."""
     label: Literal["folder", "name"] | None = None
-    """Sounds: the class is the name of the folder, or what comes before the first `_` of the file's name."""
-    test: str | None = None
-    """Files: those whose name matches this pattern (`*_[0-4].wav`) are the test split."""
+    """Sounds: the class is the name of the folder, or what comes before the first `_` of the file's name.
+    Default: the folder if there are several, else the name."""
+    test: Annotated[str, Field(min_length=1)] | None = None
+    """Sounds: files whose name matches this pattern (`*_[0-4].wav`) are the test split."""
     test_share: Annotated[float, Field(gt=0, lt=1)] | None = None
     """Where a split is drawn at random: share of the test split. Default: 0.2; ratings 0.1."""
     seed: Annotated[int, Field(ge=0, lt=2**32)] | None = None

@@ -1,60 +1,329 @@
-"""Delimited text files row by row, and their fields as numbers and categories."""
+"""Delimited text files: columns read at the speed of pyarrow, and the row of whatever is wrong in them."""
 
 import csv
-from collections.abc import Iterable, Iterator
-from pathlib import Path
+import io
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from typing import Protocol
 
 import numpy as np
-import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+from pyarrow import csv as arrow_csv
 
 from cluster.errors import ConfigError
 from models.features import CategoricalFeature
 from orchestrator.data.columns import Array
+from orchestrator.data.order import Ints
+from orchestrator.data.sources.splitting import consecutive
+
+DELIMITERS: Mapping[str, str] = {",": "commas", "\t": "tabs", ";": "semicolons", "|": "bars", "::": "double colons"}
+
+_NUMBER = r"^[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?$"
+_BOM = b"\xef\xbb\xbf"
+_LARGEST = float(np.finfo(np.float32).max)  # numbers are stored in 32 bits
+_BLOCK_BYTES = 16 * 2**20  # a row may be as long as this
+_HEAD_BYTES = 2**20
+
+csv.field_size_limit(2**31 - 1)  # a text may be longer than 128 KiB
 
 
-def lines(path: Path, *, delimiter: str) -> Iterator[tuple[int, list[str]]]:
-    """Yield the rows of a delimited file that are not empty, with their numbers, counted from 1."""
-    try:
-        with path.open(encoding="utf-8-sig", newline="") as file:
-            for row, fields in enumerate(csv.reader(file, delimiter=delimiter), start=1):
-                if fields:
-                    yield row, fields
-    except (UnicodeDecodeError, csv.Error) as error:
-        raise ConfigError(f"{path} must be a text file in UTF-8, got {error}. Convert it.") from error
+class TextFile(Protocol):
+    """A file to read; as text, the place that an error names."""
+
+    def read(self) -> bytes:
+        """Return the content."""
 
 
-def number(text: str, name: str, path: Path, row: int) -> float:
-    """Return a finite number, or say in which row there is none."""
-    try:
-        number = float(text)
-    except ValueError:
-        number = float("nan")
-    if not np.isfinite(number):
-        raise ConfigError(f"{name} in {path} must be a finite number, got {text!r} in row {row}.")
-    return number
+@dataclass(frozen=True, eq=False)
+class Delimited:
+    """The rows of one file, or of one file for each split; every field is text."""
+
+    files: Mapping[str, TextFile]
+    """By split."""
+    counts: Mapping[str, int]
+    """Rows of each."""
+    delimiter: str
+    has_header: bool
+    table: pa.Table
+
+    def __len__(self) -> int:
+        return int(self.table.num_rows)
+
+    @property
+    def names(self) -> list[str]:
+        """Names of the columns, in their order."""
+        return list(self.table.column_names)
+
+    @property
+    def place(self) -> str:
+        """The files, as an error names them."""
+        return " and ".join(map(str, self.files.values()))
+
+    @property
+    def rows(self) -> dict[str, Ints]:
+        """The rows of each file."""
+        return consecutive(self.counts)
+
+    def where(self, index: int) -> tuple[str, int]:
+        """Return the file of a row, and its number in it, counted from 1 with the header and empty rows."""
+        for split, file in self.files.items():
+            if index < self.counts[split]:
+                found = (row for row, _ in lines(file, delimiter=self.delimiter))
+                return str(file), next(islice(found, index + self.has_header, None))
+            index -= self.counts[split]
+        raise IndexError(index)
+
+    def column(self, name: str) -> pa.ChunkedArray:
+        """Return a column as text, without the blanks around it.
+
+        Raises:
+            ConfigError: if a field is empty.
+        """
+        values = pc.utf8_trim_whitespace(self.table.column(name))
+        empty = pc.equal(values, "").to_numpy()
+        if empty.any():
+            file, row = self.where(int(empty.argmax()))
+            raise ConfigError(
+                f"{name} in {file} must be given, got nothing in row {row}. Fill it in, or remove the row."
+            )
+        return values
+
+    def numbers(self, name: str) -> Array:
+        """Return a column as finite numbers, [N] float64.
+
+        Raises:
+            ConfigError: if a field is none, or does not fit 32 bits.
+        """
+        values = pc.utf8_trim_whitespace(self.table.column(name))
+        numbers, _ = as_numbers(values)
+        wrong = ~(np.abs(numbers) <= _LARGEST)
+        if wrong.any():
+            index = int(wrong.argmax())
+            file, row = self.where(index)
+            raise ConfigError(
+                f"{name} in {file} must be a finite number in 32 bits, got {values[index].as_py()!r} in row {row}."
+            )
+        return numbers
 
 
-def require_rows(count: int, path: Path, *, least: int = 1) -> None:
-    """Refuse a file with too few rows."""
-    if count < least:
-        raise ConfigError(f"{path} must hold at least {least} row{'s' * (least > 1)}, got {count}.")
+def read_delimited(
+    files: Mapping[str, TextFile],
+    *,
+    delimiter: str | None = None,
+    names: Sequence[str] | None = None,
+    types: Mapping[str, pa.DataType] | None = None,
+) -> Delimited:
+    """Read files that have the same columns.
 
+    Args:
+        files: one, or one for each split.
+        delimiter: one of `DELIMITERS`; found out from the first row when left out.
+        names: of the columns; without them the first row is a header.
+        types: of columns that shall be something else than `pa.string()`.
 
-def categorical(values: npt.NDArray[np.str_]) -> CategoricalFeature:
-    """Return the feature whose vocabulary is the values of the training split; numbers in their own order."""
-    words = np.unique(values).tolist()
-    return CategoricalFeature(
-        vocabulary=tuple(sorted(words, key=lambda w: (not w.isdecimal(), int(w) if w.isdecimal() else 0, w)))
+    Raises:
+        ConfigError: if a file is empty, not UTF-8 or not rectangular, or the files differ in their columns.
+    """
+    contents = {split: text_content(file) for split, file in files.items()}
+    first = next(iter(files))
+    delimiter = delimiter or sniff(contents[first], files[first])
+    tables: dict[str, pa.Table] = {}
+    for split, file in files.items():
+        tables[split] = _read_table(file, contents.pop(split), delimiter, names, types or {})
+        require_rows(tables[split].num_rows, file)
+        if set(tables[split].column_names) != set(tables[first].column_names):
+            raise ConfigError(
+                f"{file} must have the columns of {files[first]}, {','.join(tables[first].column_names)!r}, got "
+                f"{','.join(tables[split].column_names)!r}."
+            )
+    columns = tables[first].column_names
+    return Delimited(
+        files=files,
+        counts={split: table.num_rows for split, table in tables.items()},
+        delimiter=delimiter,
+        has_header=names is None,
+        table=pa.concat_tables([table.select(columns) for table in tables.values()]),
     )
 
 
-def indices(values: Iterable[str], feature: CategoricalFeature) -> Array:
-    """Return the index of each value in the vocabulary; 0 where it has none."""
-    index = {word: i for i, word in enumerate(feature.vocabulary, start=1)}
-    return np.array([index.get(str(value), 0) for value in values], np.int32)
+def first_rows(content: bytes, *, delimiter: str) -> tuple[list[str], list[str]]:
+    """Return the fields of the first two rows that are not empty, of what may be no table at all."""
+    text = io.StringIO(content[:_HEAD_BYTES].removeprefix(_BOM).decode(errors="replace"), newline="")
+    found = islice((fields for fields in _split(text, delimiter) if fields), 2)
+    first, second = [*found, [], []][:2]
+    return [field.strip() for field in first], [field.strip() for field in second]
+
+
+def sniff(content: bytes, file: TextFile) -> str:
+    """Return the delimiter of which the first row has the most.
+
+    Raises:
+        ConfigError: if it has none.
+    """
+    if b"::" in content[:_HEAD_BYTES].split(b"\n", 1)[0]:
+        return "::"
+    counts = {delimiter: len(first_rows(content, delimiter=delimiter)[0]) for delimiter in DELIMITERS}
+    delimiter = max(counts, key=lambda delimiter: counts[delimiter])
+    if counts[delimiter] < 2:
+        raise ConfigError(
+            f"{file} must have two columns or more, separated by {', '.join(DELIMITERS.values())}, got "
+            f"{' '.join(first_rows(content, delimiter=',')[0])[:80]!r}."
+        )
+    return delimiter
+
+
+def lines(file: TextFile, *, delimiter: str) -> Iterator[tuple[int, list[str]]]:
+    """Yield the rows of a delimited file that are not empty, with their numbers, counted from 1; slowly.
+
+    Raises:
+        ConfigError: if it is not UTF-8.
+    """
+    content = file.read()
+    try:
+        text = io.StringIO(content.decode("utf-8-sig"), newline="")
+    except UnicodeDecodeError as error:
+        row = content.count(b"\n", 0, error.start) + 1
+        raise ConfigError(f"{file} must be a text file in UTF-8, got {error} in row {row}. Convert it.") from error
+    for row, fields in enumerate(_split(text, delimiter), start=1):
+        if fields:
+            yield row, fields
+
+
+def as_number(text: str) -> float | None:
+    """Return a text as a finite number, if it is one."""
+    return float(text) if pc.match_substring_regex(text, _NUMBER).as_py() else None
+
+
+def as_numbers(values: pa.ChunkedArray) -> tuple[Array, Array]:
+    """Return texts as numbers, NaN where a text is none, and which of them are numbers."""
+    try:
+        numbers = pc.cast(values, pa.float64()).to_numpy()
+    except pa.ArrowInvalid:
+        fits = pc.match_substring_regex(values, _NUMBER)
+        return pc.cast(pc.if_else(fits, values, "nan"), pa.float64()).to_numpy(), fits.to_numpy()
+    return numbers, np.isfinite(numbers)
+
+
+def encoded(values: pa.ChunkedArray | pa.Array | Sequence[str], train: Ints) -> tuple[CategoricalFeature, Array]:
+    """Return the feature whose vocabulary is the values of the training rows, and the index in it of every row.
+
+    Values that training does not have are index 0. Numbers are in their own order.
+    """
+    codes, words = distinct(values)
+    seen = np.unique(codes[train])
+    order = sorted(seen.tolist(), key=lambda code: in_order(words[code]))
+    index = np.zeros(len(words), np.int32)
+    index[order] = np.arange(1, len(order) + 1)
+    return CategoricalFeature(vocabulary=tuple(words[code] for code in order)), index[codes]
+
+
+def distinct(values: pa.ChunkedArray | pa.Array | Sequence[str]) -> tuple[Array, list[str]]:
+    """Return the number of each text, [N] int32, and the texts by their number."""
+    chunked = values if isinstance(values, pa.ChunkedArray) else pa.chunked_array([pa.array(values)])
+    if not pa.types.is_dictionary(chunked.type):
+        chunked = chunked.dictionary_encode()
+    chunked = chunked.unify_dictionaries()
+    codes = np.concatenate([np.empty(0, np.int32), *(chunk.indices.to_numpy() for chunk in chunked.chunks)])
+    return codes, chunked.chunk(0).dictionary.to_pylist() if chunked.num_chunks else []
+
+
+def in_order(word: str) -> tuple[bool, int, str]:
+    """Return the key that sorts numbers in their own order, before other words."""
+    return (not word.isdecimal(), len(word.lstrip("0")) if word.isdecimal() else 0, word)
+
+
+def text_content(file: TextFile) -> bytes:
+    """Return the bytes of a text file, without a byte order mark.
+
+    Raises:
+        ConfigError: if it is empty, or holds a NUL byte: then it is no text, or in UTF-16.
+    """
+    content = file.read().removeprefix(_BOM)
+    if not content.strip():
+        raise ConfigError(f"{file} must hold at least 1 row, got an empty file.")
+    place = content.find(b"\0")
+    if place >= 0:
+        row = content.count(b"\n", 0, place) + 1
+        raise ConfigError(f"{file} must be a text file in UTF-8, got a NUL byte in row {row}. Convert it.")
+    return content
+
+
+def require_rows(count: int, place: object, *, least: int = 1) -> None:
+    """Refuse a file with too few rows."""
+    if count < least:
+        raise ConfigError(f"{place} must hold at least {least} row{'s' * (least > 1)}, got {count}.")
 
 
 def as_name(text: str) -> str:
     """Return a dataset's name made of any text."""
     cleaned = "".join(c if c.isascii() and c.isalnum() else "-" for c in text.lower()).strip("-")
     return cleaned[:63] or "dataset"
+
+
+def _read_table(
+    file: TextFile, content: bytes, delimiter: str, names: Sequence[str] | None, types: Mapping[str, pa.DataType]
+) -> pa.Table:
+    skip = 0
+    if names is None:
+        names, skip = _header(content, delimiter)
+        _check_header(names, file)
+    columns = {name: types.get(name, pa.string()) for name in names}
+    raw_names = list(names)
+    if delimiter == "::":  # for pyarrow, an empty column lies between every two
+        raw_names = [part for name in names for part in (name, f"\0{name}")][:-1]
+        columns |= {name: pa.null() for name in raw_names if name.startswith("\0")}
+    try:
+        table = arrow_csv.read_csv(
+            pa.BufferReader(content),
+            read_options=arrow_csv.ReadOptions(column_names=raw_names, skip_rows=skip, block_size=_BLOCK_BYTES),
+            parse_options=arrow_csv.ParseOptions(delimiter=delimiter[0], newlines_in_values=b'"' in content),
+            convert_options=arrow_csv.ConvertOptions(column_types=columns, null_values=[""]),
+        )
+    except pa.ArrowInvalid as error:
+        raise _fault(file, delimiter, len(names), error) from error
+    return table.select(list(names))
+
+
+def _header(content: bytes, delimiter: str) -> tuple[list[str], int]:
+    """Return the names of the columns, and the lines up to the end of that row."""
+    text = io.StringIO(content[:_HEAD_BYTES].decode(errors="replace"), newline="")
+    reader = csv.reader(text, delimiter=delimiter[0])
+    names = next(fields for fields in reader if fields)
+    return [name.strip() for name in names[:: len(delimiter)]], reader.line_num
+
+
+def _split(text: io.StringIO, delimiter: str) -> Iterator[list[str]]:
+    """Yield the fields of every row; none of an empty one."""
+    if delimiter == "::":
+        return (line.split("::") if (line := whole.rstrip("\r\n")) else [] for whole in text)
+    return csv.reader(text, delimiter=delimiter)
+
+
+def _check_header(names: Sequence[str], file: TextFile) -> None:
+    numbers = [name for name in names if as_number(name) is not None]
+    if numbers:
+        raise ConfigError(
+            f"{file} must begin with a header, the names of its columns, got {','.join(names)[:80]!r}, with the number "
+            f"{numbers[0]}. Add a header."
+        )
+    for place, name in enumerate(names, start=1):
+        if not name or not name.isprintable():
+            raise ConfigError(
+                f"{file} must begin with a name for each column, got {name!r} for column {place}. Rename it, or "
+                "remove the column."
+            )
+        if names.count(name) > 1:
+            raise ConfigError(f"{file} must name each column once, got {name!r} {names.count(name)} times. Rename one.")
+
+
+def _fault(file: TextFile, delimiter: str, width: int, error: pa.ArrowInvalid) -> ConfigError:
+    """Look for what pyarrow refused, row by row."""
+    for row, fields in lines(file, delimiter=delimiter):
+        if len(fields) != width:
+            return ConfigError(
+                f"{file} must have {width} fields, separated by {DELIMITERS[delimiter]}, got {len(fields)} in row "
+                f"{row}."
+            )
+    return ConfigError(f"{file} must be a table with {DELIMITERS[delimiter]} between its fields, got {error}.")

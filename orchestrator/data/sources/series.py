@@ -3,7 +3,6 @@
 from collections.abc import Sequence
 from datetime import datetime
 from itertools import pairwise
-from pathlib import Path
 
 import numpy as np
 
@@ -11,9 +10,10 @@ from cluster.errors import ConfigError
 from models.features import SeriesFeature
 from orchestrator.data.columns import Array, row_statistics
 from orchestrator.data.manifest import SeriesTarget, Source
+from orchestrator.data.sources.located import ALL, SourceFile, source_name, split_files
 from orchestrator.data.sources.options import SourceOptions, only
 from orchestrator.data.sources.prepared import Part, Prepared
-from orchestrator.data.sources.rows import as_name, lines, number, require_rows
+from orchestrator.data.sources.rows import Delimited, first_rows, read_delimited, require_rows, text_content
 
 _CONTEXT_ROWS = 720  # the longest lookback of the published ETT experiments
 
@@ -21,13 +21,17 @@ _CONTEXT_ROWS = 720  # the longest lookback of the published ETT experiments
 def read_series(source: str, options: SourceOptions) -> Prepared:
     """Read a CSV of a date and numeric columns, and cut it by time into train, validation and test."""
     only(options, "series", "split_sizes")
-    path = Path(source)
-    names, rows_TC = _parse_series(path)
+    files = split_files(source, suffixes=(".csv",))
+    if ALL not in files:
+        raise ConfigError(
+            f"source must be one file for format series, which is cut by time, got {' and '.join(files)}."
+        )
+    names, rows_TC = _parse_series(files[ALL])
     return cut_series(
         rows_TC,
         names,
         sizes=options.split_sizes,
-        name=as_name(path.stem),
+        name=source_name(files),
         source=Source(format="series", uri=source),
     )
 
@@ -56,34 +60,38 @@ def cut_series(
     )
 
 
-def _parse_series(path: Path) -> tuple[list[str], Array]:
+def _parse_series(file: SourceFile) -> tuple[list[str], Array]:
     """Return the names of the numeric columns and their values [T, C]."""
-    found = lines(path, delimiter=",")
-    _, header = next(found, (0, []))
-    require_rows(len(header), path)
+    content = text_content(file)
+    header, _ = first_rows(content, delimiter=",")
     if len(header) < 2 or _date(header[0]) is not None:
         raise ConfigError(
-            f"{path} must begin with a header: a date column and at least one numeric one, got {','.join(header)!r}."
+            f"{file} must begin with a header: a date column and at least one numeric one, got {','.join(header)!r}."
         )
-    names, rows = header[1:], []
-    dates: list[datetime] = []
-    if len(set(names)) < len(names):
-        raise ConfigError(f"{path} must name each column once, got {','.join(names)!r}.")
-    for row, fields in found:
-        if len(fields) != len(header):
-            raise ConfigError(f"{path} must have {len(header)} fields, got {len(fields)} in row {row}.")
-        date = _date(fields[0])
+    rows = read_delimited({ALL: file}, delimiter=",")
+    _check_dates(rows, header[0])
+    values_TC = np.stack([rows.numbers(name) for name in header[1:]], 1).astype(np.float32)
+    require_rows(len(rows), file, least=10)
+    return header[1:], values_TC
+
+
+def _check_dates(rows: Delimited, name: str) -> None:
+    texts = rows.table.column(name).to_pylist()
+    dates = [_date(text) for text in texts]
+    for index, (date, before) in enumerate(zip(dates, [None, *dates], strict=False)):
         if date is None:
-            raise ConfigError(f"{header[0]} in {path} must be an ISO 8601 date, got {fields[0]!r} in row {row}.")
-        if dates and not date > dates[-1]:
+            file, row = rows.where(index)
+            raise ConfigError(f"{name} in {file} must be an ISO 8601 date, got {texts[index]!r} in row {row}.")
+        if before is not None and not _is_after(date, before):
+            file, row = rows.where(index)
             raise ConfigError(
-                f"{header[0]} in {path} must increase, got {fields[0]} in row {row} after {dates[-1]}. Sort the rows "
-                "by time and remove copies."
+                f"{name} in {file} must increase, got {texts[index]} in row {row} after {before}. Sort the rows by "
+                "time and remove copies, and give all of them a time zone or none."
             )
-        dates.append(date)
-        rows.append([number(text, name, path, row) for name, text in zip(names, fields[1:], strict=True)])
-    require_rows(len(rows), path, least=10)
-    return names, np.array(rows, np.float32)
+
+
+def _is_after(date: datetime, before: datetime) -> bool:
+    return (date.tzinfo is None) == (before.tzinfo is None) and date > before
 
 
 def _date(text: str) -> datetime | None:

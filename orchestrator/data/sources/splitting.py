@@ -1,20 +1,103 @@
 """Which rows train and which test, where the source does not say: a pure function of the rows and a seed."""
 
+from collections.abc import Hashable, Iterable, Mapping, Sequence
+from itertools import pairwise
+
 import numpy as np
 
+from cluster.errors import ConfigError
 from models.counters import counter_key
-from orchestrator.data.columns import Array
+from orchestrator.data.columns import Array, Column, Ragged
 from orchestrator.data.order import Ints, permutation
+from orchestrator.data.sources.options import SourceOptions
 
 SPLIT_KEY = 101  # first word of the key, so that splitting shares no random numbers with the sample order
+TEST_SHARE = 0.2
 
 
-def stratified(labels: Array, *, test_share: float, seed: int) -> tuple[Ints, Ints]:
-    """Return the rows of train and test, with the same share of every class in both, as near as can be."""
-    test = []
+def stratified(labels: Array, *, test_share: float, seed: int, groups: Ints | None = None) -> tuple[Ints, Ints]:
+    """Return the rows of train and test, with the same share of every class in both, as near as can be.
+
+    Args:
+        labels: [N], class of each row; all of one class are simply drawn at random.
+        test_share: of the rows.
+        seed: of the draw.
+        groups: [N], the rows with the same number (0, 1, ... in order of their first rows) stay together; a group
+            counts for the class of its first row.
+    """
+    groups = np.arange(len(labels)) if groups is None else groups
+    _, first, sizes = np.unique(groups, return_index=True, return_counts=True)
+    chosen = []
     for label in np.unique(labels):
-        rows = np.flatnonzero(labels == label)
-        order = permutation(len(rows), key=counter_key(SPLIT_KEY, seed, int(label)))
-        test.append(rows[order[: round(len(rows) * test_share)]])
-    test_rows = np.sort(np.concatenate(test))
-    return np.setdiff1d(np.arange(len(labels)), test_rows), test_rows
+        members = np.flatnonzero(labels[first] == label)
+        order = members[permutation(len(members), key=counter_key(SPLIT_KEY, seed, int(label)))]
+        quota = round(int(sizes[members].sum()) * test_share)
+        order = order[sizes[order] <= quota]
+        chosen.append(order[np.cumsum(sizes[order]) <= quota])
+    in_test = np.isin(groups, np.concatenate(chosen))
+    return np.flatnonzero(~in_test), np.flatnonzero(in_test)
+
+
+def drawn(labels: Array, *, groups: Ints, options: SourceOptions, place: str) -> dict[str, Ints]:
+    """Return the rows of train and test of a source that does not say which is which; see `stratified`.
+
+    Raises:
+        ConfigError: if there are too few rows for a test split.
+    """
+    share = options.test_share or TEST_SHARE
+    train, test = stratified(labels, test_share=share, seed=options.seed or 0, groups=groups)
+    if not len(test):
+        raise ConfigError(
+            f"{place} must hold enough different rows for a test split of {share:.0%}, got {len(labels)} rows, "
+            f"{groups.max(initial=-1) + 1} of them different. Add rows, or raise test_share."
+        )
+    return {"train": train, "test": test}
+
+
+def refuse_draw(options: SourceOptions, place: str) -> None:
+    """Refuse options for drawing a split where the source says which rows test."""
+    for name in ("test_share", "seed", "test"):
+        value = getattr(options, name)
+        if value is not None:
+            raise ConfigError(f"{name} must be left out for {place}, which says itself what tests, got {value}.")
+
+
+def consecutive(counts: Mapping[str, int]) -> dict[str, Ints]:
+    """Return the rows of each split where they follow one another."""
+    edges = np.cumsum([0, *counts.values()]).tolist()
+    return {split: np.arange(start, stop) for split, (start, stop) in zip(counts, pairwise(edges), strict=True)}
+
+
+def equal_rows(columns: Sequence[Column]) -> Ints:
+    """Return a number for each row that equal rows share: 0, 1, ... in order of their first rows."""
+    parts = [_row_bytes(column) for column in columns]
+    return numbered(parts[0] if len(parts) == 1 else zip(*parts, strict=True))
+
+
+def numbered(keys: Iterable[Hashable]) -> Ints:
+    """Return a number for each key that equal keys share: 0, 1, ... in order of their first places."""
+    numbers: dict[Hashable, int] = {}
+    return np.array([numbers.setdefault(key, len(numbers)) for key in keys], np.int64)
+
+
+def require_classes(labels: Array, classes: Sequence[str], rows: Mapping[str, Ints], place: str) -> None:
+    """Refuse a source with one class only, or of whose classes training does not have all."""
+    if len(classes) < 2:
+        raise ConfigError(f"{place} must hold two classes or more, got {' and '.join(classes) or 'none'} only.")
+    missing = np.setdiff1d(np.arange(len(classes)), labels[rows["train"]])
+    if len(missing):
+        raise ConfigError(
+            f"the training split of {place} must hold every class, got no row of {classes[missing[0]]!r}. Add some, or "
+            "remove those of the other splits."
+        )
+
+
+def _row_bytes(column: Column) -> list[bytes]:
+    if isinstance(column, Ragged):
+        width = column.values.itemsize
+        data = column.values.tobytes()
+        offsets = (column.offsets * width).tolist()
+        return [data[start:stop] for start, stop in pairwise(offsets)]
+    rows = np.ascontiguousarray(column).reshape(len(column), -1)
+    joined: list[bytes] = rows.view(f"V{rows.itemsize * rows.shape[1]}").ravel().tolist()
+    return joined

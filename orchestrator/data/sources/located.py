@@ -1,0 +1,79 @@
+"""Where a source's text files lie: one file, or a file for each split in a folder or under an `s3://` prefix."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+
+from cluster.errors import ConfigError
+from orchestrator.data.sources.files import SCHEME, Files, Folder
+from orchestrator.data.sources.picture_files import SPLIT_NAMES, default_name, list_files
+from orchestrator.data.sources.rows import as_name
+
+ALL = "all"
+"""The split of a file that is not split yet."""
+
+_HEAD_BYTES = 2**20
+
+
+@dataclass(frozen=True)
+class SourceFile:
+    """One file of a source; as text, the place that an error names."""
+
+    files: Files
+    name: str
+
+    def __str__(self) -> str:
+        return f"{self.files.uri.rstrip('/')}/{self.name}"
+
+    def read(self) -> bytes:
+        """Return the content."""
+        return self.files.read(self.name)
+
+    def head(self) -> bytes:
+        """Return the beginning of the content, at least `_HEAD_BYTES` if there are so many."""
+        if not isinstance(self.files, Folder):
+            return self.read()
+        with (self.files.path / self.name).open("rb") as file:
+            return file.read(_HEAD_BYTES)
+
+
+def split_files(source: str, *, suffixes: Sequence[str], known: Sequence[str] = ()) -> dict[str, SourceFile]:
+    """Return the file of each split, or one file under `ALL`.
+
+    Args:
+        source: a file of any name; or a folder or prefix with one file of these suffixes, or with `train.*` and
+            `test.*` (and `validation.*`).
+        suffixes: in lower case, with the dot.
+        known: names of files that are taken whatever lies beside them.
+
+    Raises:
+        ConfigError: if the folder holds something else.
+    """
+    path = Path(source)
+    if not source.startswith(SCHEME) and path.is_file():
+        return {ALL: SourceFile(Folder(path.parent), path.name)}
+    files, sizes = list_files(source)
+    names = [name for name in sizes if "/" not in name and name.lower().endswith(tuple(suffixes))]
+    names = next(([name] for name in known if name in sizes), names)
+    splits: dict[str | None, SourceFile] = {
+        SPLIT_NAMES.get(PurePosixPath(name).stem.lower()): SourceFile(files, name) for name in names
+    }
+    found: dict[str, SourceFile] = {
+        split: splits[split] for split in ("train", "validation", "test") if split in splits
+    }
+    if len(names) == 1:
+        return {ALL: SourceFile(files, names[0])}
+    if len(found) < len(names) or not {"train", "test"} <= found.keys():
+        raise ConfigError(
+            f"{source} must hold one {' or '.join(suffixes)} file, or train{suffixes[0]} and test{suffixes[0]}, got "
+            f"{', '.join(names) or 'none of them'}. Name the file itself, or rename them."
+        )
+    return found
+
+
+def source_name(files: dict[str, SourceFile], *, generic: Sequence[str] = ()) -> str:
+    """Return a dataset's name: that of its one file, or of the folder if there are several or its name is generic."""
+    first = next(iter(files.values()))
+    if ALL in files and first.name not in generic:
+        return as_name(PurePosixPath(first.name).stem)
+    return default_name(first.files)
