@@ -58,6 +58,7 @@ def _describe(row: Tensor, signature: Signature) -> dict[str, Any]:
         case ForecastTarget():
             channels = series_channels(signature)
             return {"forecast": [dict(zip(channels, step, strict=True)) for step in row.tolist()]}
+    raise AssertionError(f"no model answers {signature.target.kind}")
 
 
 def _describe_class(probability_K: Tensor, classes: tuple[str, ...]) -> dict[str, Any]:

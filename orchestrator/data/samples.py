@@ -165,10 +165,8 @@ def _feature_tensors(name: str, column: Column, signature: Signature, decode: De
     feature = signature.features[name]
     if not isinstance(column, Ragged):
         assert isinstance(feature, SeriesFeature) and isinstance(signature.target, ForecastTarget)
-        series_NTC, target_NTC = torch.from_numpy(column).split(
-            [signature.target.lookback, signature.target.horizon], 1
-        )
-        return {name: series_NTC.contiguous(), TARGET: target_NTC.contiguous()}
+        lookback = signature.target.lookback
+        return {name: _tensor(column[:, :lookback]), TARGET: _tensor(column[:, lookback:])}
     match feature:
         case ImageFeature():
             return {name: decode(column, feature, signature.target.kind == "boxes")}
