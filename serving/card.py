@@ -3,6 +3,8 @@
 import json
 
 from models.features import (
+    AudioFeature,
+    BoxesTarget,
     CategoricalFeature,
     ClassTarget,
     Feature,
@@ -10,7 +12,9 @@ from models.features import (
     ImageFeature,
     NumberTarget,
     SeriesFeature,
+    SparseFeature,
     Target,
+    TextFeature,
     VectorFeature,
 )
 from serving.version import Version
@@ -61,7 +65,7 @@ Weights: {version.weights_bytes:,} bytes, SHA-256 `{version.weights_sha256}`.
 ## Limits
 
 The measurements hold for data like that of this split, and for nothing else. Categories that training never
-saw share one entry; answers to them are flagged as unseen.
+saw share one entry; answers to them are flagged as unseen. Words that are not known share one as well.
 """
 
 
@@ -76,6 +80,12 @@ def describe_feature(feature: Feature) -> str:
             return f"one of {len(vocabulary)} values: {_few(vocabulary)}"
         case SeriesFeature(channels=names):
             return f"a series of {len(names)} channels: {_few(names)}"
+        case TextFeature(vocabulary=vocabulary, max_tokens=max_tokens):
+            return f"a text, of which the first {max_tokens} words are read; {len(vocabulary)} words are known"
+        case AudioFeature(sample_rate=rate, max_samples=max_samples):
+            return f"a sound, {rate} samples a second, of which the first {max_samples / rate:g} s are read"
+        case SparseFeature(columns=columns):
+            return f"a row of {columns} numbers, nearly all of them 0"
 
 
 def describe_target(target: Target) -> str:
@@ -87,6 +97,8 @@ def describe_target(target: Target) -> str:
             return f"A number from {minimum:g} to {maximum:g}."
         case ForecastTarget(lookback=lookback, horizon=horizon):
             return f"The next {horizon} steps of the series, from its last {lookback}."
+        case BoxesTarget(classes=classes):
+            return f"A box around each object of {len(classes)} classes: {_few(classes)}."
 
 
 def _few(names: tuple[str, ...], limit: int = 12) -> str:
