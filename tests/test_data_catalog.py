@@ -205,6 +205,7 @@ ROWS = {
     "cifar100": {"train": 100, "test": 100},
     "mnist": {"train": 30, "test": 20},
     "fashion-mnist": {"train": 30, "test": 20},
+    "fsdd": {"train": 40, "test": 40},
     "etth1": {"train": 8640, "validation": 2880 + 720, "test": 2880 + 720},
     "ettm1": {"train": 34560, "validation": 11520 + 720, "test": 11520 + 720},
 }

@@ -569,9 +569,10 @@ def _verify_content(folder: Path, expected: str, *, made_of: Sequence[Path]) -> 
 
 
 def _stem(name: str) -> str:
+    """Return a name for the dataset that a file or folder of this name holds."""
     for suffix in (".gz", ".bz2", ".xz"):
         name = name.removesuffix(suffix)
-    return PurePosixPath(name).stem.lower()
+    return re.sub("[^a-z0-9]+", "-", PurePosixPath(name).stem.lower()).strip("-")[:63] or "dataset"
 
 
 # ---- objects of a bucket
