@@ -100,6 +100,7 @@ class FaultProxy:
     tls: ssl.SSLContext | None = None
     log: list[Access] = field(default_factory=list)
     _counts: Counter[Any] = field(default_factory=Counter)
+    _came: threading.Condition = field(default_factory=threading.Condition)
     _port: int = 0
 
     @property
@@ -121,6 +122,17 @@ class FaultProxy:
     def hits(self, fault: Fault) -> int:
         """How many requests have suffered this fault so far."""
         return sum(access.fault == fault for access in self.log)
+
+    def wait_for(self, key: str, *, method: str = "", times: int = 1) -> None:
+        """Return once as many requests have come; `method` and `key` as in a rule."""
+
+        def have_come() -> bool:
+            found = (re.fullmatch(method or ".*", a.method) and re.search(key, a.key) for a in self.log)
+            return sum(map(bool, found)) >= times
+
+        with self._came:
+            if not self._came.wait_for(have_come, timeout=60):
+                raise TimeoutError(f"{times} requests of {method} {key} must come, got {len(self.log)} in all.")
 
     def __enter__(self) -> Self:
         self._loop = asyncio.new_event_loop()
@@ -167,7 +179,9 @@ class FaultProxy:
     async def _handle(self, request: web.BaseRequest) -> web.StreamResponse:
         fault = self._fault_for(request)
         entry = len(self.log)
-        self.log.append(Access(request.method, request.raw_path, 0, fault))
+        with self._came:
+            self.log.append(Access(request.method, request.raw_path, 0, fault))
+            self._came.notify_all()
         try:
             answer = await self._answer(request, fault or Fault())
         except ConnectionError:  # the client has gone
