@@ -474,11 +474,10 @@ def _waveform(samples: Array) -> str:
     """Return the outline of a sound, its loudest sample as high as the box: the extremes of each hundredth."""
     if len(samples) == 0:
         return "M0 0H100"
-    parts = np.array_split(samples / 32768, min(100, len(samples)))
+    heights = -samples / max(1, int(np.abs(samples.astype(np.int32)).max()))  # up is negative in SVG
+    parts = np.array_split(heights, min(100, len(samples)))
     step = 100 / len(parts)
-    return "".join(
-        f"M{(i + 0.5) * step:.2f} {-part.max():.3f}V{-part.min() + 0.01:.3f}" for i, part in enumerate(parts)
-    )
+    return "".join(f"M{(i + 0.5) * step:.2f} {part.min():.3f}V{part.max() + 0.01:.3f}" for i, part in enumerate(parts))
 
 
 def _words(tokens: Array, feature: TextFeature) -> tuple[tuple[str, bool], ...]:
