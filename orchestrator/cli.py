@@ -4,7 +4,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
 
 import typer
 
@@ -196,6 +196,7 @@ def down(
 ) -> None:
     """End what `up` started, and nothing else. The store's data stay, unless you say otherwise."""
     from cluster import local
+    from orchestrator.data.cache import clear_cache
     from orchestrator.display import emit, out
 
     if dry_run:
@@ -206,6 +207,7 @@ def down(
     if delete_data and not yes and not typer.confirm("Delete every dataset, run and model in the local store?"):
         raise typer.Exit(1)
     ended = local.down(delete_data=delete_data)
+    clear_cache("memory")
     emit({"ended": ended}, as_json=json, show=lambda: out.print("\n".join(ended) or "nothing was running"))
 
 
@@ -231,13 +233,27 @@ def status(json: Json = False, address: Address = None, store: StoreUrl = None) 
 
 @_command(data_app, "orchestrator data push ./ml-100k/u.data --name movielens-100k", name="push")
 def data_push(
-    source: Annotated[str, typer.Argument(help="File, folder, or sklearn:digits, sklearn:china, statsmodels:elnino.")],
+    source: Annotated[
+        str,
+        typer.Argument(
+            help="File, folder, archive, s3:// prefix, https:// URL[#sha256=HEX], an official dataset (cifar10, mnist, "
+            "movielens-100k, etth1, …), or one that a library brings along (sklearn:digits)."
+        ),
+    ],
     name: Annotated[str | None, typer.Option(help="Of the dataset; default: from the source.")] = None,
     format: Annotated[str | None, typer.Option(help="Of the source, where it cannot be told.")] = None,
     option: Annotated[
         list[str] | None,
         typer.Option("--option", "-o", metavar="KEY=VALUE", help="Of the format; see docs/data.md."),
     ] = None,
+    repair: Annotated[bool, typer.Option("--repair", help="Write all objects again: one is damaged.")] = False,
+    cluster: Annotated[
+        Literal["auto", "always", "never"],
+        typer.Option(
+            help="Prepare on Ray Data. auto: sources of 1 GiB and more, if the local cluster runs.",
+        ),
+    ] = "auto",
+    address: Address = None,
     json: Json = False,
     store: StoreUrl = None,
 ) -> None:
@@ -245,19 +261,31 @@ def data_push(
     from orchestrator.configfile import parse_words
     from orchestrator.data.push import push
     from orchestrator.data.sources.options import parse_options
-    from orchestrator.display import counting_progress, emit, next_steps, out
+    from orchestrator.display import emit, next_steps, out, push_progress
 
+    options = parse_options(parse_words(option or []))
     opened = _store(store)
     opened.check()
-    options = parse_options(parse_words(option or []))
-    with counting_progress("rows") as bar:
-        result = push(opened, source, name=name, format=format, options=options, progress=lambda n, of: bar(n, of, ""))
+    with push_progress() as (on_rows, on_download):
+        result = push(
+            opened,
+            source,
+            name=name,
+            format=format,
+            options=options,
+            repair=repair,
+            on_cluster=cluster,
+            address=address,
+            progress=on_rows,
+            download_progress=on_download,
+        )
 
     def show() -> None:
         verb = "pushed" if result.changed else "unchanged"
         out.print(f"{verb} {result.manifest.name} version {result.manifest.version}")
         _print_splits(result.manifest)
-        next_steps(f"orchestrator data show {result.manifest.name}", "orchestrator recipes")
+        name = result.manifest.name
+        next_steps(f"orchestrator data show {name} --html {name}.html", "orchestrator recipes")
 
     emit({"changed": result.changed, "manifest": result.manifest}, as_json=json, show=show)
 
@@ -278,6 +306,9 @@ def data_ls(json: Json = False, store: StoreUrl = None) -> None:
 def data_show(
     name: str,
     version: Annotated[str | None, typer.Option(help="Default: the newest.")] = None,
+    html: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Write a page with samples, class balance and statistics.")
+    ] = None,
     json: Json = False,
     store: StoreUrl = None,
 ) -> None:
@@ -285,7 +316,12 @@ def data_show(
     from orchestrator.data.dataset import open_dataset
     from orchestrator.display import emit, out
 
-    manifest = open_dataset(_store(store), name, version=version).manifest
+    opened = _store(store)
+    manifest = open_dataset(opened, name, version=version).manifest
+    if html is not None:
+        from orchestrator.data.page import write_page
+
+        write_page(opened, name, version=manifest.version, path=html)
 
     def show() -> None:
         out.print(f"{manifest.name} version {manifest.version}, {manifest.source.format} from {manifest.source.uri}")
@@ -294,6 +330,8 @@ def data_show(
             out.print(f"  {feature_name}: {_feature(feature)}", markup=False)
         out.print(f"  target: {_feature(manifest.target)}", markup=False)
         _print_splits(manifest)
+        if html is not None:
+            out.print(f"page: {html}", markup=False)
 
     emit(manifest, as_json=json, show=show)
 
@@ -301,7 +339,8 @@ def data_show(
 def _feature(feature: Any) -> str:
     match feature.kind:
         case "image":
-            return "picture, {} × {} × {}".format(*feature.shape)
+            kept = "" if feature.encoding == "raw" else ", scaled from files"
+            return "picture, {} × {} × {}".format(*feature.shape) + kept
         case "vector":
             return f"{len(feature.names)} numbers"
         case "categorical":
@@ -312,6 +351,14 @@ def _feature(feature: Any) -> str:
             return f"one of {len(feature.classes)} classes: {', '.join(feature.classes[:12])}"
         case "number":
             return f"number from {feature.minimum:g} to {feature.maximum:g}, mean {feature.mean:.4g}"
+        case "text":
+            return f"text of up to {feature.max_tokens:,} words, {len(feature.vocabulary):,} of them known"
+        case "audio":
+            return f"sound of up to {feature.max_samples / feature.sample_rate:.3g} s at {feature.sample_rate:,} Hz"
+        case "sparse":
+            return f"sparse row of {feature.columns:,} numbers"
+        case "boxes":
+            return f"boxes of {len(feature.classes)} classes: {', '.join(feature.classes[:12])}"
     return "the series itself"
 
 

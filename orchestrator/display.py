@@ -10,7 +10,15 @@ from typing import Any
 
 from pydantic import BaseModel
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    SpinnerColumn,
+    TaskID,
+    TextColumn,
+    TimeElapsedColumn,
+)
 from rich.table import Table
 
 PIPE_WIDTH = 200  # what is not read on a terminal should not be folded for one
@@ -148,3 +156,25 @@ def counting_progress(what: str) -> Iterator[Callable[[int, int, str], None]]:
                 note(f"{what} {done}/{total} {detail}")
 
         yield update
+
+
+@contextmanager
+def push_progress() -> Iterator[tuple[Callable[[int, int], None], Callable[[int, int | None, str], None]]]:
+    """Yield callbacks for the rows of a push, and for the bytes of the downloads before it."""
+    columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[amount]}"))
+    with Progress(*columns, TimeElapsedColumn(), console=err, disable=not err.is_terminal, transient=True) as bar:
+        rows = bar.add_task("rows", total=None, amount="")
+        downloads: dict[str, TaskID] = {}
+
+        def on_download(done: int, total: int | None, what: str) -> None:
+            if what not in downloads:
+                downloads[what] = bar.add_task(what, total=total, amount="")
+                note(f"downloading {what}")
+            amount = size(done) + (f" of {size(total)}" if total else "")
+            bar.update(downloads[what], completed=done, total=total, amount=amount)
+
+        def on_rows(done: int, total: int) -> None:
+            doing = "reading rows" if 2 * done <= total else "writing rows"  # all rows are read through, then written
+            bar.update(rows, description=doing, completed=done, total=total, amount=f"{done:,} of {total:,}")
+
+        yield on_rows, on_download

@@ -120,6 +120,18 @@ def test_a_first_push_that_was_interrupted_is_no_dataset():
         open_dataset(store, "pictures")
 
 
+def test_a_damaged_shard_is_mended_by_pushing_the_same_content_again_with_repair():
+    store = MemoryStore()
+    manifest = push_prepared(store, prepared()).manifest
+    whole = dict(store.objects)
+    key = f"datasets/pictures/{manifest.version}/{manifest.splits['train'].shards[0].path}"
+    store.objects[key] = store.objects[key][:100]
+    assert not push_prepared(store, prepared()).changed
+    assert store.objects != whole
+    assert not push_prepared(store, prepared(), repair=True).changed
+    assert store.objects == whole
+
+
 def test_the_manifest_is_written_last():
     store = MemoryStore()
     push_prepared(store, prepared())
@@ -304,6 +316,19 @@ def test_the_target_does_not_make_a_copy_another_row():
     other_label = {"image": columns["image"][5:6], TARGET: 1 - columns[TARGET][5:6]}
     with pytest.raises(ConfigError, match="row 0 of test is row 5 of train"):
         push_prepared(MemoryStore(), replace(content, splits={**content.splits, "test": Part.of(other_label)}))
+
+
+@pytest.mark.store
+def test_a_source_may_lie_in_a_bucket(store, tmp_path):
+    rows = "\n".join(f"{user}\t{item}\t{(user * item) % 5 + 1}\t0" for user in range(20) for item in range(20))
+    store.write("raw/u.data", rows.encode())
+    (tmp_path / "u.data").write_text(rows)
+    url = store.settings.url
+    by_prefix = push(store, f"{url}/raw/", name="ratings").manifest
+    assert by_prefix.source.uri == f"{url}/raw/"
+    by_object = push(store, f"{url}/raw/u.data", name="ratings").manifest
+    local = push(store, str(tmp_path / "u.data"), name="ratings").manifest
+    assert by_prefix.version == by_object.version == local.version
 
 
 @pytest.mark.ray

@@ -1,13 +1,19 @@
 """Calls a function with the rows of each piece: one after another here, or on Ray Data all over a cluster."""
 
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, Protocol, TypeVar
+from contextlib import contextmanager
+from typing import Any, Literal, Protocol, TypeVar
 
-from cluster.errors import ConfigError
+from cluster.config import StoreSettings
+from cluster.errors import ClusterError, ConfigError
+from cluster.session import ray_session, resolve_address
 from orchestrator.data.columns import Columns
 from orchestrator.data.sources.prepared import Piece
 
 KEPT_BYTES = 2**30  # rows read the first time that are not read again the second
+LARGE_BYTES = 2**30  # of a source, from which on the start of a cluster's workers pays
+
+OnCluster = Literal["auto", "always", "never"]
 
 T = TypeVar("T")
 
@@ -65,6 +71,31 @@ class OnRay:
             raise _cause(error) from None
 
 
+@contextmanager
+def runner_for(
+    pieces: Sequence[Piece], *, on_cluster: OnCluster, address: str | None = None, store: StoreSettings | None = None
+) -> Iterator[Runner]:
+    """Yield where to work: with ``auto`` the cluster, if one is there and the source is large, else this process.
+
+    Raises:
+        ClusterError: with ``always``, if no cluster is there.
+    """
+    large = sum(piece.source_bytes for piece in pieces) >= LARGE_BYTES and len(pieces) > 1
+    if on_cluster == "never" or (on_cluster == "auto" and not (large and _has_cluster(address))):
+        yield Here()
+        return
+    with ray_session(address, store=store):
+        yield OnRay()
+
+
+def _has_cluster(address: str | None) -> bool:
+    """Whether a cluster is named that can read what this machine reads, as far as can be told."""
+    try:
+        return resolve_address(address).local is not None
+    except ClusterError:
+        return False
+
+
 def _cause(error: Any) -> Exception:
     """What the reader of a piece raised: its message is for the person who pushes."""
     while getattr(error, "cause", None) is not None:
@@ -72,6 +103,6 @@ def _cause(error: Any) -> Exception:
     if isinstance(error, FileNotFoundError):
         return ConfigError(
             f"the source must be readable on every machine of the cluster, got {error}. Copy it to the bucket and "
-            "push its s3:// address, or prepare it here with --no-ray."
+            "push its s3:// address, or prepare it here with --cluster never."
         )
     return error if isinstance(error, Exception) else RuntimeError(str(error))

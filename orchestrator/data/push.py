@@ -29,12 +29,15 @@ from orchestrator.data.dataset import (
     read_manifest,
     versions,
 )
+from orchestrator.data.download import LocalCopy, is_archive, local_copy
+from orchestrator.data.download import Progress as DownloadProgress
 from orchestrator.data.manifest import FORMAT_VERSION, DatasetTarget, Lengths, Manifest, Shard, Split
-from orchestrator.data.pieces import Here, Runner
+from orchestrator.data.pieces import Here, OnCluster, Runner, runner_for
 from orchestrator.data.scan import Scan, copies, refuse_copies, scan, with_statistics
 from orchestrator.data.shards import sha256, write_shard
+from orchestrator.data.sources.files import SCHEME, open_files
 from orchestrator.data.sources.formats import prepare
-from orchestrator.data.sources.options import SourceOptions
+from orchestrator.data.sources.options import SourceOptions, parse_options
 from orchestrator.data.sources.prepared import Part, Prepared, without
 
 if TYPE_CHECKING:
@@ -87,21 +90,45 @@ def push(
     options: SourceOptions | None = None,
     licence: str | None = None,
     repair: bool = False,
-    runner: Runner | None = None,
+    on_cluster: OnCluster = "auto",
+    address: str | None = None,
     progress: Progress | None = None,
+    download_progress: DownloadProgress | None = None,
 ) -> PushResult:
-    """Read a source and write it as a dataset; see `prepare` for formats, options and errors."""
-    options = options or SourceOptions()
-    return push_prepared(
-        store,
-        prepare(source, format=format, options=options),
-        name=name,
-        licence=licence,
-        leakage=options.leakage or "refuse",
-        repair=repair,
-        runner=runner,
-        progress=progress,
-    )
+    """Read a source and write it as a dataset.
+
+    Args:
+        store: where to.
+        source: see `local_copy`.
+        name: of the dataset; default: from the source.
+        format: see `prepare`; default: found out.
+        options: what the person says about the source.
+        licence: to be recorded; default: what is known of the source.
+        repair: see `push_prepared`.
+        on_cluster: whether the rows are read on Ray Data; `auto`: if the source is large and the local cluster runs.
+        address: of the cluster; see `resolve_address`.
+        progress: called with the rows worked through.
+        download_progress: called with the bytes of a download.
+
+    Raises:
+        OrchestratorError: see `local_copy`, `prepare` and `push_prepared`.
+    """
+    copy = _brought_here(source, download_progress)
+    options = parse_options({**copy.options, **(options or SourceOptions()).model_dump(exclude_none=True)})
+    prepared = prepare(copy.source, format=format or copy.format, options=options)
+    origin = {"uri": copy.uri, "licence": copy.licence or prepared.source.licence}
+    pieces = [piece for part in prepared.splits.values() for piece in part.pieces]
+    with runner_for(pieces, on_cluster=on_cluster, address=address, store=store.settings) as runner:
+        return push_prepared(
+            store,
+            replace(prepared, source=prepared.source.model_copy(update=origin)),
+            name=name or copy.name,
+            licence=licence,
+            leakage=options.leakage or "refuse",
+            repair=repair,
+            runner=runner,
+            progress=progress,
+        )
 
 
 def push_prepared(
@@ -226,6 +253,13 @@ def summarize(manifest: Manifest, num_versions: int) -> DatasetSummary:
         target=manifest.target.kind,
         source=f"{manifest.source.format} {manifest.source.uri}",
     )
+
+
+def _brought_here(source: str, progress: DownloadProgress | None) -> LocalCopy:
+    """Download what is not here. The files of a prefix are read where they are, by whatever machine needs them."""
+    if source.startswith(SCHEME) and not is_archive(source) and open_files(source).sizes():
+        return LocalCopy(source=source, uri=source)
+    return local_copy(source, progress=progress)
 
 
 class _Counter:
