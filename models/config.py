@@ -44,22 +44,23 @@ class CNNConfig(_Network):
 
 
 class RNNConfig(_Network):
-    """A recurrent net on windows of a series; forecasts the whole horizon from the last state."""
+    """A recurrent net that forecasts a series, or classifies or rates a text or a sound."""
 
     type: Literal["rnn"]
     cell: Literal["simple", "gru", "lstm"] = "gru"
     """`simple` has an activation to choose; the gates of `gru` and `lstm` fix theirs."""
     hidden_size: int = Field(default=64, gt=0)
-    """Units of each recurrent layer."""
+    """Units of each recurrent layer, and numbers that stand for a word."""
     layers: int = Field(default=1, gt=0)
     """Recurrent layers, one on top of the other."""
     segment: int = Field(default=1, gt=0)
     """Time steps read at once through a linear layer, as SegRNN does; must divide `data.lookback`. A day or half a
-    day of an hourly series (24, 12) is faster and more accurate than 1."""
+    day of an hourly series (24, 12) is faster and more accurate than 1. A step of a sound is 10 ms, one of a text is a
+    word, which is read by itself."""
 
 
 class FMConfig(_Network):
-    """A factorization machine (Rendle 2010) on categorical and numeric fields."""
+    """A factorization machine (Rendle 2010) on categorical and numeric fields and on sparse rows."""
 
     type: Literal["fm"]
     factors: int = Field(default=16, gt=0)
