@@ -65,7 +65,8 @@ class RetryPolicy:
     read_timeout_s: float = 30.0
     """Longest silence within an answer, and how long an object's bytes may flow at less than `min_bytes_per_s`."""
     min_bytes_per_s: float = 8 * 2**10
-    """What is slower is cut and goes on over a new connection: a sixteenth of a 1 Mbit/s link, but no drip."""
+    """What is slower is cut and goes on over a new connection: a sixteenth of a 1 Mbit/s link, but no drip. Of
+    listings and other small answers only the silence is watched."""
     expired_s: float = 60.0
     """How long to look for new credentials: enough for whoever rotates them, too short to waste machines."""
     first_pause_s: float = 0.1
@@ -384,7 +385,7 @@ class Store:
                 parts = [*pool.map(lambda number: self._write_part(key, path, number, upload), numbers)]
             self._call(f"finish {key}", lambda s3: _finish(s3, upload, parts, size=size, mark=mark))
         except BaseException:
-            with contextlib.suppress(StoreError):  # the first error is the one that tells
+            with contextlib.suppress(StoreError, NotFoundError):  # the first error is the one that tells
                 self._call(f"abandon {key}", lambda s3: s3.abort_multipart_upload(**upload), _Patience(0.0))
             raise
 

@@ -9,7 +9,7 @@ import struct
 import threading
 from collections import Counter
 from collections.abc import Coroutine
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any, NamedTuple, Self
 
 import aiohttp
@@ -53,6 +53,10 @@ class Fault:
     """Take the request's body this slowly."""
     headers: tuple[tuple[str, str], ...] = ()
     """Replace these headers of the answer."""
+
+    def __str__(self) -> str:
+        given = ((f.name, getattr(self, f.name)) for f in fields(self) if getattr(self, f.name) != f.default)
+        return ",".join(f"{name}={value}" for name, value in given)
 
 
 @dataclass(frozen=True)
