@@ -27,7 +27,7 @@ from orchestrator.data.sources.picture_files import SPLIT_NAMES, detect_pictures
 from orchestrator.data.sources.prepared import Prepared
 from orchestrator.data.sources.ratings import FILES as RATING_FILES
 from orchestrator.data.sources.ratings import rating_columns, read_ratings
-from orchestrator.data.sources.rows import DELIMITERS, as_number, first_rows
+from orchestrator.data.sources.rows import DELIMITERS, as_number, first_rows, refuse_empty
 from orchestrator.data.sources.series import read_series
 from orchestrator.data.sources.sound import read_wav
 from orchestrator.data.sources.svmlight import ROW as SVMLIGHT_ROW
@@ -141,8 +141,7 @@ def _formats_of_file(file: SourceFile, options: SourceOptions) -> list[str]:
 def _formats_of_rows(file: SourceFile, options: SourceOptions) -> list[str]:
     """Return what the first two rows of a text file look like."""
     content = file.head()
-    if not content.strip():
-        raise ConfigError(f"{file} must hold at least 1 row, got an empty file.")
+    refuse_empty(content, file)
     line = next((line for line in content.splitlines() if line.strip() and not line.startswith(b"#")), b"")
     if SVMLIGHT_ROW.match(line):
         return ["svmlight"]

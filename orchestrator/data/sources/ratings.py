@@ -22,7 +22,6 @@ from orchestrator.data.sources.rows import (
     read_delimited,
     require_rows,
     sniff,
-    text_content,
 )
 from orchestrator.data.sources.splitting import SPLIT_KEY, refuse_draw
 
@@ -67,7 +66,7 @@ def rating_columns(fields: Sequence[str]) -> dict[str, str] | None:
 def _read(files: Mapping[str, SourceFile]) -> tuple[Delimited, dict[str, str]]:
     """Return the rows, and what their columns are called."""
     first = next(iter(files.values()))
-    content = text_content(first)
+    content = first.head()
     delimiter = sniff(content, first)
     fields = first_rows(content, delimiter=delimiter)[0]
     header = rating_columns(fields)

@@ -160,8 +160,9 @@ def sniff(content: bytes, file: TextFile) -> str:
     """Return the delimiter of which the first row has the most.
 
     Raises:
-        ConfigError: if it has none.
+        ConfigError: if it has none, or there is no row.
     """
+    refuse_empty(content, file)
     if b"::" in content[:_HEAD_BYTES].split(b"\n", 1)[0]:
         return "::"
     counts = {delimiter: len(first_rows(content, delimiter=delimiter)[0]) for delimiter in DELIMITERS}
@@ -234,6 +235,12 @@ def in_order(word: str) -> tuple[bool, int, str]:
     return (not word.isdecimal(), len(word.lstrip("0")) if word.isdecimal() else 0, word)
 
 
+def refuse_empty(content: bytes, file: TextFile) -> None:
+    """Refuse a file with nothing in it."""
+    if not content or content.isspace():
+        raise ConfigError(f"{file} must hold at least 1 row, got an empty file.")
+
+
 def text_content(file: TextFile) -> bytes:
     """Return the bytes of a text file, without a byte order mark.
 
@@ -241,8 +248,7 @@ def text_content(file: TextFile) -> bytes:
         ConfigError: if it is empty, or holds a NUL byte: then it is no text, or in UTF-16.
     """
     content = file.read().removeprefix(_BOM)
-    if not content.strip():
-        raise ConfigError(f"{file} must hold at least 1 row, got an empty file.")
+    refuse_empty(content, file)
     place = content.find(b"\0")
     if place >= 0:
         row = content.count(b"\n", 0, place) + 1

@@ -13,7 +13,7 @@ from orchestrator.data.manifest import SeriesTarget, Source
 from orchestrator.data.sources.located import ALL, SourceFile, source_name, split_files
 from orchestrator.data.sources.options import SourceOptions, only
 from orchestrator.data.sources.prepared import Part, Prepared
-from orchestrator.data.sources.rows import Delimited, first_rows, read_delimited, require_rows, text_content
+from orchestrator.data.sources.rows import Delimited, first_rows, read_delimited, refuse_empty, require_rows
 
 _CONTEXT_ROWS = 720  # the longest lookback of the published ETT experiments
 
@@ -62,7 +62,8 @@ def cut_series(
 
 def _parse_series(file: SourceFile) -> tuple[list[str], Array]:
     """Return the names of the numeric columns and their values [T, C]."""
-    content = text_content(file)
+    content = file.head()
+    refuse_empty(content, file)
     header, _ = first_rows(content, delimiter=",")
     if len(header) < 2 or _date(header[0]) is not None:
         raise ConfigError(

@@ -70,7 +70,7 @@ def consecutive(counts: Mapping[str, int]) -> dict[str, Ints]:
 
 def equal_rows(columns: Sequence[Column]) -> Ints:
     """Return a number for each row that equal rows share: 0, 1, ... in order of their first rows."""
-    parts = [_row_bytes(column) for column in columns]
+    parts = [_row_bytes(column) for column in columns if isinstance(column, Ragged) or column.size]
     return numbered(parts[0] if len(parts) == 1 else zip(*parts, strict=True))
 
 

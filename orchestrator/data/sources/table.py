@@ -1,11 +1,13 @@
 """Tables: CSV and TSV files with a header, columns of numbers and of categories, and one column to predict."""
 
+from collections.abc import Sequence
+
 import numpy as np
 import pyarrow.compute as pc
 
 from cluster.errors import ConfigError
 from models.features import TARGET, Feature, VectorFeature
-from orchestrator.data.columns import Columns, row_statistics, take
+from orchestrator.data.columns import Array, Columns, row_statistics, take
 from orchestrator.data.manifest import Source
 from orchestrator.data.order import Ints
 from orchestrator.data.sources.located import ALL, source_name, split_files
@@ -34,17 +36,16 @@ def read_table(source: str, options: SourceOptions) -> Prepared:
     labels = read_labels(rows, target_name, options)
     numeric = [name for name in names if _is_numeric(rows, name)]
     categories = {name: rows.column(name) for name in names if name not in numeric}
-    vectors_ND = np.stack([rows.numbers(name) for name in numeric], 1).astype(np.float32) + 0.0 if numeric else None
-    compared = [distinct(values)[0] for values in categories.values()] + ([] if vectors_ND is None else [vectors_ND])
-    splits = split_rows(rows, labels.strata, equal_rows(compared), options)
-    features: dict[str, Feature] = {}
-    columns: Columns = {TARGET: labels.values}
-    if vectors_ND is not None:
-        mean, std = row_statistics(vectors_ND[splits["train"]])
+    numbers_ND = _matrix(rows, numeric)
+    groups = equal_rows([numbers_ND, *(distinct(values)[0] for values in categories.values())])
+    splits = split_rows(rows, labels.strata, groups, options)
+    coded = {name: encoded(values, splits["train"]) for name, values in categories.items()}
+    features: dict[str, Feature] = {name: feature for name, (feature, _) in coded.items()}
+    columns: Columns = {TARGET: labels.values, **{name: indices for name, (_, indices) in coded.items()}}
+    if numeric:
+        mean, std = row_statistics(numbers_ND[splits["train"]])
         features[NUMBERS] = VectorFeature(names=tuple(numeric), mean=mean, std=std)
-        columns[NUMBERS] = vectors_ND
-    for name, values in categories.items():
-        features[name], columns[name] = encoded(values, splits["train"])
+        columns[NUMBERS] = numbers_ND
     return Prepared(
         name=source_name(files),
         features=features,
@@ -54,7 +55,7 @@ def read_table(source: str, options: SourceOptions) -> Prepared:
     )
 
 
-def split_rows(rows: Delimited, strata: np.ndarray, groups: Ints, options: SourceOptions) -> dict[str, Ints]:
+def split_rows(rows: Delimited, strata: Array, groups: Ints, options: SourceOptions) -> dict[str, Ints]:
     """Return the rows of each split: those of its file, or drawn if there is one file."""
     if ALL in rows.files:
         return drawn(strata, groups=groups, options=options, place=rows.place)
@@ -77,6 +78,14 @@ def _feature_names(rows: Delimited, target: str, options: SourceOptions) -> list
     if not names:
         raise ConfigError(f"{rows.place} must have a column besides {target}, got none to predict it from.")
     return names
+
+
+def _matrix(rows: Delimited, names: Sequence[str]) -> Array:
+    """Return columns of numbers, [N, D] float32."""
+    numbers_ND = np.empty((len(rows), len(names)), np.float32)
+    for column, name in enumerate(names):
+        numbers_ND[:, column] = rows.numbers(name)
+    return numbers_ND + 0.0  # -0 is 0
 
 
 def _is_numeric(rows: Delimited, name: str) -> bool:

@@ -53,17 +53,7 @@ class _Texts:
 def read_text(source: str, options: SourceOptions) -> Prepared:
     """Read texts with a class each, or in a CSV with a number; see the module for where they may lie."""
     found = _from_table(source, options) if _is_table(source) else _from_files(source, options)
-    rows = found.splits
-    if rows is None:
-        groups = numbered(" ".join(words(text)) for text in found.texts)
-        rows = drawn(found.labels.strata, groups=groups, options=options, place=found.place)
-    else:
-        refuse_draw(options, found.place)
-    feature, tokens_of = _tokenized(found.texts, rows, options)
-    if found.splits is None:
-        while len(known := _known_from_training(tokens_of, rows)):
-            rows = {"train": np.union1d(rows["train"], known), "test": np.setdiff1d(rows["test"], known)}
-            feature, tokens_of = _tokenized(found.texts, rows, options)
+    rows, feature, tokens_of = _split_and_tokenized(found, options)
     return Prepared(
         name=found.name,
         features={"text": feature},
@@ -71,6 +61,25 @@ def read_text(source: str, options: SourceOptions) -> Prepared:
         splits={s: _part(tokens_of, found.labels, r[mixed(len(r), seed=options.seed or 0)]) for s, r in rows.items()},
         source=Source(format="text" if found.encoding == "utf-8" else f"text ({found.encoding})", uri=source),
     )
+
+
+def _split_and_tokenized(found: _Texts, options: SourceOptions) -> tuple[dict[str, Ints], TextFeature, list[list[int]]]:
+    """Return the rows of each split, the feature, and the tokens of every text.
+
+    In a split that is drawn here, no test row has the words of a training row. The vocabulary is of training, so that
+    two texts may differ only in words that are unknown once the split is drawn: such test rows move to training.
+    """
+    if found.splits is not None:
+        refuse_draw(options, found.place)
+        return found.splits, *_tokenized(found.texts, found.splits, options)
+    groups = numbered(" ".join(words(text)) for text in found.texts)
+    rows = drawn(found.labels.strata, groups=groups, options=options, place=found.place)
+    feature, tokens_of = _tokenized(found.texts, rows, options)
+    while len(known := _known_from_training(tokens_of, rows)):
+        rows = {"train": np.union1d(rows["train"], known), "test": np.setdiff1d(rows["test"], known)}
+        feature, tokens_of = _tokenized(found.texts, rows, options)
+    _require_test(rows, found.place)
+    return rows, feature, tokens_of
 
 
 def _part(tokens_of: Sequence[list[int]], labels: Labels, rows: Ints) -> Part:
@@ -94,6 +103,14 @@ def _known_from_training(tokens_of: Sequence[list[int]], rows: Mapping[str, Ints
     """Return the test rows that are the same tokens as a training row: texts that differ in unknown words only."""
     known = {tuple(tokens_of[row]) for row in rows["train"].tolist()}
     return np.array([row for row in rows["test"].tolist() if tuple(tokens_of[row]) in known], np.int64)
+
+
+def _require_test(rows: Mapping[str, Ints], place: str) -> None:
+    if not len(rows["test"]):
+        raise ConfigError(
+            f"{place} must hold texts that differ in words that training has {MIN_COUNT} times or more, got none for a "
+            "test split. Add texts."
+        )
 
 
 # ---- a column of a CSV
