@@ -211,13 +211,14 @@ def _read_manifest(store: Store, prefix: str) -> CheckpointManifest:
 
 
 def _verified(store: Store, key: str, entry: FileEntry) -> bytes:
-    try:
-        data = store.read(key)
-    except NotFoundError:
-        raise IntegrityError(f"{key} must exist, got no such object.") from None
-    if len(data) != entry.bytes or _sha256(data) != entry.sha256:
-        raise IntegrityError(f"{key} must match its SHA-256, got {len(data)} bytes of {entry.bytes} with another hash.")
-    return data
+    for _ in range(2):  # once more: bytes may be damaged on their way and whole in the store
+        try:
+            data = store.read(key)
+        except NotFoundError:
+            raise IntegrityError(f"{key} must exist, got no such object.") from None
+        if len(data) == entry.bytes and _sha256(data) == entry.sha256:
+            return data
+    raise IntegrityError(f"{key} must match its SHA-256, got {len(data)} bytes of {entry.bytes} with another hash.")
 
 
 def _sha256(data: bytes) -> str:

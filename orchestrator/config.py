@@ -164,9 +164,4 @@ class Experiment(_Frozen):
                 f"normalization (techniques.regularization: layers), got {self.train.batch_size}. "
                 f"Use {2 * pieces} or more, or techniques.regularization: penalty"
             )
-        if self.model.type == "rnn" and self.data.lookback is None:
-            raise ValueError(
-                "data.lookback and data.horizon must be given for model.type rnn, got neither. "
-                "For an hourly series: lookback: 96, horizon: 24"
-            )
         return self

@@ -9,6 +9,7 @@ runs/RUN/
 """
 
 import json
+import logging
 import queue
 import secrets
 import tempfile
@@ -27,6 +28,8 @@ from cluster.storage import Store
 from models.config import ResolvedTechniques
 from models.features import Signature
 from orchestrator.config import Experiment
+
+log = logging.getLogger(__name__)
 
 HEARTBEAT_S = 1.0
 LOST_AFTER_S = 10.0  # a run that says "running" and has not written for this long has lost its driver
@@ -232,26 +235,34 @@ class RunLog:
             while not self._stop.wait(HEARTBEAT_S):
                 self._write()
             self._write()
-            self._write_events(last=True)
+            self._write_events([], last=True)
         except Exception as error:  # carried to the training thread, which raises it
             self._error = error
 
     def _write(self) -> None:
-        newest: list[Metrics] = []
+        reported: list[list[Metrics]] = []
         while not self._epochs.empty():
-            newest = self._epochs.get()
-            if self._events:
-                self._events.add(newest[-1])
-        if newest:
-            lines = "".join(json.dumps(m, sort_keys=True) + "\n" for m in newest)
+            reported.append(self._epochs.get())
+        if reported:
+            lines = "".join(json.dumps(m, sort_keys=True) + "\n" for m in reported[-1])
             self._store.write(f"runs/{self._run}/metrics.jsonl", lines.encode())
-            self._write_events(last=False)
+            self._write_events([history[-1] for history in reported], last=False)
         body = self._status.model_copy(update={"updated": time.time()}).model_dump_json()
         self._store.write(f"runs/{self._run}/status.json", body.encode())
 
-    def _write_events(self, *, last: bool) -> None:
-        if self._events and (found := self._events.file(complete=last)):
-            self._store.write(f"runs/{self._run}/tensorboard/{found.name}", found.read_bytes())
+    def _write_events(self, epochs: list[Metrics], *, last: bool) -> None:
+        if self._events is None:
+            return
+        try:
+            for metrics in epochs:
+                self._events.add(metrics)
+            if found := self._events.file(complete=last):
+                self._store.write(f"runs/{self._run}/tensorboard/{found.name}", found.read_bytes())
+            if last:
+                self._events.close()
+        except OSError as error:  # the local disk: a copy of the metrics is not worth a training
+            log.warning("run %s: no more TensorBoard events, which are first written to disk: %s", self._run, error)
+            self._events = None
 
 
 class _TensorBoard:
@@ -276,6 +287,10 @@ class _TensorBoard:
         if complete and self._writer:
             self._writer.close()  # waits for the writer's own thread, which `flush` does not
         return next(Path(self._folder.name).iterdir(), None)
+
+    def close(self) -> None:
+        """Remove the local copy."""
+        self._folder.cleanup()
 
 
 def _body(record: RunRecord) -> bytes:

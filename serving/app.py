@@ -22,9 +22,9 @@ from ray.serve.schema import ApplicationStatusOverview
 from torch import Tensor
 
 from cluster.storage import Store
-from models.features import CategoricalFeature, Signature
+from models.features import CategoricalFeature, Signature, TextFeature
 from serving.gateway import GatewaySettings, Kind, UnavailableError, create_app
-from serving.inputs import Batch, InputError, parse_picture, parse_samples, read_json
+from serving.inputs import Batch, InputError, join_batches, parse_file, parse_samples, read_json
 from serving.outputs import describe_answers
 from serving.protocol import describe_output, describe_tensors, parse_request
 from serving.registry import LoadedModel, check_golden, load, read_golden
@@ -90,19 +90,18 @@ class Gateway:
 
 def predict_together(model: LoadedModel, batches: list[Batch]) -> list[Tensor]:
     """Answer several requests in one pass, each with its own number of samples."""
-    joined = {name: torch.cat([batch[name] for batch in batches]) for name in batches[0]}
     sizes = [len(next(iter(batch.values()))) for batch in batches]
-    return list(torch.split(model.predict(joined), sizes))
+    return list(torch.split(model.predict(join_batches(batches)), sizes))
 
 
 def parse_content(kind: Kind, content: bytes, signature: Signature) -> tuple[Any, Batch]:
-    """The parsed JSON (``None`` for a picture) and the batch in a request's body.
+    """The parsed JSON (``None`` for a file) and the batch in a request's body.
 
     Raises:
         InputError: if it is not what the model reads.
     """
-    if kind == "picture":
-        return None, parse_picture(content, signature)
+    if kind == "file":
+        return None, parse_file(content, signature)
     request = read_json(content)
     parse = parse_request if kind == "infer" else parse_samples
     return request, parse(request, signature)
@@ -130,7 +129,7 @@ def describe_model(model: LoadedModel) -> dict[str, Any]:
     version = model.version
     features = {
         name: feature.model_copy(update={"vocabulary": feature.vocabulary[:LISTED_VALUES]})
-        if isinstance(feature, CategoricalFeature)
+        if isinstance(feature, CategoricalFeature | TextFeature)
         else feature
         for name, feature in version.signature.features.items()
     }

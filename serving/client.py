@@ -67,7 +67,7 @@ class Client:
         if isinstance(inputs, Path):
             inputs = _read_file(inputs)
         if isinstance(inputs, bytes):
-            return self._post(path, inputs, media_type=_picture_type(inputs))
+            return self._post(path, inputs, media_type=_file_type(inputs))
         return self._post(path, _json_body(inputs), media_type="application/json")
 
     def predict_words(self, name: str, words: Sequence[str]) -> dict[str, Any]:
@@ -253,8 +253,9 @@ def _json_body(value: Any) -> bytes:
         raise InputError("out_of_range", None, "the inputs must be finite numbers, got NaN or infinity.") from None
 
 
-def _picture_type(content: bytes) -> str:
-    return "image/png" if content.startswith(b"\x89PNG") else "image/jpeg"
+def _file_type(content: bytes) -> str:
+    kinds = {b"\x89PNG": "image/png", b"RIFF": "audio/wav"}
+    return kinds.get(content[:4], "image/jpeg")
 
 
 def _pause_s(response: requests.Response | None) -> float:

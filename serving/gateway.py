@@ -20,11 +20,11 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from cluster.errors import OrchestratorError
 from serving.inputs import InputError
 
-Kind = Literal["json", "picture", "infer"]
+Kind = Literal["json", "file", "infer"]
 
 BODY_LIMIT_BYTES = 16 * 2**20  # a phone's photo has 3 to 8 MB
 OPEN_PATHS = frozenset({"/", "/docs", "/openapi.json", "/v2/health/live", "/v2/health/ready"})
-PICTURE_TYPES = ("image/png", "image/jpeg")
+FILE_TYPES = ("image/png", "image/jpeg", "audio/wav", "audio/x-wav", "audio/wave", "audio/vnd.wave")
 PAGE_HEADERS = {
     "Content-Security-Policy": "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; "
     "img-src blob: data:; connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
@@ -193,7 +193,7 @@ def _add_models(app: FastAPI, endpoints: Endpoints) -> None:
 def _add_predictions(app: FastAPI, endpoints: Endpoints) -> None:
     @app.post("/models/{name}/predict", summary="Ask a model", openapi_extra=PREDICT_SCHEMA)
     async def predict(name: str, request: Request) -> JSONResponse:
-        """Send one sample `{feature: value}`, a list of samples, or, to a model of pictures, a PNG or JPEG file."""
+        """Send one sample `{feature: value}`, a list of samples, or a PNG, JPEG or WAV file."""
         await _require_name(endpoints, name)
         return await _ask(endpoints, name, *await _read_content(request))
 
@@ -230,10 +230,10 @@ async def _require_name(endpoints: Endpoints, name: str) -> None:
 
 async def _read_content(request: Request) -> tuple[Kind, bytes]:
     media_type = request.headers.get("content-type", "application/json").partition(";")[0].strip().lower()
-    if media_type in PICTURE_TYPES:
-        return "picture", await request.body()
+    if media_type in FILE_TYPES:
+        return "file", await request.body()
     if media_type == "multipart/form-data":
-        return "picture", await _read_upload(request)
+        return "file", await _read_upload(request)
     _require_json(request)
     return "json", await request.body()
 
@@ -242,7 +242,7 @@ def _require_json(request: Request) -> None:
     media_type, _, rest = request.headers.get("content-type", "application/json").partition(";")
     charset = rest.strip().lower().removeprefix("charset=").strip('"')
     if media_type.strip().lower() != "application/json" or charset not in ("", "utf-8"):
-        message = "Content-Type must be application/json in UTF-8; predict also takes image/png and image/jpeg."
+        message = f"Content-Type must be application/json in UTF-8; predict also takes {', '.join(FILE_TYPES[:3])}."
         raise InputError("unsupported_type", "Content-Type", message, status=415)
 
 
@@ -250,7 +250,7 @@ async def _read_upload(request: Request) -> bytes:
     async with request.form(max_files=1, max_fields=0) as form:
         upload = form.get("file")
         if upload is None or isinstance(upload, str):
-            raise InputError("missing_field", "file", "the form must hold a picture named 'file', got none.")
+            raise InputError("missing_field", "file", "the form must hold a file named 'file', got none.")
         return await upload.read()
 
 
@@ -306,6 +306,7 @@ PREDICT_SCHEMA = {
             "application/json": {"schema": {"oneOf": [{"type": "object"}, {"type": "array"}]}},
             "image/png": _BINARY,
             "image/jpeg": _BINARY,
+            "audio/wav": _BINARY,
             "multipart/form-data": {"schema": _FORM},
         },
     }

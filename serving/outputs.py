@@ -7,7 +7,15 @@ from typing import Any
 
 from torch import Tensor
 
-from models.features import CategoricalFeature, ClassTarget, ForecastTarget, NumberTarget, SeriesFeature, Signature
+from models.features import (
+    BoxesTarget,
+    CategoricalFeature,
+    ClassTarget,
+    ForecastTarget,
+    NumberTarget,
+    SeriesFeature,
+    Signature,
+)
 from serving.inputs import Batch, InputError
 
 TOP = 5
@@ -58,6 +66,8 @@ def _describe(row: Tensor, signature: Signature) -> dict[str, Any]:
         case ForecastTarget():
             channels = series_channels(signature)
             return {"forecast": [dict(zip(channels, step, strict=True)) for step in row.tolist()]}
+        case BoxesTarget():
+            raise AssertionError("no model answers with boxes")
     raise AssertionError(f"no model answers {signature.target.kind}")
 
 

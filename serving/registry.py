@@ -345,7 +345,7 @@ def _build(
 def _record_golden(model: LoadedModel) -> Golden:
     signature = model.version.signature
     example = example_batch(signature, size=GOLDEN_SIZE, seed=GOLDEN_SEED)
-    request = request_of({name: example[name] for name in signature.features}, signature)
+    request = request_of(example, signature)
     try:
         outputs = describe_output(model.predict(parse_request(request, signature)), signature)
     except InputError as error:

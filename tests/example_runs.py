@@ -7,6 +7,7 @@ from fake_store import MemoryStore
 from cluster.storage import Store
 from models.config import CNNConfig, FMConfig, MLPConfig, ModelConfig, RNNConfig, Techniques, resolve_techniques
 from models.features import (
+    AudioFeature,
     CategoricalFeature,
     ClassTarget,
     ForecastTarget,
@@ -14,6 +15,8 @@ from models.features import (
     NumberTarget,
     SeriesFeature,
     Signature,
+    SparseFeature,
+    TextFeature,
     VectorFeature,
 )
 from models.network import build
@@ -46,10 +49,24 @@ SERIES = Signature(
     features={"series": SeriesFeature(channels=("load", "heat"), mean=(10.0, 0.0), std=(2.0, 1.0))},
     target=ForecastTarget(lookback=6, horizon=3),
 )
+TEXTS = Signature(
+    features={"text": TextFeature(vocabulary=("a", "film", "fine", ",", "unknown"), max_tokens=5)},
+    target=ClassTarget(classes=("bad", "good", "neither")),
+)
+SOUNDS = Signature(
+    features={"sound": AudioFeature(sample_rate=8000, max_samples=1000)},
+    target=ClassTarget(classes=("yes", "no")),
+)
+ROWS = Signature(
+    features={"row": SparseFeature(columns=30)}, target=NumberTarget(mean=0.0, std=1.0, minimum=-9.0, maximum=9.0)
+)
 EXAMPLES: dict[str, tuple[ModelConfig, Signature]] = {
     "pictures": (CNNConfig(type="cnn", channels=(4, 4)), PICTURES),
     "table": (MLPConfig(type="mlp", hidden=(8,)), TABLE),
     "ratings": (FMConfig(type="fm", factors=4), RATINGS),
+    "texts": (RNNConfig(type="rnn", hidden_size=8), TEXTS),
+    "sounds": (RNNConfig(type="rnn", hidden_size=8), SOUNDS),
+    "rows": (FMConfig(type="fm", factors=4), ROWS),
     "series": (RNNConfig(type="rnn", hidden_size=8), SERIES),
 }
 

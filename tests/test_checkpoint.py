@@ -86,6 +86,21 @@ def test_any_damage_is_noticed_and_the_checkpoint_before_is_taken(data: st.DataO
     assert "00000002-00000002" in found.passed_over[0]
 
 
+def test_a_byte_damaged_on_its_way_does_not_cost_the_checkpoint() -> None:
+    store, seen = saved(1, 2), set[str]()
+
+    def damage_each_first_read(key: str, data: bytes) -> bytes:
+        first = key not in seen and "safetensors" in key
+        seen.add(key)
+        return data[:-1] + bytes([data[-1] ^ 1]) if first else data
+
+    store.damage = damage_each_first_read
+    found = newest_valid(store, run=RUN)
+    assert found is not None
+    assert found.state.progress.update == 2
+    assert found.passed_over == []
+
+
 def test_a_crash_at_any_write_leaves_the_checkpoint_before() -> None:
     for crash_at in range(5):
         store = saved(1)

@@ -85,7 +85,6 @@ WRONG = [
     ("data.name=../x", "data.name must be 1 to 63 of a-z, 0-9"),
     ("data.name=UPPER", "data.name must be 1 to 63 of a-z, 0-9"),
     ("data.lookback=3", "data.lookback and data.horizon must be given together, got 3 and None."),
-    ("model={type: rnn}", "data.lookback and data.horizon must be given for model.type rnn, got neither."),
     (
         "scaling={workers: 2, logical_workers: 3}",
         "scaling.logical_workers must be a multiple of scaling.workers (2), got 3",

@@ -1,6 +1,8 @@
 """The record of a run: how it is written while it works, and how a lost one is told from a working one."""
 
 import json
+import shutil
+import tempfile
 import time
 from typing import Any
 
@@ -97,6 +99,21 @@ def test_the_log_is_in_the_store_when_it_is_closed(store: Any) -> None:
     assert (status.phase, status.epoch) == ("finished", 1)
     (events,) = store.list("runs/one/tensorboard/")
     assert b"train_loss" in store.read(events.key)
+
+
+def test_a_full_local_disk_costs_the_events_and_nothing_else(store: Any, monkeypatch, tmp_path, caplog) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    log = RunLog(store, "one")
+    history = [{"epoch": 1.0, "train_loss": 0.5}]
+    shutil.rmtree(next(tmp_path.iterdir()))  # as little to be written to as a full disk
+    next_to_it = tmp_path / "orchestrator-events"
+    monkeypatch.setattr(log._events._folder, "name", str(next_to_it))
+    next_to_it.write_text("a file where a folder must be")
+    with log:
+        log.epoch(history)
+    assert read_history(store, "one") == history
+    assert [r.getMessage() for r in caplog.records if "no more TensorBoard events" in r.getMessage()]
+    assert store.list("runs/one/tensorboard/") == []
 
 
 def test_an_error_of_the_store_reaches_the_training(store: Any) -> None:

@@ -3,6 +3,7 @@
 import asyncio
 import io
 import json
+import wave
 from collections.abc import Iterator
 from typing import Any
 
@@ -145,7 +146,7 @@ def test_requests_answered_in_one_pass_get_each_their_own_answer(endpoints, kind
 
 def test_models_and_servers_are_described(client):
     models = client.get("/models").json()["models"]
-    assert [model["name"] for model in models] == ["pictures", "ratings", "series", "table"]
+    assert [model["name"] for model in models] == sorted(EXAMPLES)
     assert models[3]["metrics"] == {"loss": 0.25, "accuracy": 0.5}
     assert client.get("/v2").json()["name"] == "orchestrator"
     described = client.get("/v2/models/series").json()
@@ -406,3 +407,14 @@ def test_a_fault_of_ours_is_500_without_details(client, endpoints, monkeypatch):
     response = client.post(PREDICT, json=GOOD)
     assert_refused(response, 500, "internal_error")
     assert "secret" not in response.text
+
+
+def test_a_sound_is_answered_as_a_file_and_as_a_form(client):
+    file = io.BytesIO()
+    with wave.open(file, "wb") as out:
+        out.setparams((1, 2, 8000, 100, "NONE", None))
+        out.writeframes(bytes(range(200)))
+    content = file.getvalue()
+    answer = client.post("/models/sounds/predict", content=content, headers={"Content-Type": "audio/wav"})
+    assert answer.status_code == 200 and "class" in answer.json()["prediction"]
+    assert client.post("/models/sounds/predict", files={"file": ("a.wav", content)}).json() == answer.json()

@@ -4,9 +4,9 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, Literal, Protocol, TypeVar
 
-from cluster.config import StoreSettings
 from cluster.errors import ClusterError, ConfigError
 from cluster.session import ray_session, resolve_address
+from cluster.storage import Store
 from orchestrator.data.columns import Columns
 from orchestrator.data.sources.prepared import Piece
 
@@ -73,7 +73,7 @@ class OnRay:
 
 @contextmanager
 def runner_for(
-    pieces: Sequence[Piece], *, on_cluster: OnCluster, address: str | None = None, store: StoreSettings | None = None
+    pieces: Sequence[Piece], *, on_cluster: OnCluster, address: str | None, store: Store
 ) -> Iterator[Runner]:
     """Yield where to work: with ``auto`` the cluster, if one is there and the source is large, else this process.
 
@@ -84,7 +84,7 @@ def runner_for(
     if on_cluster == "never" or (on_cluster == "auto" and not (large and _has_cluster(address))):
         yield Here()
         return
-    with ray_session(address, store=store):
+    with ray_session(address, store=store.settings):
         yield OnRay()
 
 

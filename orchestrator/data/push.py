@@ -118,7 +118,7 @@ def push(
     prepared = prepare(copy.source, format=format or copy.format, options=options)
     origin = {"uri": copy.uri, "licence": copy.licence or prepared.source.licence}
     pieces = [piece for part in prepared.splits.values() for piece in part.pieces]
-    with runner_for(pieces, on_cluster=on_cluster, address=address, store=store.settings) as runner:
+    with runner_for(pieces, on_cluster=on_cluster, address=address, store=store) as runner:
         return push_prepared(
             store,
             replace(prepared, source=prepared.source.model_copy(update=origin)),
