@@ -347,7 +347,7 @@ def test_what_cannot_be_read_is_refused(source, format, options, error, message)
 def test_typed_options_are_checked():
     options = parse_options({"classes": "cifar10", "split_sizes": [3, 2, 1], "side": 32})
     assert options == SourceOptions(classes=("cifar10",), split_sizes=(3, 2, 1), side=32)
-    with pytest.raises(ConfigError, match="option must be one of classes, split_sizes, side, .*, got 'size'"):
+    with pytest.raises(ConfigError, match=r"option must be one of classes, split_sizes, side, .*, got 'size'"):
         parse_options({"size": 32})
     with pytest.raises(ConfigError, match=r"option side must fit: Input should be greater than .* 16, got 3"):
         parse_options({"side": 3})

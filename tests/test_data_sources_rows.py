@@ -351,6 +351,7 @@ def test_malformed_sparse_rows_are_named_with_file_and_row(tmp_path, text, messa
         ({"train.csv": PEOPLE, "test.csv": PEOPLE}, "table"),
         ({"train.svm": "1 1:2\n", "test.svm": "1 1:2\n"}, "svmlight"),
         ({"a/1.wav": b"", "b/1.wav": b"", "README.txt": "About."}, "wav"),
+        ({"a/1.wav": b"", "b/1.wav": b"", "testing_list.txt": "a/1.wav", "about.txt": "a, b"}, "wav"),
         ({"a/1.txt": "good", "b/1.txt": "bad"}, "text"),
         ({"x.pos": "good", "x.neg": "bad"}, "text"),
         ({"good.txt": "good", "bad.txt": "bad"}, "text"),

@@ -117,9 +117,10 @@ def _formats_of_folder(files: Files, names: Sequence[str], options: SourceOption
     if any(name.lower().endswith(".wav") for name in names):
         fits.append("wav")
     texts = text_files(names)
-    if len(texts) > 1 or any("/" in name for name in texts):
+    if any("/" in name or not name.lower().endswith(".txt") for name in texts):
         fits.append("text")
-    return fits + _formats_of_tables(files, names, options)
+    fits += _formats_of_tables(files, names, options)
+    return fits or (["text"] if len(texts) > 1 else [])  # beside other files, loose ones are notes and lists
 
 
 def _formats_of_tables(files: Files, names: Sequence[str], options: SourceOptions) -> list[str]:

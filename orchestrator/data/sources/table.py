@@ -17,7 +17,7 @@ from orchestrator.data.sources.rows import Delimited, as_numbers, distinct, enco
 from orchestrator.data.sources.splitting import drawn, equal_rows, refuse_draw
 from orchestrator.data.sources.targets import read_labels, target_column
 
-SUFFIXES = (".csv", ".tsv", ".data", ".txt")
+SUFFIXES = (".csv", ".tsv")
 NUMBERS = "numbers"
 """The feature of all columns of numbers."""
 
@@ -29,7 +29,7 @@ _ID_NAMES = ("id", "index", "uuid", "guid")
 def read_table(source: str, options: SourceOptions) -> Prepared:
     """Read a table; its rows are split stratified by class, or at random, unless the files are the splits."""
     only(options, "table", "target", "ignore", "task", "seed", "test_share")
-    files = split_files(source, suffixes=SUFFIXES[:2])
+    files = split_files(source, suffixes=SUFFIXES)
     rows = read_delimited(files)
     target_name = target_column(rows.names, options, rows.place)
     names = _feature_names(rows, target_name, options)
