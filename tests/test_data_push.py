@@ -8,7 +8,7 @@ from fake_store import MemoryStore
 
 from cluster.errors import ConfigError, NotFoundError, StoreUnavailableError
 from cluster.session import ray_session
-from models.features import TARGET, ClassTarget, ImageFeature, TextFeature
+from models.features import TARGET, CategoricalFeature, ClassTarget, ImageFeature, TextFeature, VectorFeature
 from orchestrator.data.columns import Columns, Ragged, image_statistics, join, row_statistics
 from orchestrator.data.dataset import manifest_key, open_dataset
 from orchestrator.data.manifest import Source
@@ -316,6 +316,24 @@ def test_the_target_does_not_make_a_copy_another_row():
     other_label = {"image": columns["image"][5:6], TARGET: 1 - columns[TARGET][5:6]}
     with pytest.raises(ConfigError, match="row 0 of test is row 5 of train"):
         push_prepared(MemoryStore(), replace(content, splits={**content.splits, "test": Part.of(other_label)}))
+
+
+def test_rows_that_differ_in_a_category_alone_are_no_copies():
+    def part(city: int) -> Part:
+        numbers = np.arange(20, dtype=np.float32).reshape(10, 2)
+        return Part.of({"numbers": numbers, "city": np.full(10, city, np.int32), TARGET: np.zeros(10, np.int64)})
+
+    content = Prepared(
+        name="cities",
+        features={
+            "numbers": VectorFeature(names=("x", "y"), mean=(0.0, 0.0), std=(1.0, 1.0)),
+            "city": CategoricalFeature(vocabulary=("here", "there")),
+        },
+        target=ClassTarget(classes=("no", "yes")),
+        splits={"train": part(1), "test": part(2)},
+        source=Source(format="test", uri="test"),
+    )
+    assert push_prepared(MemoryStore(), content).changed
 
 
 @pytest.mark.store

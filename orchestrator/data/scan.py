@@ -13,7 +13,7 @@ from orchestrator.data.columns import Array, Column, Columns, Ragged, columns_of
 from orchestrator.data.manifest import DatasetTarget
 
 COMPARED = {"image", "text", "audio", "vector", "sparse"}
-"""Kinds that tell a row from another. Categories and series repeat by their nature."""
+"""Kinds that tell a row from another. Categories alone, and series, repeat by their nature."""
 
 _PICTURES_PER_PIECE = 256  # of those kept as files, for the statistics: the mean is then known to a fraction of a level
 _RAGGED = {"text", "audio", "sparse"}
@@ -39,7 +39,8 @@ class Scan:
 def scan(columns: Columns, features: Mapping[str, Feature], target: DatasetTarget) -> Scan:
     """Read one piece through."""
     first = next(iter(columns.values()))
-    compared = [columns[name] for name, feature in sorted(features.items()) if feature.kind in COMPARED]
+    told_apart = any(feature.kind in COMPARED for feature in features.values())
+    compared = [columns[name] for name in sorted(features)] if told_apart else []
     ragged = [columns[name] for name, feature in features.items() if feature.kind in _RAGGED]
     return Scan(
         rows=len(first),
