@@ -15,6 +15,8 @@ STORED_FORMATS = ("JPEG", "PNG")
 """What a dataset holds and a client may send; others are converted when a source is read."""
 MAX_PIXELS = 64_000_000  # 192 MB decoded as RGB; the finest telephones take 50 million
 
+DRAFT = 2  # a JPEG decoded at a part of its size, but this times as large as wanted, moves a pixel by 0.2 of 255
+
 Fit = Literal["crop", "stretch"]
 """What happens to a picture of another aspect ratio."""
 
@@ -43,8 +45,8 @@ def decode_picture(
     The picture is turned as its EXIF data say, transparent pixels are laid on white, 16 bits are reduced to 8, and
     colours become grey or grey becomes colours, as C says. It is then scaled, up or down, bilinearly and without
     aliasing: ``crop`` fills H x W and cuts off what stands out on both sides alike, ``stretch`` keeps everything and
-    gives up the aspect ratio. A JPEG much larger than that is decoded at a half, a quarter or an eighth of its size,
-    which takes a fraction of the time. The same bytes give the same pixels, as far as Pillow's version is the same.
+    gives up the aspect ratio. A JPEG four times as large or more is decoded at a half, a quarter or an eighth of its
+    size: a fifth of the time for 12 million pixels. The same bytes give the same pixels with the same Pillow.
 
     Raises:
         PictureError: if the bytes are no whole picture, or one of more than ``max_pixels``.
@@ -52,8 +54,8 @@ def decode_picture(
     channels, height, width = shape
     picture = open_picture(data, max_pixels=max_pixels)
     with _decoding():
-        longer = max(height, width)  # of both sides, since the picture may lie on its side
-        picture.draft(_MODES[channels], (longer, longer))
+        least = DRAFT * max(height, width)  # for both sides, since the picture may lie on its side
+        picture.draft(_MODES[channels], (least, least))
         flat = flatten(picture, channels)
         box = _centre(flat.size, (width, height)) if fit == "crop" else None
         return to_array(flat.resize((width, height), Image.Resampling.BILINEAR, box=box))

@@ -16,7 +16,9 @@ def is_plain(text: str) -> bool:
 
 
 def check_class_names(classes: Sequence[str], place: str) -> None:
-    """Refuse names of classes that are empty, equal, or not plain text."""
+    """Refuse names of classes that are missing, empty, equal, or not plain text."""
+    if not classes:
+        raise ConfigError(f"{place} must name the classes, got none. Name them in option classes.")
     name, count = Counter(classes).most_common(1)[0]
     if count > 1:
         raise ConfigError(f"{place} must give every class a name of its own, got {name!r} {count} times. Rename one.")
@@ -32,16 +34,6 @@ def check_labels(labels: Array, num_classes: int, where: Callable[[int], str]) -
         raise ConfigError(
             f"the label in {where(int(wrong[0]))} must be in 0..{num_classes - 1}, got {labels[wrong[0]]}. Correct "
             "it, or name all classes."
-        )
-
-
-def require_all_classes(training_labels: Array, classes: Sequence[str], place: str) -> None:
-    """Refuse a class of which there is nothing to learn from."""
-    missing = np.setdiff1d(np.arange(len(classes)), training_labels)
-    if len(missing):
-        raise ConfigError(
-            f"the training split of {place} must hold every class, got nothing of {classes[missing[0]]!r}. Add "
-            "pictures of it, or leave the class out."
         )
 
 

@@ -2,6 +2,10 @@
 
     format              source                                                          task
     huggingface-images  folder of train-*.parquet, test-*.parquet with pictures         classes
+    image-folder        train/CLASS/*.jpg and test/CLASS/*.jpg, or CLASS/*.jpg          classes
+    cifar               CIFAR-10's or CIFAR-100's batches, binary or pickled            classes
+    idx                 train-images-idx3-ubyte, ... (MNIST), gzipped or not            classes
+    voc                 JPEGImages, Annotations and ImageSets of Pascal VOC             boxes
     table               CSV or TSV with a header, or train.csv and test.csv             classes or a number
     text                CLASS/*.txt, *.pos and *.neg, or a CSV with a column of texts   classes or a number
     wav                 CLASS/*.wav or CLASS_*.wav                                      classes
@@ -19,8 +23,11 @@ from pathlib import Path, PurePosixPath
 
 from cluster.errors import ConfigError, NotFoundError
 from orchestrator.data.sources.bundles import BUNDLES, read_bundle
+from orchestrator.data.sources.cifar import read_cifar
 from orchestrator.data.sources.files import SCHEME, Files, Folder
 from orchestrator.data.sources.huggingface import read_huggingface_images
+from orchestrator.data.sources.idx import read_idx
+from orchestrator.data.sources.image_folder import read_image_folder
 from orchestrator.data.sources.located import SourceFile
 from orchestrator.data.sources.options import SourceOptions
 from orchestrator.data.sources.picture_files import SPLIT_NAMES, detect_pictures, list_files
@@ -37,9 +44,14 @@ from orchestrator.data.sources.table import SUFFIXES as TABLE_SUFFIXES
 from orchestrator.data.sources.table import read_table
 from orchestrator.data.sources.targets import TARGET_NAMES
 from orchestrator.data.sources.text import read_text, text_column, text_files
+from orchestrator.data.sources.voc import read_voc
 
 FORMATS: Mapping[str, Callable[[str, SourceOptions], Prepared]] = {
     "huggingface-images": read_huggingface_images,
+    "image-folder": read_image_folder,
+    "cifar": read_cifar,
+    "idx": read_idx,
+    "voc": read_voc,
     "table": read_table,
     "text": read_text,
     "wav": read_wav,

@@ -26,19 +26,20 @@ from orchestrator.data.sources.classes import (
     check_class_names,
     check_labels,
     numbered_classes,
-    require_all_classes,
 )
-from orchestrator.data.sources.files import Bucket, Files
+from orchestrator.data.sources.files import Bucket, Files, Folder
 from orchestrator.data.sources.options import SourceOptions, only
 from orchestrator.data.sources.picture_files import (
     SPLIT_NAMES,
     cut_into_pieces,
     default_name,
     list_files,
+    path_of,
     with_test_split,
 )
 from orchestrator.data.sources.pictures import Look, choose_form, look_at_some, picture_column
 from orchestrator.data.sources.prepared import Part, Prepared
+from orchestrator.data.sources.splitting import consecutive, require_classes
 
 CIFAR10_CLASSES = tuple("airplane automobile bird cat deer dog frog horse ship truck".split())  # noqa: SIM905
 
@@ -60,8 +61,9 @@ def read_huggingface_images(source: str, options: SourceOptions) -> Prepared:
     classes = _classes(everything, splits["train"], options)
     for file in everything:
         _check_labels(file, classes)
-    training = np.concatenate([_numbers(file.labels, classes) for file in splits["train"]])
-    require_all_classes(training, classes, files.uri)
+    labels = np.concatenate([_numbers(file.labels, classes) for file in everything])
+    counts = {split: sum(len(file.labels) for file in found) for split, found in splits.items()}
+    require_classes(labels, classes, consecutive(counts), files.uri)
     feature = choose_form([look for split in splits.values() for look in _looks(split)], options)
     return Prepared(
         name=default_name(files),
@@ -93,7 +95,7 @@ class ParquetFile:
     @property
     def place(self) -> str:
         """As messages call it."""
-        return f"{self.files.uri}/{self.name}"
+        return path_of(self.files, self.name)
 
 
 @dataclass(frozen=True)
@@ -114,7 +116,7 @@ class ParquetPiece:
 
     def read(self) -> Columns:
         """Return the pictures and their labels."""
-        place = f"{self.files.uri}/{self.name}"
+        place = path_of(self.files, self.name)
         columns = [f"{self.picture_column}.bytes", self.label_column]
         with _opened(self.files, self.name, self.file_bytes) as file:
             table = file.read_row_groups(list(self.row_groups), columns)
@@ -172,7 +174,7 @@ def _split_names(files: Files, sizes: Mapping[str, int]) -> dict[str, list[str]]
 
 def _read_footer(files: Files, name: str, num_bytes: int, target: str | None) -> ParquetFile:
     """Read the footer and the labels of a file."""
-    place = f"{files.uri}/{name}"
+    place = path_of(files, name)
     with _opened(files, name, num_bytes) as file:
         schema, metadata = file.schema_arrow, file.metadata
         pictures, labels = _column_names(schema, target, place)
@@ -301,13 +303,14 @@ def _opened(files: Files, name: str, num_bytes: int) -> Iterator[pq.ParquetFile]
     if isinstance(files, Bucket):
         content = pa.PythonFile(_Object(_store(files.settings), name, num_bytes), mode="r")
     else:
-        content = pa.OSFile(f"{files.uri}/{name}")
+        assert isinstance(files, Folder)
+        content = pa.OSFile(str(files.path / name))
     with content:
         try:
             yield pq.ParquetFile(content)
         except (pa.ArrowException, OSError) as error:
             raise ConfigError(
-                f"{files.uri}/{name} must be a whole Parquet file, got {error}. Download it again."
+                f"{path_of(files, name)} must be a whole Parquet file, got {error}. Download it again."
             ) from error
 
 

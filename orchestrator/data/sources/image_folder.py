@@ -18,6 +18,7 @@ from cluster.errors import ConfigError
 from models.features import TARGET, ClassTarget, ImageFeature
 from orchestrator.data.columns import Columns
 from orchestrator.data.manifest import Source
+from orchestrator.data.order import Ints
 from orchestrator.data.sources.classes import check_class_names
 from orchestrator.data.sources.files import Files, Folder
 from orchestrator.data.sources.options import SourceOptions, only
@@ -28,13 +29,12 @@ from orchestrator.data.sources.picture_files import (
     default_name,
     list_files,
     mixed,
+    path_of,
     with_test_split,
 )
 from orchestrator.data.sources.pictures import choose_form, look_at_some, picture_column
 from orchestrator.data.sources.prepared import Part, Prepared
-from orchestrator.data.sources.splitting import stratified
-
-TEST_SHARE = 0.2
+from orchestrator.data.sources.splitting import drawn, numbered, refuse_draw
 
 _READ_THREADS = 16  # files of a bucket are waited for
 
@@ -51,7 +51,7 @@ def read_image_folder(source: str, options: SourceOptions) -> Prepared:
         look_at_some(
             len(everything),
             read=lambda row: files.read(everything[row]),
-            where=lambda row: f"{files.uri}/{everything[row]}",
+            where=lambda row: path_of(files, everything[row]),
         ),
         options,
     )
@@ -84,7 +84,7 @@ class FolderPiece:
         pictures = picture_column(
             self.rows,
             read=lambda row: self.files.read(self.names[row]),
-            where=lambda row: f"{self.files.uri}/{self.names[row]}",
+            where=lambda row: path_of(self.files, self.names[row]),
             feature=self.feature,
         )
         return {"image": pictures, TARGET: np.array(self.labels, np.int64)}
@@ -120,9 +120,7 @@ def _splits(files: Files, sizes: Mapping[str, int], options: SourceOptions) -> d
         _check_place(name, files.uri, has_splits=has_splits)
     if not has_splits:
         return _drawn(files, sizes, options)
-    for option in ("test", "test_share", "seed"):
-        if getattr(options, option) is not None:
-            raise ConfigError(f"{option} must be left out for {files.uri}, which has splits of its own. Remove it.")
+    refuse_draw(options, files.uri)
     return _given(files, sizes)
 
 
@@ -168,37 +166,29 @@ def _given(files: Files, sizes: Mapping[str, int]) -> dict[str, list[str]]:
 def _drawn(files: Files, sizes: Mapping[str, int], options: SourceOptions) -> dict[str, list[str]]:
     names = list(sizes)
     if options.test is not None:
-        for option in ("test_share", "seed"):
-            if getattr(options, option) is not None:
-                raise ConfigError(f"{option} must be left out if test says which files are the test split. Remove one.")
-        in_test = [fnmatchcase(PurePosixPath(name).name, options.test) for name in names]
-        cause = f"match the pattern {options.test} of option test"
+        rows = _matching(names, options, files)
     else:
-        in_test = _draw(files, sizes, test_share=options.test_share or TEST_SHARE, seed=options.seed or 0)
-        cause = "be drawn for the test split"
-    if all(in_test) or not any(in_test):
+        classes = np.unique([_class_of(name) for name in names], return_inverse=True)[1]
+        rows = drawn(classes, groups=numbered(_contents(files, sizes)), options=options, place=files.uri)
+    return {split: [names[row] for row in chosen] for split, chosen in rows.items()}
+
+
+def _matching(names: Sequence[str], options: SourceOptions, files: Files) -> dict[str, Ints]:
+    """Return the rows of train and test where a pattern says which files test."""
+    for option in ("test_share", "seed"):
+        if getattr(options, option) is not None:
+            raise ConfigError(f"{option} must be left out if option test says which files test, got both. Remove one.")
+    pattern = str(options.test)
+    in_test = np.array([fnmatchcase(PurePosixPath(name).name, pattern) for name in names])
+    if in_test.all() or not in_test.any():
         raise ConfigError(
-            f"some of the {len(names)} files of {files.uri}, and not all, must {cause}, got {sum(in_test)}."
+            f"option test must match the names of some files of {files.uri}, and not of all, got {pattern!r}, which "
+            f"matches {in_test.sum()} of {len(names)}."
         )
-    return {
-        "train": [name for name, test in zip(names, in_test, strict=True) if not test],
-        "test": [name for name, test in zip(names, in_test, strict=True) if test],
-    }
+    return {"train": np.flatnonzero(~in_test), "test": np.flatnonzero(in_test)}
 
 
-def _draw(files: Files, sizes: Mapping[str, int], *, test_share: float, seed: int) -> list[bool]:
-    """Return which files test, the same share of every class; those with equal content are all on one side."""
-    contents = _contents(files, sizes)
-    labels: dict[str, str] = {}
-    for name, content in contents.items():
-        labels.setdefault(content, _class_of(name))
-    numbers = np.unique(list(labels.values()), return_inverse=True)[1]
-    _, test = stratified(numbers, test_share=test_share, seed=seed)
-    drawn = {content for content, chosen in zip(labels, np.isin(np.arange(len(labels)), test), strict=True) if chosen}
-    return [content in drawn for content in contents.values()]
-
-
-def _contents(files: Files, sizes: Mapping[str, int]) -> dict[str, str]:
+def _contents(files: Files, sizes: Mapping[str, int]) -> list[str]:
     """Return a word for the content of each file: its own name, unless others have as many bytes, or its SHA-256."""
     by_size: dict[int, list[str]] = defaultdict(list)
     for name, size in sizes.items():
@@ -206,7 +196,8 @@ def _contents(files: Files, sizes: Mapping[str, int]) -> dict[str, str]:
     alike = [name for names in by_size.values() if len(names) > 1 for name in names]
     with ThreadPoolExecutor(_READ_THREADS) as pool:
         digests = pool.map(lambda name: hashlib.sha256(files.read(name)).hexdigest(), alike)
-        return {name: name for name in sizes} | dict(zip(alike, digests, strict=True))
+        contents = {name: name for name in sizes} | dict(zip(alike, digests, strict=True))
+    return list(contents.values())
 
 
 def _check_classes(splits: Mapping[str, Sequence[str]], classes: Sequence[str], files: Files) -> None:
@@ -220,7 +211,7 @@ def _check_classes(splits: Mapping[str, Sequence[str]], classes: Sequence[str], 
         for name in names:
             if _class_of(name) not in classes:
                 raise ConfigError(
-                    f"the class of {files.uri}/{name} must be in the training split too, got none of its pictures "
+                    f"the class of {path_of(files, name)} must be in the training split too, got none of its pictures "
                     "there. Add some, or remove it."
                 )
 

@@ -63,6 +63,11 @@ def refuse_hostile(name: str, place: str) -> None:
         raise ConfigError(f"{place} must hold files with plain names, got {name!r}. Rename it.")
 
 
+def path_of(files: Files, name: str) -> str:
+    """Return what to call a file in a message."""
+    return f"{files.uri.rstrip('/')}/{name}"
+
+
 def default_name(files: Files) -> str:
     """Return a dataset's name made of the name of its folder or prefix."""
     return as_name(files.path.resolve().name if isinstance(files, Folder) else PurePosixPath(files.uri).name)

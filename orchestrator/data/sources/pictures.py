@@ -20,6 +20,7 @@ from models.pictures import (
     decode_picture,
     flatten,
     is_grey,
+    is_turned,
     open_picture,
     to_array,
     upright_size,
@@ -51,6 +52,8 @@ class Look:
     width: int
     height: int
     channels: int
+    is_turned: bool
+    """Whether EXIF data say that the pixels have to be turned or mirrored; width and height are those after it."""
 
     @property
     def size(self) -> str:
@@ -73,7 +76,7 @@ def look_at(data: bytes | None, where: str) -> Look:
     with _naming(where):
         picture = open_picture(data or b"", formats=SOURCE_FORMATS)
         width, height = upright_size(picture)
-        return Look(where, width, height, channels=1 if is_grey(picture) else 3)
+        return Look(where, width, height, channels=1 if is_grey(picture) else 3, is_turned=is_turned(picture))
 
 
 def choose_form(looks: Sequence[Look], options: SourceOptions) -> ImageFeature:

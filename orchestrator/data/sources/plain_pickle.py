@@ -1,0 +1,96 @@
+"""Reads pickles that hold nothing but dicts, lists, numbers, texts and arrays of bytes, and runs nothing of them.
+
+A pickle is a program that may import and call anything. This reader hands out four stand-ins of its own for the names
+that an array of bytes is made of, and refuses every other name before anything of it is imported.
+"""
+
+import io
+import pickle
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+
+from cluster.errors import ConfigError
+from orchestrator.data.columns import Array
+
+
+def read_plain_pickle(data: bytes, place: str) -> dict[str, Any]:
+    """Return the dict that a pickle of Python 2 or 3 holds; texts that are not keys may be bytes.
+
+    Raises:
+        ConfigError: if it is no pickle, holds something else, or names anything that could be called.
+    """
+    try:
+        found = _Unpickler(io.BytesIO(data), encoding="bytes").load()
+    except _RefusedError as error:
+        raise ConfigError(
+            f"{place} must be a pickle of numbers, texts and arrays of bytes, got one that names {error}, which could "
+            "run anything. Do not open it; take the binary version."
+        ) from None
+    except Exception as error:  # an unpickler raises whatever damaged data lead it to
+        raise ConfigError(
+            f"{place} must be a whole pickle, got a damaged one ({type(error).__name__}: {error}). Download it again."
+        ) from error
+    if not isinstance(found, dict):
+        raise ConfigError(f"{place} must be a pickled dict, got {type(found).__name__}. Download it again.")
+    values = {_text(key): value for key, value in found.items()}
+    return {key: value.array(place) if isinstance(value, _Array) else value for key, value in values.items()}
+
+
+class _RefusedError(Exception):
+    """A pickle names something else."""
+
+
+class _Type:
+    """In place of `numpy.dtype`: only its name counts."""
+
+    def __init__(self, name: object) -> None:
+        self.name = _text(name)
+
+    def __setstate__(self, state: object) -> None:
+        """Leave out the byte order and what records need; bytes have neither."""
+
+
+class _Array:
+    """In place of `numpy.ndarray`: what is needed to make one, to be checked first."""
+
+    state: object = None
+
+    def __setstate__(self, state: object) -> None:
+        self.state = state
+
+    def array(self, place: str) -> Array:
+        """Return the array.
+
+        Raises:
+            ConfigError: if it is not of bytes, or has not as many as its shape says.
+        """
+        match self.state:
+            case (int(), tuple(shape), _Type(name="u1"), bool(is_fortran), bytes(content)):
+                if all(isinstance(n, int) and n >= 0 for n in shape) and np.prod(shape, dtype=object) == len(content):
+                    return np.frombuffer(content, np.uint8).reshape(shape, order="F" if is_fortran else "C")
+        raise ConfigError(f"{place} must hold arrays of bytes, with as many as their shape says, got another.")
+
+
+class _Unpickler(pickle.Unpickler):
+    def find_class(self, module: str, name: str) -> Callable[..., Any]:
+        if (module, name) not in _STAND_INS:
+            raise _RefusedError(f"{module}.{name}")
+
+        def stand_in(*arguments: object) -> object:  # a new one each time: a pickle may change what it is given
+            return _STAND_INS[module, name](*arguments)
+
+        return stand_in
+
+
+def _text(value: object) -> str:
+    return value.decode("latin-1") if isinstance(value, bytes) else str(value)
+
+
+_STAND_INS: Mapping[tuple[str, str], Callable[..., Any]] = {
+    ("numpy", "ndarray"): lambda *_: _Array(),
+    ("numpy", "dtype"): lambda name, *_: _Type(name),
+    ("numpy.core.multiarray", "_reconstruct"): lambda *_: _Array(),
+    ("numpy._core.multiarray", "_reconstruct"): lambda *_: _Array(),  # NumPy 2
+}
