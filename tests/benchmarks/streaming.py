@@ -3,13 +3,14 @@
     shuffled_vs_raw           samples/s of ours, shuffled, / raw threads that do not shuffle; both first passes
     shuffled_vs_raw_shuffled  the same / raw threads that shuffle
     shuffled_vs_best_peer     the same / the fastest peer with its shuffle on; both first passes
-    cached_vs_best_peer       ours from the memory cache / the fastest peer; both second passes
+    shuffled_vs_best_mixing   the same, of peers whose shuffle leaves neighbours' classes correlated by less than 0.5
+    cached_vs_best_peer       ours from the memory cache / the fastest shuffled peer; both second passes
     cached_vs_store           ours, second pass from the memory cache / second pass from the store
     two_consumers_vs_one      samples/s of two processes together / of one
 
 Higher is better in all. `images` are 3x32x32 uint8 (344,064 of them are 1 GiB), `pictures` JPEG files of about 100 kB
 that every loader decodes with Pillow to 3x224x224, `rows` are user, item, context and rating; all sorted by class.
-The S3 server and the loader share the machine. Each run is a process of its own; imports, a client of the store and
+The S3 server and the loader share the machine. Each run is a process of its own; imports, clients of the store and
 the start of Ray are not counted, everything after is: opening the dataset, its index and footers. Every sample is
 touched, and every pass is checked for samples that are missing or repeated. The loaders take turns; of a loader's
 variants (threads, workers) the fastest in the first turn goes on. A local cache of a peer serves its second pass.
@@ -27,7 +28,7 @@ import tempfile
 import time
 from collections import defaultdict
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, NamedTuple, Self
 
@@ -48,10 +49,19 @@ HERE = Path(__file__).parent
 TIMEOUT_S = 900
 LOOK_S = 0.2  # how often memory is looked at
 MIB = 2**20
-SHUFFLE_ROWS = DataConfig(name="benchmark").shuffle_rows
-FEWER_ROWS = 16_384
-"""What the raw and Ray's shuffle buffers hold, and ours in the comparison of memory."""
+SHUFFLE_MB = DataConfig(name="benchmark").shuffle_mb
+BUFFER_MB = 48
+"""A smaller window of ours, in the comparison of memory too; as many images as the other buffers hold."""
+BUFFER_ROWS = 16_384
+"""What the raw and Ray's shuffle buffers hold."""
 PEERS = {"mosaic": "mosaicml-streaming", "webdataset": "webdataset", "litdata": "litdata"}
+LITDATA = {
+    "as_is": {"window": "auto", "batch_decode": "auto"},
+    "full": {"window": "full", "batch_decode": 0},
+}
+"""As it is, it shuffles 256 samples that lie together, which hardly mixes sorted data: both are measured."""
+MIXED = 0.5
+"""A loader mixes the data if neighbours' classes correlate less than this, in its first pass."""
 PEER_SHARE = 10
 """One row of numbers costs a peer as much as an image does: they get one in so many of the rows."""
 MEMORY_CACHE_MB = 64
@@ -94,6 +104,8 @@ class Bench:
     folder: Path
     peers: Path | None
     """The peers' Python."""
+    cache: Path
+    """Of our reader, in memory where the machine can."""
     ratios: dict[str, list[float]] = field(default_factory=dict)
     values: dict[str, list[float]] = field(default_factory=dict)
     absent: dict[str, str] = field(default_factory=dict)
@@ -103,8 +115,15 @@ class Bench:
 def main() -> None:
     """Measure and report."""
     arguments = _arguments()
-    with tempfile.TemporaryDirectory(prefix="orchestrator-bench-") as folder, _local_store(folder) as store:
-        bench = Bench(store, Path(folder), peers=None)
+    shared_memory = Path("/dev/shm")
+    with (
+        tempfile.TemporaryDirectory(prefix="orchestrator-bench-") as folder,
+        tempfile.TemporaryDirectory(
+            prefix="orchestrator-bench-", dir=shared_memory if shared_memory.is_dir() else None
+        ) as cache,
+        _local_store(folder) as store,
+    ):
+        bench = Bench(store, Path(folder), peers=None, cache=Path(cache) / "cache")
         if arguments.peers:
             bench.peers, bench.absent = make_peers(arguments.peers, may_install=not arguments.quick)
         else:
@@ -122,21 +141,14 @@ def measure(bench: Bench, kind: str, rows: int, *, repetitions: int) -> None:
     data = streaming_data.make(kind, rows)
     entries = _entries(data, peers=[name for name in PEERS if bench.peers and name not in bench.absent])
     paths = _write(bench, data, {entry.loader for entry in entries})
+    entries = [entry for entry in entries if entry.loader in paths]
     runs: dict[str, list[Run]] = defaultdict(list)
-    fastest: dict[str, dict[str, Any]] = {}
     for repetition in range(repetitions):
-        for entry in [entry for entry in entries if f"{kind} {entry.name}" not in bench.absent]:
-            variants = entry.variants if repetition == 0 else (fastest[entry.name],)
-            try:
-                found = [run(bench, _task(bench, data, entry.loader, paths, v), entry.consumers) for v in variants]
-            except RunError as error:
-                bench.absent[f"{kind} {entry.name}"] = str(error)
-                _say(f"{kind} {entry.name}: {error}")
-                continue
-            best = max(range(len(found)), key=lambda i: found[i].samples_per_s(0))
-            fastest[entry.name] = variants[best]
-            runs[entry.name].append(found[best])
-            _say(f"{kind} {repetition + 1}/{repetitions} {entry.name}: {_in_words(variants, found)}")
+        for number, entry in enumerate(entries):
+            variant, found = _run_fastest(bench, data, entry, paths)
+            entries[number] = replace(entry, variants=(variant,) if found else ())
+            runs[entry.name] += found
+            _say(f"{kind} {repetition + 1}/{repetitions} {entry.name}: {_in_words(variant, found)}")
     complete = {name: found for name, found in runs.items() if len(found) == repetitions}
     _note_ratios(bench, kind, complete, peers=[e.name for e in entries if e.shuffled_peer and e.name in complete])
     _note_values(bench, kind, complete, rows=data.rows)
@@ -145,7 +157,7 @@ def measure(bench: Bench, kind: str, rows: int, *, repetitions: int) -> None:
 def measure_memory(bench: Bench, rows: int) -> None:
     """See how much memory our reader takes for a fifth of the images and for all of them."""
     used = []
-    options = _ours(shuffle_rows=FEWER_ROWS, cache_mb=MEMORY_CACHE_MB)
+    options = _ours(shuffle_mb=BUFFER_MB, cache_mb=MEMORY_CACHE_MB)
     for name, count in (("fifth", rows // 5), ("all", rows)):
         data = streaming_data.make("images", count)
         streaming_data.push(bench.store, data, name=f"memory-{name}")
@@ -156,8 +168,24 @@ def measure_memory(bench: Bench, rows: int) -> None:
             bench.absent["memory"] = str(error)
             return
         bench.values[f"memory_{name}_mb"] = [used[-1]]
-    bench.values["memory_named_mb"] = [MEMORY_CACHE_MB + 2 * FEWER_ROWS * 3 * 32 * 32 / MIB]
+    bench.values["memory_named_mb"] = [MEMORY_CACHE_MB + 2 * BUFFER_MB]
     bench.ratios["memory_all_vs_fifth"] = [used[1] / used[0]]
+
+
+def _run_fastest(
+    bench: Bench, data: Data, entry: Entry, paths: dict[str, list[str]]
+) -> tuple[dict[str, Any], list[Run]]:
+    """Run all variants of a line and return the fastest in its first pass; no run, with the reason noted, if none."""
+    found: list[tuple[dict[str, Any], Run]] = []
+    for variant in entry.variants:
+        try:
+            found.append((variant, run(bench, _task(bench, data, entry.loader, paths, variant), entry.consumers)))
+        except RunError as error:
+            bench.absent[f"{data.kind} {entry.name} {json.dumps(variant)}"] = str(error)
+    if not found:
+        return {}, []
+    variant, best = max(found, key=lambda pair: pair[1].samples_per_s(0))
+    return variant, [best]
 
 
 def run(bench: Bench, task: Task, consumers: int) -> Run:
@@ -166,7 +194,8 @@ def run(bench: Bench, task: Task, consumers: int) -> Run:
     Raises:
         RunError: if it ends with an error or leaves a sample out.
     """
-    shutil.rmtree(task.folder, ignore_errors=True)
+    for cache in (task.folder, bench.cache):
+        shutil.rmtree(cache, ignore_errors=True)
     load = os.getloadavg()[0]
     with contextlib.ExitStack() as stack:
         processes = [stack.enter_context(Consumer(bench, task, number)) for number in range(consumers)]
@@ -240,23 +269,27 @@ def _local_store(folder: str) -> Iterator[Store]:
 
 def _entries(data: Data, *, peers: list[str]) -> list[Entry]:
     """Return what is compared on one kind of data."""
-    threads = [{"threads": number, "shuffle_rows": FEWER_ROWS} for number in (2, 4)]
-    workers = tuple({"workers": number} for number in (0, 1, 2))
+    threads = [{"threads": number, "shuffle_rows": BUFFER_ROWS} for number in (2, 4)]
     return [
         Entry("ours", "ours", (_ours(),)),
-        Entry("ours_fewer_rows", "ours", (_ours(shuffle_rows=FEWER_ROWS),)),
+        Entry("ours_small_window", "ours", (_ours(shuffle_mb=BUFFER_MB),)),
         Entry("ours_cached", "ours", (_ours(cache_mb=2048),)),
         Entry("ours_two_consumers", "ours", (_ours(consumers=2),), consumers=2),
         Entry("raw", "raw", tuple(threads)),
         Entry("raw_shuffled", "raw_shuffled", tuple(threads)),
         Entry("ray_data", "ray_data", ({"shuffle_rows": 0},)),
-        Entry("ray_data_shuffled", "ray_data", ({"shuffle_rows": FEWER_ROWS},), shuffled_peer=True),
-        *(Entry(peer, peer, workers, shuffled_peer=True) for peer in peers),
+        Entry("ray_data_shuffled", "ray_data", ({"shuffle_rows": BUFFER_ROWS},), shuffled_peer=True),
+        *(_peer(peer, peer, {}) for peer in peers if peer != "litdata"),
+        *(_peer(f"litdata_{name}", "litdata", options) for name, options in LITDATA.items() if "litdata" in peers),
     ]
 
 
-def _ours(*, shuffle_rows: int = SHUFFLE_ROWS, cache_mb: int = 0, consumers: int = 1) -> dict[str, Any]:
-    return {"shuffle_rows": shuffle_rows, "cache_mb": cache_mb, "consumers": consumers}
+def _peer(name: str, loader: str, options: dict[str, Any]) -> Entry:
+    return Entry(name, loader, tuple({"workers": number, **options} for number in (0, 1, 2)), shuffled_peer=True)
+
+
+def _ours(*, shuffle_mb: int = SHUFFLE_MB, cache_mb: int = 0, consumers: int = 1) -> dict[str, Any]:
+    return {"shuffle_mb": shuffle_mb, "cache_mb": cache_mb, "consumers": consumers}
 
 
 def _write(bench: Bench, data: Data, loaders: set[str]) -> dict[str, list[str]]:
@@ -273,7 +306,7 @@ def _write(bench: Bench, data: Data, loaders: set[str]) -> dict[str, list[str]]:
         try:
             paths[peer] = _written_by_peer(bench, task, records)
         except RunError as error:
-            bench.absent[f"{data.kind} {peer}"] = str(error)
+            bench.absent[f"{data.kind} {peer}"] = f"could not write: {error}"
     return paths
 
 
@@ -403,6 +436,7 @@ def _environment(bench: Bench) -> dict[str, str]:
         "AWS_REGION": settings.region,
         "AWS_ENDPOINT_URL": settings.endpoint_url,
         "S3_ENDPOINT_URL": settings.endpoint_url,  # MosaicML's name for it
+        "ORCHESTRATOR_CACHE": str(bench.cache),
         "PYTHONPATH": str(ROOT),
         "RAY_DEDUP_LOGS": "0",
     }
@@ -428,6 +462,9 @@ def _note_ratios(bench: Bench, kind: str, runs: dict[str, list[Run]], *, peers: 
     def note(ratio: str, above: list[float], below: list[float]) -> None:
         bench.ratios[f"{ratio}{suffix}"] = [a / b for a, b in zip(above, below, strict=True)]
 
+    def best(names: list[str], number: int) -> list[float]:
+        return [max(turn) for turn in zip(*(speeds(name, number) for name in names), strict=True)]
+
     suffix = "" if kind == "images" else f"_{kind}"
     if "ours" not in runs:
         return
@@ -436,10 +473,13 @@ def _note_ratios(bench: Bench, kind: str, runs: dict[str, list[Run]], *, peers: 
             note(f"shuffled_vs_{other}", speeds("ours", 0), speeds(other, 0))
             note(f"shuffled_vs_{other}_second", speeds("ours", 1), speeds(other, 1))
     if peers:
-        best = [max(turn) for turn in zip(*(speeds(peer, 0) for peer in peers), strict=True)]
-        note("shuffled_vs_best_peer", speeds("ours", 0), best)
-        best = [max(turn) for turn in zip(*(speeds(peer, 1) for peer in peers), strict=True)]
-        note("shuffled_vs_best_peer_second", speeds("ours", 1), best)
+        note("shuffled_vs_best_peer", speeds("ours", 0), best(peers, 0))
+        note("shuffled_vs_best_peer_second", speeds("ours", 1), best(peers, 1))
+    mixing = [peer for peer in peers if abs(runs[peer][0].passes[0][0].neighbour_correlation) < MIXED]
+    if mixing:
+        note("shuffled_vs_best_mixing", speeds("ours", 0), best(mixing, 0))
+    if peers and "ours_cached" in runs:
+        note("cached_vs_best_peer", speeds("ours_cached", 1), best(peers, 1))
     if "ours_cached" in runs:
         note("cached_vs_store", speeds("ours_cached", 1), speeds("ours", 1))
     if "ours_two_consumers" in runs:
@@ -466,11 +506,11 @@ def _note_values(bench: Bench, kind: str, runs: dict[str, list[Run]], *, rows: i
         bench.values["images_full_shuffle_neighbour_distance"] = [distance]
 
 
-def _in_words(variants: tuple[dict[str, Any], ...], found: list[Run]) -> str:
+def _in_words(variant: dict[str, Any], found: list[Run]) -> str:
     return "; ".join(
         f"{variant}: {run.samples_per_s(0):,.0f} and {run.samples_per_s(1):,.0f} samples/s, first batch "
         f"{run.passes[0][0].first_batch_s:.2f} s, {run.memory_mb:.0f} MB, load {run.load:.1f}"
-        for variant, run in zip(variants, found, strict=True)
+        for run in found
     )
 
 

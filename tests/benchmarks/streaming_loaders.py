@@ -20,6 +20,7 @@ import torch
 from cluster.config import StoreSettings
 from cluster.storage import Store
 from orchestrator.data.dataset import open_dataset
+from orchestrator.data.reader import Reader
 from tests.benchmarks.streaming_timing import Batch, Passes, Task, decode, run
 
 Columns = dict[str, Any]
@@ -30,20 +31,16 @@ IMAGE_SHAPE = (3, 32, 32)
 
 
 def ours(task: Task) -> Passes:
-    """Our reader. Options: `shuffle_rows`, `cache_mb`, and `consumers`, one logical worker each."""
+    """Our reader. Options: `shuffle_mb`, `cache_mb`, and `consumers`, one logical worker each."""
     options = task.options
     dataset = open_dataset(_store(task), task.paths[0])
-    signature = dataset.signature()
-    reader = dataset.reader(signature, cache_mb=options["cache_mb"])
+    reader = Reader(dataset, dataset.signature(), shuffle_mb=options["shuffle_mb"], cache_mb=options["cache_mb"])
 
     def batches(number: int) -> Iterator[Batch]:
-        plan = dataset.plan(
-            "train",
-            signature,
+        plan = reader.plan(
             seed=0,
             epoch=number,
             logical_workers=options["consumers"],
-            shuffle_rows=options["shuffle_rows"],
             batch_size=task.batch_size * options["consumers"],
             drop_last=False,
         )
@@ -87,7 +84,7 @@ def ray_data(task: Task) -> Passes:
     shuffle_rows = task.options["shuffle_rows"]
     dataset = ray.data.read_parquet(
         [store.arrow_path(key) for key in task.paths],
-        filesystem=store.arrow_filesystem(),
+        filesystem=_filesystem(task),
         shuffle="files" if shuffle_rows else None,
     )
     if task.kind == "pictures":
@@ -107,9 +104,10 @@ def ray_data(task: Task) -> Passes:
 
 
 def prepare(task: Task) -> None:
-    """Start what a training has started before it reads: its client of the store, and Ray."""
+    """Start what a training has started before it reads: its clients of the store, and Ray."""
     torch.set_num_threads(1)
     _store(task).exists("")
+    _filesystem(task).get_file_info(_store(task).arrow_path(""))
     if task.loader == "ray_data":
         import ray
 
@@ -123,7 +121,7 @@ class _RowGroups:
     def __init__(self, task: Task) -> None:
         store = _store(task)
         self._task = task
-        self._filesystem = store.arrow_filesystem()
+        self._filesystem = _filesystem(task)
         self._mine = threading.local()
         self._pool = ThreadPoolExecutor(task.options["threads"])
         paths = [store.arrow_path(key) for key in task.paths]
@@ -188,13 +186,22 @@ def _windows(groups: Iterator[Columns], rows: int) -> Iterator[Columns]:
             window.append(group)
 
 
+def _store(task: Task) -> Store:
+    return _connected(StoreSettings.model_validate(task.store))
+
+
+def _filesystem(task: Task) -> Any:
+    return _arrow(StoreSettings.model_validate(task.store))
+
+
 @cache
 def _connected(settings: StoreSettings) -> Store:
     return Store(settings)
 
 
-def _store(task: Task) -> Store:
-    return _connected(StoreSettings.model_validate(task.store))
+@cache
+def _arrow(settings: StoreSettings) -> Any:
+    return _connected(settings).arrow_filesystem()
 
 
 if __name__ == "__main__":
