@@ -3,11 +3,15 @@
 import hashlib
 import math
 import multiprocessing
+import wave
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
+from PIL import Image
 
 from cluster.errors import RunFailedError
 from models.features import TARGET
@@ -16,6 +20,7 @@ from orchestrator.checkpoint import checkpoint_prefixes
 from orchestrator.config import Experiment, TrainConfig
 from orchestrator.data.dataset import open_dataset
 from orchestrator.data.push import push
+from orchestrator.data.sources.options import SourceOptions
 from orchestrator.runs import RunRecord
 from orchestrator.train import plan_run
 from orchestrator.trainer import (
@@ -53,22 +58,81 @@ MODELS: dict[str, dict[str, Any]] = {
         "techniques": {"preset": "deep", "regularization": "penalty"},
         "train": {"epochs": 2, "batch_size": 4080, "learning_rate": 0.01, "weight_decay": 0.01},
     },
+    "rnn on texts": {
+        "data": {"name": "reviews", "bucket_batches": 3},
+        "model": {"type": "rnn", "hidden_size": 8},
+        "train": {"epochs": 2, "batch_size": 16, "learning_rate": 0.1},
+    },
+    "rnn on sounds": {
+        "data": {"name": "tones"},
+        "model": {"type": "rnn", "cell": "gru", "hidden_size": 8},
+        "train": {"epochs": 2, "batch_size": 8, "learning_rate": 0.1},
+    },
+    "fm on sparse rows": {
+        "data": {"name": "rows"},
+        "model": {"type": "fm", "factors": 4},
+        "train": {"epochs": 2, "batch_size": 16, "learning_rate": 0.01},
+    },
+    "cnn on picture files": {
+        "data": {"name": "colours"},
+        "model": {"type": "cnn", "channels": [4]},
+        "train": {"epochs": 2, "batch_size": 8, "learning_rate": 0.1},
+    },
 }
 
 
 @pytest.fixture(scope="module")
-def store() -> MemoryStore:
-    found = MemoryStore()
+def store(tmp_path_factory: pytest.TempPathFactory) -> MemoryStore:
+    found, folder = MemoryStore(), tmp_path_factory.mktemp("sources")
     for source in ("sklearn:digits", "statsmodels:elnino", "sklearn:china"):
         push(found, source)  # type: ignore[arg-type]
+    options = {"colours": SourceOptions(side=16, encoding="file")}
+    writers = {"reviews": write_texts, "tones": write_sounds, "rows": write_rows, "colours": write_pictures}
+    for name, write in writers.items():
+        push(found, str(write(folder / name)), name=name, options=options.get(name))  # type: ignore[arg-type]
     return found
+
+
+def write_texts(path: Path) -> Path:
+    path.mkdir()
+    lines = [f"a {'very ' * (i % 9)}{word} film number {i},{word}" for word in ("good", "bad") for i in range(40)]
+    (path / "reviews.csv").write_text("\n".join(["text,label", *lines]))
+    return path / "reviews.csv"
+
+
+def write_sounds(path: Path) -> Path:
+    for label, hertz in (("low", 200), ("high", 900)):
+        (path / label).mkdir(parents=True)
+        for i in range(12):
+            samples = np.sin(np.arange(800 + 37 * i) * (2 * math.pi * (hertz + i) / 8000)) * 20_000
+            with wave.open(str(path / label / f"{i}.wav"), "wb") as file:
+                file.setparams((1, 2, 8000, 0, "NONE", ""))
+                file.writeframes(samples.astype("<i2").tobytes())
+    return path
+
+
+def write_rows(path: Path) -> Path:
+    path.mkdir()
+    rows = [" ".join(f"{1 + i * k % 30 + 30 * k}:{k}.5" for k in range(i % 5 + 1)) for i in range(80)]
+    (path / "rows.svm").write_text("\n".join(f"{i % 7 - 3.5} {row}" for i, row in enumerate(rows)))
+    return path / "rows.svm"
+
+
+def write_pictures(path: Path) -> Path:
+    for label, channel in (("red", 0), ("blue", 2)):
+        (path / label).mkdir(parents=True)
+        for i in range(20):
+            pixels = np.full((20 + i, 24, 3), i, np.uint8)
+            pixels[..., channel] = 250 - i
+            Image.fromarray(pixels).save(path / label / f"{i}.png")
+    return path
 
 
 def record_of(store: Any, name: str, *, workers: int = 1, **train: Any) -> RunRecord:
     settings = {**MODELS[name], "scaling": {"workers": workers, "logical_workers": 4}}
     settings["train"] = settings["train"] | train
     experiment = Experiment.model_validate(settings)
-    return plan_run(experiment, open_dataset(store, experiment.data.name), run=f"{name}-run")
+    return plan_run(experiment, open_dataset(store, experiment.data.name), run=f"{name}-run".replace(" ", "-"))
 
 
 def digest(trainer: Trainer) -> str:
@@ -128,7 +192,7 @@ def test_a_stopped_run_continues_to_the_same_bits(
     with monkeypatch.context() as patch, pytest.raises(StoppedError):
         patch.setattr("orchestrator.trainer.train_epoch", stop_in_second_epoch)
         fit(record_of(broken, name, epochs=3), store=broken, world=World())  # type: ignore[arg-type]
-    assert len(list(checkpoint_prefixes(broken, run=f"{name}-run"))) == 1  # type: ignore[arg-type]
+    assert len(list(checkpoint_prefixes(broken, run=f"{name}-run".replace(" ", "-")))) == 1  # type: ignore[arg-type]
     resumed = fit(record_of(broken, name, epochs=3), store=broken, world=World())  # type: ignore[arg-type]
     assert digest(resumed) == digest(unbroken)
 
