@@ -1,148 +1,27 @@
 """Sources: what comes out of each format, and that every malformed input is named with its file and row."""
 
-import io
 from pathlib import Path
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
-from PIL import Image
 
 from cluster.errors import ConfigError, NotFoundError
-from models.features import TARGET, ClassTarget, NumberTarget
+from models.features import TARGET, NumberTarget
 from orchestrator.data.manifest import SeriesTarget
 from orchestrator.data.sources.bundles import pixel_fields
 from orchestrator.data.sources.formats import prepare
-from orchestrator.data.sources.huggingface import CIFAR10_CLASSES
 from orchestrator.data.sources.options import SourceOptions, parse_options
 
 SHARED = Path(__file__).parents[2] / "shared" / "data"
-random = np.random.default_rng(0)
 
 
 def needs(name: str) -> pytest.MarkDecorator:
     return pytest.mark.skipif(not (SHARED / name).exists(), reason=f"shared/data/{name} is not here")
 
 
-def png(pixels: np.ndarray) -> bytes:
-    file = io.BytesIO()
-    Image.fromarray(pixels).save(file, format="PNG")
-    return file.getvalue()
-
-
-def picture_folder(path: Path, pixels: dict[str, np.ndarray] | None = None, *, column: str = "image", **change) -> Path:
-    """Write a small picture dataset as Hugging Face does; `change` replaces a column of the training file."""
-    pixels = pixels or {
-        split: random.integers(0, 256, (rows, 5, 4, 3), np.uint8) for split, rows in (("train", 6), ("test", 3))
-    }
-    for split, images in pixels.items():
-        encoded = [{"bytes": png(image), "path": f"{i}.png"} for i, image in enumerate(images)]
-        table = {column: encoded, "label": [i % 3 for i in range(len(images))]}
-        table |= change if split == "train" else {}
-        present = {name: values for name, values in table.items() if values is not None}
-        pq.write_table(pa.table(present), path / f"{split}-00000-of-00001.parquet")
-    return path
-
-
 def written(path: Path, text: str, *, encoding: str = "utf-8") -> str:
     path.write_bytes(text.encode(encoding))
     return str(path)
-
-
-def test_pictures_come_out_as_they_went_in(tmp_path):
-    pixels = {"train": random.integers(0, 256, (600, 5, 4, 3), np.uint8)}
-    pixels["test"] = pixels["train"][:7]
-    prepared = prepare(str(picture_folder(tmp_path, pixels)))
-    for split, images in pixels.items():
-        assert np.array_equal(prepared.splits[split].columns["image"], images.transpose(0, 3, 1, 2))
-        assert prepared.splits[split].columns[TARGET].tolist() == [i % 3 for i in range(len(images))]
-    feature = prepared.features["image"]
-    assert feature.shape == (3, 5, 4)
-    np.testing.assert_allclose(feature.mean, pixels["train"].mean((0, 1, 2)))
-    assert prepared.target == ClassTarget(classes=("0", "1", "2"))
-
-
-def test_grey_pictures_have_one_channel_and_the_column_may_be_called_img(tmp_path):
-    pixels = {split: random.integers(0, 256, (4, 5, 4), np.uint8) for split in ("train", "test")}
-    prepared = prepare(str(picture_folder(tmp_path, pixels, column="img")))
-    assert prepared.features["image"].shape == (1, 5, 4)
-
-
-def test_class_names_come_from_the_person_or_from_hugging_faces_metadata(tmp_path):
-    folder = picture_folder(tmp_path)
-    named = prepare(str(folder), options=SourceOptions(classes=("a", "b", "c")))
-    assert named.target == ClassTarget(classes=("a", "b", "c"))
-    cifar = prepare(str(folder), options=SourceOptions(classes=("cifar10",)))
-    assert cifar.target == ClassTarget(classes=CIFAR10_CLASSES)
-    file = folder / "train-00000-of-00001.parquet"
-    info = '{"info": {"features": {"label": {"names": ["x", "y", "z"], "_type": "ClassLabel"}}}}'
-    pq.write_table(pq.read_table(file).replace_schema_metadata({"huggingface": info}), file)
-    assert prepare(str(folder)).target == ClassTarget(classes=("x", "y", "z"))
-
-
-two_sizes = [{"bytes": png(np.zeros((5, 4, 3), np.uint8)), "path": "a"}] * 5
-two_sizes.append({"bytes": png(np.zeros((6, 4, 3), np.uint8)), "path": "b"})
-broken = [*two_sizes[:5], {"bytes": b"no picture", "path": "b"}]
-empty = [*two_sizes[:5], {"bytes": None, "path": "b"}]
-
-
-@pytest.mark.parametrize(
-    ("change", "classes", "message"),
-    [
-        ({"image": two_sizes}, None, "pictures of one size, got 4x6 with 3 channels in row 5 and 4x5"),
-        ({"image": broken}, None, "must hold a picture in row 5, got cannot identify image"),
-        ({"image": empty}, None, "must hold a picture in row 5, got cannot identify image"),
-        ({"image": ["text"] * 6}, None, "must have a column 'img' or 'image' of .* got image: string"),
-        ({"label": None}, None, "and a column 'label', got image: struct"),
-        ({"label": [0.5] * 6}, None, "must be a whole number, got type double"),
-        ({"label": [0, 1, None, 1, 1, 1]}, None, "must be given, got nothing in row 2"),
-        ({"label": [0, 1, 1, -1, 1, 1]}, None, r"must be in 0\.\.2, got -1 in row 3"),
-        ({"label": [0, 1, 1, 9, 1, 1]}, ("a", "b", "c"), r"must be in 0\.\.2, got 9 in row 3"),
-        ({"label": [0, 1, 1, 9, 1, 1]}, None, "must take every value from 0 to 9 .* got none of 3"),
-        ({"image": [], "label": []}, None, "must hold at least 1 row, got 0"),
-    ],
-)
-def test_a_malformed_picture_file_is_named_with_its_row(tmp_path, change, classes, message):
-    folder = picture_folder(tmp_path, **change)
-    with pytest.raises(ConfigError, match=message) as raised:
-        prepare(str(folder), options=SourceOptions(classes=classes))
-    assert str(folder) in str(raised.value)
-
-
-def test_splits_of_different_sizes_are_refused(tmp_path):
-    pixels = {"train": np.zeros((3, 5, 4, 3), np.uint8), "test": np.zeros((3, 5, 5, 3), np.uint8)}
-    with pytest.raises(ConfigError, match="got 4x5 with 3 channels in train, 5x5 with 3 channels in test"):
-        prepare(str(picture_folder(tmp_path, pixels)))
-
-
-@pytest.mark.parametrize(
-    ("files", "message"),
-    [
-        ([], "got no Parquet file"),
-        (["train-0.parquet"], "got train-0.parquet"),
-        (["train-0.parquet", "test-0.parquet", "extra-0.parquet"], "got extra-0.parquet, test-0.parquet"),
-    ],
-)
-def test_a_folder_without_the_expected_splits_is_refused(tmp_path, files, message):
-    for file in files:
-        (tmp_path / file).write_bytes(b"")
-    with pytest.raises(ConfigError, match=rf"must hold files named train-\*\.parquet .* {message}"):
-        prepare(str(tmp_path))
-
-
-@pytest.mark.parametrize("content", [b"", b"PAR1 no PAR1", None])
-def test_a_file_that_is_no_parquet_is_refused(tmp_path, content):
-    file = picture_folder(tmp_path) / "test-00000-of-00001.parquet"
-    file.write_bytes(file.read_bytes()[:300] if content is None else content)
-    with pytest.raises(ConfigError, match=r"test-00000-of-00001\.parquet must be a Parquet file"):
-        prepare(str(tmp_path))
-
-
-def test_a_single_parquet_file_is_refused_with_the_cure(tmp_path):
-    file = picture_folder(tmp_path) / "test-00000-of-00001.parquet"
-    with pytest.raises(ConfigError, match=r"must be a folder .* got the file .* Give the folder that holds it"):
-        prepare(str(file))
 
 
 def test_ratings_are_split_at_random_with_a_vocabulary_of_the_training_split(tmp_path):
@@ -372,15 +251,3 @@ def test_etth1_is_cut_as_published():
         "test": (3600, 720),
     }
     assert prepared.features["series"].channels == ("HUFL", "HULL", "MUFL", "MULL", "LUFL", "LULL", "OT")
-
-
-@needs("cifar10/test-00000-of-00001.parquet")
-def test_cifar10_pictures_decode_to_raw_rows(tmp_path):
-    table = pq.read_table(SHARED / "cifar10" / "test-00000-of-00001.parquet").slice(0, 500)
-    for split in ("train", "test"):
-        pq.write_table(table, tmp_path / f"{split}-00000-of-00001.parquet")
-    prepared = prepare(str(tmp_path), options=SourceOptions(classes=("cifar10",)))
-    images = prepared.splits["test"].columns["image"]
-    assert images.shape == (500, 3, 32, 32)
-    expected = np.asarray(Image.open(io.BytesIO(table.column("img")[123].as_py()["bytes"])))
-    assert np.array_equal(images[123].transpose(1, 2, 0), expected)

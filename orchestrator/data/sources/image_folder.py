@@ -202,11 +202,6 @@ def _contents(files: Files, sizes: Mapping[str, int]) -> list[str]:
 
 def _check_classes(splits: Mapping[str, Sequence[str]], classes: Sequence[str], files: Files) -> None:
     check_class_names(classes, files.uri)
-    if len(classes) < 2:
-        raise ConfigError(
-            f"{files.uri} must hold folders of at least 2 classes, got {', '.join(classes)}. Sort the pictures into "
-            "folders named after their classes."
-        )
     for names in splits.values():
         for name in names:
             if _class_of(name) not in classes:
@@ -214,6 +209,11 @@ def _check_classes(splits: Mapping[str, Sequence[str]], classes: Sequence[str], 
                     f"the class of {path_of(files, name)} must be in the training split too, got none of its pictures "
                     "there. Add some, or remove it."
                 )
+    if len(classes) < 2:
+        raise ConfigError(
+            f"{files.uri} must hold folders of at least 2 classes, got {', '.join(classes)}. Sort the pictures into "
+            "folders named after their classes."
+        )
 
 
 def _class_of(name: str) -> str:
