@@ -99,6 +99,7 @@ def parse_words(words: Sequence[str]) -> dict[str, Any]:
         key, equals, text = (part.strip() for part in word.partition("="))
         if not equals or not key:
             raise ConfigError(f"{word!r} must have the form key=value, such as train.epochs=5.")
+        text = json.dumps(text) if text.startswith("*") else text  # a pattern; an alias would need an anchor
         found[key] = parse_document(f"value: {text}", source=word).values["value"]
     return found
 
