@@ -375,7 +375,14 @@ def test_parquet_files_in_two_folders_are_refused(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "damage", [lambda _: b"", lambda _: b"PAR1 no PAR1", lambda data: data[:300], lambda data: data[:-1]]
+    "damage",
+    [
+        lambda _: b"",
+        lambda _: b"PAR1 no PAR1",
+        lambda data: data[:300],
+        lambda data: data[:-1],
+        lambda data: data.replace(b"label", b"lab\xb6l"),
+    ],
 )
 def test_a_file_that_is_no_whole_parquet_is_refused(tmp_path, damage):
     file = parquet_folder(tmp_path) / "test-0-of-1.parquet"
@@ -756,7 +763,7 @@ def test_a_hostile_pickle_runs_nothing(tmp_path, protocol):
         write_all(tmp_path / "source", {"data_batch_1": data})
         refused(
             tmp_path / "source",
-            r"data_batch_1 must be a pickle of numbers, .* got one that names \S+\.\S+, which could",
+            r"data_batch_1 must be a pickle of numbers, .* got one with the name \S+\.\S+, which could",
         )
         assert not canary.exists()
 
@@ -775,7 +782,21 @@ def test_a_hostile_pickle_runs_nothing(tmp_path, protocol):
 def test_names_in_a_pickle_are_refused_however_they_are_written(tmp_path, data):
     cifar10(tmp_path, pickled=True)
     write_all(tmp_path, {"test_batch": data})
-    refused(tmp_path, r"test_batch must be a (pickle of numbers|whole pickle)")
+    refused(tmp_path, "test_batch must be a pickle of numbers, .* got one with the (name|instruction)")
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"\x80\x02]r\xff\xff\xff\x0f.",  # LONG_BINPUT: 4 GB for a table
+        b"\x80\x05\x96\x00\x00\x00\x00\x10\x00\x00\x00.",  # BYTEARRAY8: 64 GB
+        b"\x80\x02]p4000000000\n.",
+    ],
+)
+def test_a_pickle_that_would_take_all_memory_is_refused(tmp_path, data):
+    cifar10(tmp_path, pickled=True)
+    write_all(tmp_path, {"test_batch": data})
+    refused(tmp_path, "test_batch must be a (pickle of numbers, .* got one with place|whole pickle)")
 
 
 def test_what_a_pickle_is_given_cannot_be_changed_for_the_next(tmp_path):

@@ -308,7 +308,7 @@ def _opened(files: Files, name: str, num_bytes: int) -> Iterator[pq.ParquetFile]
     with content:
         try:
             yield pq.ParquetFile(content)
-        except (pa.ArrowException, OSError) as error:
+        except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
             raise ConfigError(
                 f"{path_of(files, name)} must be a whole Parquet file, got {error}. Download it again."
             ) from error

@@ -1,11 +1,13 @@
 """Reads pickles that hold nothing but dicts, lists, numbers, texts and arrays of bytes, and runs nothing of them.
 
-A pickle is a program that may import and call anything. This reader hands out four stand-ins of its own for the names
-that an array of bytes is made of, and refuses every other name before anything of it is imported.
+A pickle is a program that may import and call anything. This reader lets through only the instructions that such data
+need, hands out four stand-ins of its own for the names that an array of bytes is made of, and refuses every other name
+before anything of it is imported.
 """
 
 import io
 import pickle
+import pickletools
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -22,11 +24,12 @@ def read_plain_pickle(data: bytes, place: str) -> dict[str, Any]:
         ConfigError: if it is no pickle, holds something else, or names anything that could be called.
     """
     try:
+        _check_instructions(data)
         found = _Unpickler(io.BytesIO(data), encoding="bytes").load()
     except _RefusedError as error:
         raise ConfigError(
-            f"{place} must be a pickle of numbers, texts and arrays of bytes, got one that names {error}, which could "
-            "run anything. Do not open it; take the binary version."
+            f"{place} must be a pickle of numbers, texts and arrays of bytes, got one with {error}, which could do "
+            "anything. Do not open it; take the binary version."
         ) from None
     except Exception as error:  # an unpickler raises whatever damaged data lead it to
         raise ConfigError(
@@ -39,7 +42,16 @@ def read_plain_pickle(data: bytes, place: str) -> dict[str, Any]:
 
 
 class _RefusedError(Exception):
-    """A pickle names something else."""
+    """A pickle does more; the message says what."""
+
+
+def _check_instructions(data: bytes) -> None:
+    """Refuse instructions that plain data do not need, and those that would take memory without end."""
+    for count, (instruction, argument, _) in enumerate(pickletools.genops(data)):
+        if instruction.name not in _INSTRUCTIONS:
+            raise _RefusedError(f"the instruction {instruction.name}")
+        if instruction.name.endswith("PUT") and int(argument or 0) > count:  # numbered from 0, a table of so many
+            raise _RefusedError(f"place {argument} of a table, of which {count} places are in use at most")
 
 
 class _Type:
@@ -76,7 +88,7 @@ class _Array:
 class _Unpickler(pickle.Unpickler):
     def find_class(self, module: str, name: str) -> Callable[..., Any]:
         if (module, name) not in _STAND_INS:
-            raise _RefusedError(f"{module}.{name}")
+            raise _RefusedError(f"the name {module}.{name}")
 
         def stand_in(*arguments: object) -> object:  # a new one each time: a pickle may change what it is given
             return _STAND_INS[module, name](*arguments)
@@ -87,6 +99,15 @@ class _Unpickler(pickle.Unpickler):
 def _text(value: object) -> str:
     return value.decode("latin-1") if isinstance(value, bytes) else str(value)
 
+
+_INSTRUCTIONS = frozenset(
+    """
+    PROTO FRAME STOP MARK NONE NEWTRUE NEWFALSE INT BININT BININT1 BININT2 LONG1 FLOAT BINFLOAT
+    STRING BINSTRING SHORT_BINSTRING UNICODE BINUNICODE SHORT_BINUNICODE BINBYTES SHORT_BINBYTES
+    LIST EMPTY_LIST APPEND APPENDS DICT EMPTY_DICT SETITEM SETITEMS TUPLE EMPTY_TUPLE TUPLE1 TUPLE2 TUPLE3
+    PUT BINPUT LONG_BINPUT MEMOIZE GET BINGET LONG_BINGET GLOBAL STACK_GLOBAL REDUCE BUILD
+    """.split()  # noqa: SIM905
+)
 
 _STAND_INS: Mapping[tuple[str, str], Callable[..., Any]] = {
     ("numpy", "ndarray"): lambda *_: _Array(),
