@@ -312,6 +312,7 @@ def _write(bench: Bench, data: Data, loaders: set[str]) -> dict[str, list[str]]:
 
 def _written_by_peer(bench: Bench, task: Task, records: Path) -> list[str]:
     folder = Path(task.folder)
+    shutil.rmtree(folder, ignore_errors=True)  # what the last run left
     folder.mkdir()
     command = [*_command(bench, task.loader), "write", json.dumps(asdict(task)), str(records)]
     done = subprocess.run(
