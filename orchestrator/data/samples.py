@@ -20,7 +20,7 @@ from models.features import (
     SeriesFeature,
     Signature,
 )
-from models.pictures import decode_picture
+from models.pictures import Fit, decode_picture, fit_for
 from orchestrator.data.cache import Cache
 from orchestrator.data.columns import Array, Column, Columns, Ragged, from_table, no_rows
 from orchestrator.data.dataset import Dataset
@@ -138,8 +138,8 @@ def _dense(feature: Feature) -> Dense | None:
     return None
 
 
-Decoder = Callable[[Ragged, ImageFeature, bool], Tensor]
-"""Turns picture files into [N, C, H, W] uint8; the last argument says whether all of a picture must be in it."""
+Decoder = Callable[[Ragged, ImageFeature, Fit], Tensor]
+"""Turns picture files into [N, C, H, W] uint8."""
 
 
 def to_tensors(columns: Mapping[str, Tensor | Column], signature: Signature, decode: Decoder) -> dict[str, Tensor]:
@@ -169,7 +169,7 @@ def _feature_tensors(name: str, column: Column, signature: Signature, decode: De
         return {name: _tensor(column[:, :lookback]), TARGET: _tensor(column[:, lookback:])}
     match feature:
         case ImageFeature():
-            return {name: decode(column, feature, signature.target.kind == "boxes")}
+            return {name: decode(column, feature, fit_for(signature.target.kind))}
         case AudioFeature():
             padded = _padded(name, column, torch.float32, fill=0)
             padded[name] /= 32768  # int16
@@ -197,14 +197,14 @@ def _padded(name: str, column: Column, dtype: torch.dtype, *, fill: int) -> dict
     return {name: padded, name + LENGTH: torch.from_numpy(lengths.astype(np.int64))}
 
 
-def decode_files(files: Ragged, feature: ImageFeature, whole: bool, *, pool: ThreadPoolExecutor) -> Tensor:
+def decode_files(files: Ragged, feature: ImageFeature, fit: Fit, *, pool: ThreadPoolExecutor) -> Tensor:
     """Decode picture files with all threads of a pool; see `decode_picture`."""
     pictures = torch.empty((len(files), *feature.shape), dtype=torch.uint8)
     array = pictures.numpy()
 
     def decode(rows: range) -> None:
         for row in rows:
-            array[row] = decode_picture(files[row].tobytes(), feature.shape, fit="stretch" if whole else "crop")
+            array[row] = decode_picture(files[row].tobytes(), feature.shape, fit=fit)
 
     step = max(1, -(-len(files) // _DECODE_CHUNKS))
     list(pool.map(decode, [range(i, min(i + step, len(files))) for i in range(0, len(files), step)]))

@@ -9,6 +9,7 @@ import numpy.typing as npt
 
 from cluster.errors import ConfigError
 from models.features import Feature, ImageFeature
+from models.pictures import Fit, decode_picture, fit_for
 from orchestrator.data.columns import Array, Column, Columns, Ragged, columns_of
 from orchestrator.data.manifest import DatasetTarget
 
@@ -49,7 +50,7 @@ def scan(columns: Columns, features: Mapping[str, Feature], target: DatasetTarge
         fingerprints=_fingerprints(compared),
         lengths=_lengths(ragged),
         levels={
-            name: _levels(columns[name], feature)
+            name: _levels(columns[name], feature, fit_for(target.kind))
             for name, feature in features.items()
             if isinstance(feature, ImageFeature) and not feature.mean
         },
@@ -129,17 +130,15 @@ def _lengths(columns: Sequence[Column]) -> npt.NDArray[np.int32]:
     return np.sum(ragged, axis=0).astype(np.int32) if ragged else np.empty(0, np.int32)
 
 
-def _levels(column: Column, feature: ImageFeature) -> npt.NDArray[np.int64]:
-    images_NCHW = _some_pictures(column, feature.shape) if isinstance(column, Ragged) else column
+def _levels(column: Column, feature: ImageFeature, fit: Fit) -> npt.NDArray[np.int64]:
+    images_NCHW = _some_pictures(column, feature.shape, fit) if isinstance(column, Ragged) else column
     channels = images_NCHW.swapaxes(0, 1).reshape(feature.shape[0], -1)
     return np.stack([np.bincount(channel, minlength=256) for channel in channels])
 
 
-def _some_pictures(files: Ragged, shape: tuple[int, int, int]) -> Array:
-    from models.pictures import decode_picture
-
+def _some_pictures(files: Ragged, shape: tuple[int, int, int], fit: Fit) -> Array:
     step = -(-len(files) // _PICTURES_PER_PIECE)
-    return np.stack([decode_picture(files[row].tobytes(), shape) for row in range(0, len(files), step)])
+    return np.stack([decode_picture(files[row].tobytes(), shape, fit=fit) for row in range(0, len(files), step)])
 
 
 def _statistics(levels: Sequence[npt.NDArray[np.int64]]) -> dict[str, tuple[float, ...]]:

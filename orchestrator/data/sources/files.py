@@ -69,7 +69,8 @@ class Bucket:
 
     def sizes(self) -> dict[str, int]:
         """Return the bytes of every object below the prefix."""
-        return {info.key: info.size for info in self._store.list() if info.size and not _is_hidden(info.key)}
+        objects = (info for info in self._store.list() if not info.key.endswith("/"))  # which stand for folders
+        return {info.key: info.size for info in objects if not _is_hidden(info.key)}
 
     def read(self, name: str) -> bytes:
         """Return an object's content."""
