@@ -1,22 +1,23 @@
 """Pushing: the content is the version, an interrupted push hurts nobody, and repeating it completes it."""
 
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 from fake_store import MemoryStore
+from PIL import Image
 
 from cluster.errors import ConfigError, NotFoundError, StoreUnavailableError
-from cluster.session import ray_session
 from models.features import TARGET, CategoricalFeature, ClassTarget, ImageFeature, TextFeature, VectorFeature
 from orchestrator.data.columns import Columns, Ragged, image_statistics, join, row_statistics
 from orchestrator.data.dataset import manifest_key, open_dataset
 from orchestrator.data.manifest import Source
-from orchestrator.data.pieces import OnRay
 from orchestrator.data.push import ls, push, push_prepared, rows_per_group, show
 from orchestrator.data.shards import sha256
+from orchestrator.data.sources import picture_files
 from orchestrator.data.sources.options import SourceOptions
-from orchestrator.data.sources.prepared import InMemory, Part, Prepared
+from orchestrator.data.sources.prepared import Part, Prepared
 
 
 def prepared(seed: int = 0, rows: int = 100) -> Prepared:
@@ -349,16 +350,28 @@ def test_a_source_may_lie_in_a_bucket(store, tmp_path):
     assert by_prefix.version == by_object.version == local.version
 
 
+def picture_folder(path: Path, *, pictures: int) -> Path:
+    for label in ("cat", "dog"):
+        (path / label).mkdir(parents=True)
+        for i in range(pictures):
+            pixels = np.random.default_rng([i, len(label), ord(label[0])]).integers(0, 256, (80, 70 + i, 3), np.uint8)
+            Image.fromarray(pixels).save(path / label / f"{i}.png")
+    return path
+
+
 @pytest.mark.ray
 @pytest.mark.store
-def test_ray_data_writes_what_one_process_writes(store, ray_cluster):
-    content = sentences()
-    # of the package, which the workers have, while they do not have this file
-    pieces = tuple(InMemory(Numbers(1 + 100 * i, 100).read()) for i in range(5))
-    test = Part(tuple(InMemory(piece.read()) for piece in content.splits["test"].pieces))
-    content = replace(content, splits={"train": Part(pieces), "test": test})
-    alone = push_prepared(MemoryStore(), content).manifest
-    with ray_session(ray_cluster.address):
-        spread = push_prepared(store, content, runner=OnRay()).manifest
+def test_ray_data_writes_what_one_process_writes(store, ray_cluster, tmp_path, monkeypatch):
+    folder = picture_folder(tmp_path / "animals", pictures=12)
+    options = SourceOptions(side=32)
+    monkeypatch.setattr(picture_files, "PIECE_FILES", 5)
+    alone = push(MemoryStore(), str(folder), options=options).manifest
+    spread = push(store, str(folder), options=options, on_cluster="always", address=ray_cluster.address).manifest
+    assert len(alone.splits["train"].shards) == 4
     assert spread.model_copy(update={"created": alone.created}) == alone
-    assert open_dataset(store, "sentences").manifest == spread
+    assert open_dataset(store, "animals").manifest == spread
+    damaged = sorted((folder / "dog").iterdir())[3]
+    damaged.write_bytes(damaged.read_bytes()[:300])
+    with pytest.raises(ConfigError, match=f"{damaged.name} must"):
+        push(store, str(folder), options=options, on_cluster="always", address=ray_cluster.address)
+    assert open_dataset(store, "animals").manifest == spread
