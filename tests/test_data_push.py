@@ -1,5 +1,6 @@
 """Pushing: the content is the version, an interrupted push hurts nobody, and repeating it completes it."""
 
+import shutil
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -9,13 +10,16 @@ from fake_store import MemoryStore
 from PIL import Image
 
 from cluster.errors import ConfigError, NotFoundError, StoreUnavailableError
+from cluster.session import ray_session
 from models.features import TARGET, CategoricalFeature, ClassTarget, ImageFeature, TextFeature, VectorFeature
 from orchestrator.data.columns import Columns, Ragged, image_statistics, join, row_statistics
 from orchestrator.data.dataset import manifest_key, open_dataset
 from orchestrator.data.manifest import Source
+from orchestrator.data.pieces import OnRay
 from orchestrator.data.push import ls, push, push_prepared, rows_per_group, show
 from orchestrator.data.shards import sha256
 from orchestrator.data.sources import picture_files
+from orchestrator.data.sources.formats import prepare
 from orchestrator.data.sources.options import SourceOptions
 from orchestrator.data.sources.prepared import Part, Prepared
 
@@ -370,8 +374,13 @@ def test_ray_data_writes_what_one_process_writes(store, ray_cluster, tmp_path, m
     assert len(alone.splits["train"].shards) == 4
     assert spread.model_copy(update={"created": alone.created}) == alone
     assert open_dataset(store, "animals").manifest == spread
+    prepared = prepare(str(folder), options=options)
     damaged = sorted((folder / "dog").iterdir())[3]
     damaged.write_bytes(damaged.read_bytes()[:300])
-    with pytest.raises(ConfigError, match=f"{damaged.name} must"):
-        push(store, str(folder), options=options, on_cluster="always", address=ray_cluster.address)
+    with ray_session(ray_cluster.address):
+        with pytest.raises(ConfigError, match=f"{damaged.name} must be a whole picture"):
+            push_prepared(store, prepared, runner=OnRay())
+        shutil.rmtree(folder)
+        with pytest.raises(ConfigError, match=r"must be readable on every machine .* or prepare it here"):
+            push_prepared(store, prepared, runner=OnRay())
     assert open_dataset(store, "animals").manifest == spread

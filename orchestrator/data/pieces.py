@@ -1,10 +1,11 @@
 """Calls a function with the rows of each piece: one after another here, or on Ray Data all over a cluster."""
 
+import logging
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, Literal, Protocol, TypeVar
 
-from cluster.errors import ClusterError, ConfigError
+from cluster.errors import ClusterError, ConfigError, OrchestratorError
 from cluster.session import ray_session, resolve_address
 from cluster.storage import Store
 from orchestrator.data.columns import Columns
@@ -57,18 +58,20 @@ class OnRay:
 
         def work(row: dict[str, Any]) -> dict[str, Any]:
             number = int(row["piece"])
-            return {"piece": number, "result": function(number, pieces[number].read())}
+            try:
+                return {"piece": number, "result": function(number, pieces[number].read()), "error": None}
+            except (OrchestratorError, FileNotFoundError) as error:  # handed over: Ray loses what it wraps
+                return {"piece": number, "result": None, "error": error}
 
-        context = ray.data.DataContext.get_current()
-        context.enable_progress_bars = False
+        ray.data.DataContext.get_current().enable_progress_bars = False
+        logging.getLogger("ray.data").setLevel(logging.CRITICAL)  # its news and traces; what matters is raised
         numbers = ray.data.from_items(
             [{"piece": number} for number in range(len(pieces))], override_num_blocks=len(pieces)
         )
-        try:
-            for row in numbers.map(work).iter_rows():
-                yield row["piece"], row["result"]
-        except ray.exceptions.RayTaskError as error:
-            raise _cause(error) from None
+        for row in numbers.map(work).iter_rows():
+            if row["error"] is not None:
+                raise _for_the_person(row["error"])
+            yield row["piece"], row["result"]
 
 
 @contextmanager
@@ -96,13 +99,10 @@ def _has_cluster(address: str | None) -> bool:
         return False
 
 
-def _cause(error: Any) -> Exception:
-    """What the reader of a piece raised: its message is for the person who pushes."""
-    while getattr(error, "cause", None) is not None:
-        error = error.cause
-    if isinstance(error, FileNotFoundError):
-        return ConfigError(
-            f"the source must be readable on every machine of the cluster, got {error}. Copy it to the bucket and "
-            "push its s3:// address, or prepare it here with --cluster never."
-        )
-    return error if isinstance(error, Exception) else RuntimeError(str(error))
+def _for_the_person(error: Exception) -> Exception:
+    if not isinstance(error, FileNotFoundError):
+        return error
+    return ConfigError(
+        f"the source must be readable on every machine of the cluster, got {error}. Copy it to the bucket and push its "
+        "s3:// address, or prepare it here with --cluster never."
+    )

@@ -98,7 +98,7 @@ def open_files(source: str) -> Files:
         raise NotFoundError(f"source must be a folder, got {source!r}, which does not exist.")
     if not path.is_dir():
         raise ConfigError(f"source must be a folder, got the file {source}. Give the folder that holds it.")
-    return Folder(path)
+    return Folder(path.absolute())  # a worker of a cluster stands in another folder
 
 
 def _is_hidden(name: str) -> bool:
