@@ -177,9 +177,9 @@ def no_thread_outlives_its_test() -> Iterator[None]:
             assert not thread.is_alive()
 
 
-def pushed(prepared: Prepared, store: MemoryStore | None = None) -> Dataset:
+def pushed(prepared: Prepared, store: MemoryStore | None = None, **options) -> Dataset:
     store = store or MemoryStore()
-    push_prepared(store, prepared)
+    push_prepared(store, prepared, **options)
     return open_dataset(store, prepared.name)
 
 
@@ -361,14 +361,48 @@ def test_rows_of_different_lengths_are_padded_to_the_longest_of_the_batch():
 
 
 def test_batches_of_text_need_little_padding():
-    def padding(bucket_batches: int) -> float:
-        steps = train(pushed(ragged()), plan={"bucket_batches": bucket_batches}, window_rows=300)
-        batches = [batch.tensors for step in steps for batch in step if batch.size > 1]
-        lengths = ("words.length", "sound.length", "row.length")
-        real = sum(int(batch[name].sum()) for batch in batches for name in lengths)
-        return sum(batch[name.split(".")[0]].numel() for batch in batches for name in lengths) / real
+    prepared = ragged()
+    splits = {
+        split: Part.of({name: part.columns[name] for name in ("words", TARGET)})
+        for split, part in prepared.splits.items()
+    }
+    texts = replace(prepared, features={"words": prepared.features["words"]}, splits=splits)
 
-    assert padding(8) < 0.9 * padding(1)
+    def padding(bucket_batches: int) -> float:
+        steps = train(pushed(texts, leakage="keep"), plan={"bucket_batches": bucket_batches}, window_rows=300)
+        batches = [batch.tensors for step in steps for batch in step]
+        return sum(b["words"].numel() for b in batches) / sum(int(b["words.length"].sum()) for b in batches)
+
+    assert padding(1) > 1.6
+    assert padding(8) < 1.3
+
+
+def test_memory_of_a_window_is_used_again_when_no_batch_shows_it_and_not_before():
+    reader = make_reader(pushed(pictures()), window_rows=100)
+    plan = reader.plan(logical_workers=1, **PLAN)
+    kept = [batch for step in reader.train_batches(plan, logical_workers=[0]) for batch in step]
+    columns = pictures_of(reader)
+    for batch in kept:
+        assert np.array_equal(batch.tensors["image"], columns[batch.sample_ids])
+    gc.collect()
+    assert reader._buffers is not None
+    free_while_kept = len(reader._buffers._free)
+    del kept, batch
+    gc.collect()
+    buffers = len(reader._buffers._free)
+    assert buffers > free_while_kept + 10
+    for step in reader.train_batches(plan, logical_workers=[0]):
+        for batch in step:
+            assert np.array_equal(batch.tensors["image"], columns[batch.sample_ids])
+    del step, batch
+    gc.collect()
+    assert len(reader._buffers._free) == buffers  # no new memory
+
+
+def pictures_of(reader: Reader) -> np.ndarray:
+    shards = reader.dataset.split("train").shards
+    groups = [reader.dataset.read_row_group(shard, i) for shard in shards for i in range(len(shard.row_groups))]
+    return np.concatenate([columns["image"] for columns in groups])
 
 
 @pytest.mark.parametrize("boxes", [False, True], ids=["cropped", "with boxes"])

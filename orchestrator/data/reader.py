@@ -15,7 +15,7 @@ from orchestrator.data.dataset import TRAIN, Dataset
 from orchestrator.data.order import Ints, Plan, plan_epoch
 from orchestrator.data.samples import Samples, decode_files, to_tensors
 from orchestrator.data.stream import Ahead
-from orchestrator.data.windows import WindowsAhead
+from orchestrator.data.windows import Buffers, WindowsAhead
 
 _FETCH_THREADS = 4  # one waits for the network while others verify and copy
 _BATCHES_AHEAD = 4
@@ -70,6 +70,7 @@ class Reader:
         self._shuffle_bytes = shuffle_mb * 2**20
         self._pin_memory = pin_memory
         self._cache = open_cache(cache, cache_mb)
+        self._buffers = None if pin_memory else Buffers()  # PyTorch keeps pinned memory for reuse by itself
         self._lengths: Ints | None = None
 
     def num_samples(self, split: str) -> int:
@@ -160,11 +161,12 @@ class Reader:
         fetching = ThreadPoolExecutor(_FETCH_THREADS, thread_name_prefix="row-groups")
         decoding = ThreadPoolExecutor(os.cpu_count(), thread_name_prefix="pictures")  # starts no thread until used
         try:
-            windows = WindowsAhead(samples, plan, logical_workers, pool=fetching, pin_memory=self._pin_memory)
+            windows = WindowsAhead(samples, plan, logical_workers, pool=fetching, buffers=self._buffers)
             decode = partial(decode_files, pool=decoding)
             for step in steps:
-                windows.move_to(step)
-                taken = [windows.take(plan.slices(worker, step)) for worker in logical_workers]
+                slices = [plan.slices(worker, step) for worker in logical_workers]
+                windows.move_to(step, slices)
+                taken = [windows.take(chosen) for chosen in slices]
                 yield [self._micro_batch(to_tensors(columns, self._signature, decode), ids) for columns, ids in taken]
         finally:
             fetching.shutdown(cancel_futures=True)

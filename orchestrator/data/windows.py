@@ -1,18 +1,42 @@
 """The windows that are shuffled: filled row group by row group in the order of delivery, so that a batch is a slice."""
 
+import math
 import threading
+import weakref
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
 from itertools import pairwise
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
 from orchestrator.data.columns import Column, Ragged, join, take
 from orchestrator.data.order import Ints, Plan, Segment, Slice
 from orchestrator.data.samples import Dense, Samples, dense_columns
+
+
+class Buffers:
+    """Memory of windows that are over, for those to come: fresh memory costs more to get than to fill.
+
+    A buffer comes back when the last tensor that shows a part of it is gone, wherever a consumer has kept it.
+    """
+
+    def __init__(self) -> None:
+        self._free: list[npt.NDArray[np.uint8]] = []
+        self._lock = threading.Lock()
+
+    def take(self, size: int, *, at_least: int) -> npt.NDArray[np.uint8]:
+        """Return `size` bytes, of a new buffer of `at_least` so many if none is free."""
+        with self._lock:
+            fitting = [i for i, buffer in enumerate(self._free) if len(buffer) >= size]
+            best = min(fitting, key=lambda i: len(self._free[i]), default=None)
+            buffer = np.empty(max(size, at_least), np.uint8) if best is None else self._free.pop(best)
+        view = np.frombuffer(buffer.data, np.uint8, count=size)  # all that is made of it refers to this view
+        weakref.finalize(view, self._free.append, buffer).atexit = False
+        return view
 
 
 class WindowsAhead:
@@ -25,17 +49,20 @@ class WindowsAhead:
         logical_workers: Sequence[int],
         *,
         pool: ThreadPoolExecutor,
-        pin_memory: bool,
+        buffers: Buffers | None,
     ) -> None:
         self._samples, self._plan = samples, plan
         self._logical_workers = logical_workers
-        self._open = partial(Window, samples, plan, pool=pool, pin_memory=pin_memory)
+        self._open = partial(Window, samples, plan, pool=pool, buffers=buffers)
         self._windows: dict[int, Window] = {}
+        self._current: set[int] = set()
 
-    def move_to(self, step: int) -> None:
-        """Begin to fill what `step` needs and what comes after it; let go what is behind."""
-        slices = [slice for worker in self._logical_workers for slice in self._plan.slices(worker, step)]
-        starts = {slice.window: slice.start for slice in slices}
+    def move_to(self, step: int, slices: Sequence[Sequence[Slice]]) -> None:
+        """Begin to fill what `step` needs, which is `slices`, and what comes after it; let go what is behind."""
+        starts = {chosen.window: chosen.start for worker in slices for chosen in worker}
+        if self._current == starts.keys():
+            return
+        self._current = set(starts)
         ahead = {window for worker in self._logical_workers for window in self._plan.windows_from(worker, step)[:2]}
         self._windows = {number: window for number, window in self._windows.items() if number in starts.keys() | ahead}
         for number in [*sorted(starts), *sorted(ahead - starts.keys())]:  # what this step waits for comes first
@@ -56,15 +83,24 @@ class Window:
     """The samples of one window, in the order of delivery."""
 
     def __init__(
-        self, samples: Samples, plan: Plan, number: int, start: int, *, pool: ThreadPoolExecutor, pin_memory: bool
+        self,
+        samples: Samples,
+        plan: Plan,
+        number: int,
+        start: int,
+        *,
+        pool: ThreadPoolExecutor,
+        buffers: Buffers | None,
     ) -> None:
         order = plan.order(number)
         self.ids = plan.stored_ids(number)[order]
         """Number of each sample in the split."""
         self._samples = samples
-        dense = dense_columns(samples.signature)
+        dense, largest = dense_columns(samples.signature), int(np.diff(plan.window_starts).max())
         self._columns: dict[str, DenseColumn | PartsColumn] = {
-            name: DenseColumn(len(order), dense[name], pin_memory) if name in dense else PartsColumn(len(order))
+            name: DenseColumn(len(order), dense[name], buffers, largest=largest)
+            if name in dense
+            else PartsColumn(len(order))
             for name in samples.columns
         }
         place_of = np.empty_like(order)
@@ -92,8 +128,14 @@ class Window:
 class DenseColumn:
     """Samples of one shape, each copied to its place in the order of delivery."""
 
-    def __init__(self, count: int, dense: Dense, pin_memory: bool) -> None:
-        self._tensor = torch.empty((count, *dense.shape), dtype=dense.dtype, pin_memory=pin_memory)
+    def __init__(self, count: int, dense: Dense, buffers: Buffers | None, *, largest: int) -> None:
+        """Make room for `count` samples, and for the `largest` window where memory is new; pinned without buffers."""
+        if buffers is None:
+            self._tensor = torch.empty((count, *dense.shape), dtype=dense.dtype, pin_memory=True)
+        else:
+            row_bytes = math.prod(dense.shape) * dense.dtype.itemsize
+            view = buffers.take(count * row_bytes, at_least=largest * row_bytes)
+            self._tensor = torch.from_numpy(view).view(dense.dtype).view(count, *dense.shape)
         self._array = self._tensor.numpy()
 
     def put(self, places: Ints, rows: Column) -> None:
