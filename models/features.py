@@ -112,13 +112,7 @@ class SparseFeature(_Frozen):
 
 
 Feature = Annotated[
-    ImageFeature
-    | VectorFeature
-    | CategoricalFeature
-    | SeriesFeature
-    | TextFeature
-    | AudioFeature
-    | SparseFeature,
+    ImageFeature | VectorFeature | CategoricalFeature | SeriesFeature | TextFeature | AudioFeature | SparseFeature,
     Field(discriminator="kind"),
 ]
 
