@@ -7,8 +7,8 @@ import pytest
 
 from orchestrator.baseline import baseline
 from orchestrator.data.dataset import open_dataset
-from orchestrator.data.reader import Reader
 from orchestrator.data.push import push
+from orchestrator.data.reader import Reader
 from tests.fake_store import MemoryStore
 
 
