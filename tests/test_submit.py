@@ -29,12 +29,14 @@ def dashboard(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     command = [str(Path(sys.executable).with_name("ray")), "start", "--head", "--block", "--num-cpus=2"]
     command += ["--node-ip-address=127.0.0.1", "--disable-usage-stats", f"--temp-dir=/tmp/{folder.name}-{os.getpid()}"]
     command += [f"--{name}={port}" for name, port in ports.items()]
-    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
-        address = f"http://127.0.0.1:{ports['dashboard-port']}"
-        wait_for(f"{address}/api/version")
-        yield address
-        tree = [psutil.Process(process.pid), *psutil.Process(process.pid).children(recursive=True)]
-        end_processes(tree)
+    environment = os.environ | {"RAY_AUTH_MODE": "disabled"}  # Ray asks for a token where ~/.ray holds one
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=environment) as process:
+        try:
+            address = f"http://127.0.0.1:{ports['dashboard-port']}"
+            wait_for(f"{address}/api/version")
+            yield address
+        finally:
+            end_processes([psutil.Process(process.pid), *psutil.Process(process.pid).children(recursive=True)])
 
 
 def wait_for(url: str) -> None:

@@ -4,6 +4,7 @@ Raw is what a person would write by hand to be fast: threads that read whole row
 slices of them, without a copy. It verifies nothing, and a resumed run would begin again.
 """
 
+import os
 import threading
 from collections import deque
 from collections.abc import Iterable, Iterator
@@ -109,6 +110,7 @@ def prepare(task: Task) -> None:
     _store(task).exists("")
     _filesystem(task).get_file_info(_store(task).arrow_path(""))
     if task.loader == "ray_data":
+        os.environ["RAY_AUTH_MODE"] = "disabled"  # or Ray leaves a token in the home folder, for every later cluster
         import ray
 
         ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, object_store_memory=2 * 2**30)
