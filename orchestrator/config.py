@@ -32,8 +32,9 @@ class DataConfig(_Frozen):
     """Pictures only: random changes in training. `flip`: left-right; `crop`: shift by up to an eighth of the
     side; `cutout`: blank a square of a quarter of the side."""
     shuffle_mb: int = Field(default=128, gt=0)
-    """MiB of samples that each logical worker shuffles among at a time, as they are stored. A worker holds two such
-    windows for each of its logical workers: the one in use and the next."""
+    """MiB of samples that each logical worker shuffles among at a time, as they are stored. A worker takes memory for
+    three such windows for each of its logical workers (the one in use, the next, and one that ends), and about 96 MiB
+    for row groups on their way."""
     bucket_batches: int = Field(default=16, gt=0, le=4096)
     """Text, sound and sparse rows only: batches among which samples are sorted by length, so that those of one batch
     need little padding; 1 does not sort."""

@@ -39,8 +39,9 @@ class MicroBatch:
 class Reader:
     """Makes micro-batches of the samples of one dataset that a signature describes.
 
-    It holds two windows of `shuffle_mb` for each logical worker that it reads for, a few batches, and up to `cache_mb`
-    of row groups, which all readers of this machine share.
+    It takes memory for three windows of `shuffle_mb` for each logical worker that it reads for (the one in use, the
+    next, and one of which the last batches are still to be consumed), and for twelve row groups on their way, about
+    96 MiB, whatever the size of the dataset. The `cache_mb` of row groups are shared by all readers of this machine.
     """
 
     def __init__(
