@@ -44,7 +44,7 @@ class Ragged:
     values: Array
     """[all lengths together, ...]"""
     offsets: npt.NDArray[np.int64]
-    """[N + 1]; row i is ``values[offsets[i]:offsets[i + 1]]``."""
+    """[N + 1], from 0 to the length of the values; row i is ``values[offsets[i]:offsets[i + 1]]``."""
 
     @classmethod
     def of(cls, rows: Sequence[Array], *, dtype: npt.DTypeLike, width: tuple[int, ...] = ()) -> "Ragged":
@@ -141,10 +141,20 @@ def columns_of(features: Mapping[str, Feature], target: DatasetTarget) -> list[s
 
 def image_statistics(images_NCHW: Array) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """Return mean and standard deviation of each channel, on the 0..255 scale; 1 where it does not vary."""
+    return level_statistics(count_levels(images_NCHW))
+
+
+def count_levels(images_NCHW: Array) -> npt.NDArray[np.int64]:
+    """Return how often each of the 256 levels occurs in each channel, [C, 256]; counts of parts may be added up."""
+    channels = range(images_NCHW.shape[1])
+    return np.stack([np.bincount(images_NCHW[:, channel].ravel(), minlength=256) for channel in channels])
+
+
+def level_statistics(counts_CL: npt.NDArray[np.int64]) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Return mean and standard deviation of each channel, exact, from the counts of its levels; 1 for no deviation."""
     levels = np.arange(256.0)
     means, stds = [], []
-    for channel in range(images_NCHW.shape[1]):
-        counts = np.bincount(images_NCHW[:, channel].ravel(), minlength=256)  # exact, in one pass
+    for counts in counts_CL:
         mean = float(counts @ levels / counts.sum())
         means.append(mean)
         stds.append(float(np.sqrt(counts @ (levels - mean) ** 2 / counts.sum())) or 1.0)

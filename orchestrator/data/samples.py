@@ -192,9 +192,9 @@ def _padded(name: str, column: Column, dtype: torch.dtype, *, fill: int) -> dict
     longest = max(1, int(lengths.max(initial=0)))
     padded = torch.full((len(column), longest, *column.values.shape[1:]), fill, dtype=dtype)
     rows = np.repeat(np.arange(len(column)), lengths)
-    places = np.arange(len(rows)) - np.repeat(column.offsets[:-1] - column.offsets[0], lengths)
-    padded.numpy()[rows, places] = column.values[column.offsets[0] : column.offsets[-1]]
-    return {name: padded, name + LENGTH: torch.from_numpy(lengths.astype(np.int64))}
+    places = np.arange(len(rows)) - np.repeat(column.offsets[:-1], lengths)
+    padded.numpy()[rows, places] = column.values
+    return {name: padded, name + LENGTH: torch.from_numpy(lengths)}
 
 
 def decode_files(files: Ragged, feature: ImageFeature, fit: Fit, *, pool: ThreadPoolExecutor) -> Tensor:

@@ -10,7 +10,7 @@ import numpy.typing as npt
 from cluster.errors import ConfigError
 from models.features import Feature, ImageFeature
 from models.pictures import Fit, decode_picture, fit_for
-from orchestrator.data.columns import Array, Column, Columns, Ragged, columns_of
+from orchestrator.data.columns import Array, Column, Columns, Ragged, columns_of, count_levels, level_statistics
 from orchestrator.data.manifest import DatasetTarget
 
 COMPARED = {"image", "text", "audio", "vector", "sparse"}
@@ -59,12 +59,11 @@ def scan(columns: Columns, features: Mapping[str, Feature], target: DatasetTarge
 
 def with_statistics(features: Mapping[str, Feature], scans: Sequence[Scan]) -> dict[str, Feature]:
     """Return the features with the statistics that were left open, from the scans of the training split."""
-    return {
-        name: feature.model_copy(update=_statistics([scan.levels[name] for scan in scans]))
-        if isinstance(feature, ImageFeature) and not feature.mean
-        else feature
-        for name, feature in features.items()
-    }
+    found = dict(features)
+    for name in scans[0].levels:
+        mean, std = level_statistics(np.sum([scan.levels[name] for scan in scans], axis=0))
+        found[name] = features[name].model_copy(update={"mean": mean, "std": std})
+    return found
 
 
 def copies(held_out: Sequence[Scan], training: Sequence[Scan]) -> npt.NDArray[np.int64]:
@@ -131,20 +130,9 @@ def _lengths(columns: Sequence[Column]) -> npt.NDArray[np.int32]:
 
 
 def _levels(column: Column, feature: ImageFeature, fit: Fit) -> npt.NDArray[np.int64]:
-    images_NCHW = _some_pictures(column, feature.shape, fit) if isinstance(column, Ragged) else column
-    channels = images_NCHW.swapaxes(0, 1).reshape(feature.shape[0], -1)
-    return np.stack([np.bincount(channel, minlength=256) for channel in channels])
+    return count_levels(_some_pictures(column, feature.shape, fit) if isinstance(column, Ragged) else column)
 
 
 def _some_pictures(files: Ragged, shape: tuple[int, int, int], fit: Fit) -> Array:
     step = -(-len(files) // _PICTURES_PER_PIECE)
     return np.stack([decode_picture(files[row].tobytes(), shape, fit=fit) for row in range(0, len(files), step)])
-
-
-def _statistics(levels: Sequence[npt.NDArray[np.int64]]) -> dict[str, tuple[float, ...]]:
-    counts_CL = np.sum(levels, axis=0)
-    values_L = np.arange(256.0)
-    mean_C = counts_CL @ values_L / counts_CL.sum(1)
-    variance_C = (counts_CL * (values_L - mean_C[:, None]) ** 2).sum(1) / counts_CL.sum(1)
-    std_C = np.where(variance_C > 0, np.sqrt(variance_C), 1.0)
-    return {"mean": tuple(mean_C.tolist()), "std": tuple(std_C.tolist())}
