@@ -567,14 +567,16 @@ def _follow_training(store: "Store", start: Callable[..., "RunResult"], *, as_js
 def arithmetic_lines(record: "RunRecord", arithmetic: "Arithmetic") -> list[str]:
     """What a training will do, in three lines."""
     train, scaling = record.experiment.train, record.experiment.scaling
-    each = scaling.num_logical_workers // scaling.workers
-    pieces = f"{each} × {arithmetic.batch_per_logical_worker}" if each > 1 else str(arithmetic.batch_per_logical_worker)
+    count = scaling.num_logical_workers
+    fewest, most = scaling.min_workers, scaling.max_workers
+    workers = f"{most} workers" if fewest == most else f"{fewest} to {most} workers"
     model = record.experiment.model.type
     return [
         f"run {record.run}: {model} with {arithmetic.parameters:,} parameters on {record.dataset.name}",
         f"techniques {_techniques(record)}",
         f"{arithmetic.samples:,} samples in {arithmetic.steps_per_epoch:,} steps of {train.batch_size} "
-        f"({scaling.workers} workers with {pieces} each) × {train.epochs} epochs = {arithmetic.updates:,} updates",
+        f"({count} pieces of {arithmetic.batch_per_logical_worker} for {workers}) × {train.epochs} epochs "
+        f"= {arithmetic.updates:,} updates",
     ]
 
 

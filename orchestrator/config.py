@@ -5,10 +5,21 @@ Reading a file, with its line numbers and near misses, is in `orchestrator/confi
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 from cluster.config import Name
 from models.config import ModelConfig, Techniques, resolve_techniques
+
+MAX_WORKERS = 4096
+
+
+def _worker_counts(value: Any) -> Any:
+    counts = list(value) if isinstance(value, list | tuple) else [value]
+    if any(isinstance(n, bool) or not isinstance(n, int) for n in counts) or len(counts) not in (1, 2):
+        raise ValueError(f"must be a whole number, or [fewest, most] of them, got {value!r}")
+    if not all(0 < n <= MAX_WORKERS for n in counts) or counts != sorted(counts):
+        raise ValueError(f"must be from 1 to {MAX_WORKERS}, the fewest first, got {value!r}")
+    return tuple(value) if isinstance(value, list) else value
 
 
 class _Frozen(BaseModel):
@@ -87,8 +98,12 @@ class TrainConfig(_Frozen):
     """`auto`: bf16 on a GPU that has it, fp32 elsewhere. What was used is recorded in the run."""
     memory_format: Literal["auto", "channels_last", "contiguous"] = "auto"
     """`auto`: channels_last for a CNN."""
-    checkpoint_epochs: int = Field(default=1, gt=0)
+    checkpoint_epochs: int | None = Field(default=1, gt=0)
     """Epochs between checkpoints; the last epoch always writes one."""
+    checkpoint_steps: int | None = Field(default=None, gt=0)
+    """Weight updates between checkpoints, within epochs too."""
+    checkpoint_minutes: float | None = Field(default=None, gt=0)
+    """Minutes between checkpoints: at most this much work is lost when a machine dies."""
     keep_checkpoints: int = Field(default=3, gt=0)
     """Older ones are removed."""
     evaluate_batch_size: int = Field(default=1024, gt=0)
@@ -98,11 +113,12 @@ class TrainConfig(_Frozen):
 class ScalingConfig(_Frozen):
     """How many machines share the work."""
 
-    workers: Annotated[int, Field(gt=0, le=4096)] = 1
-    """Processes that train together, each with a part of every batch."""
+    workers: Annotated[int | tuple[int, int], BeforeValidator(_worker_counts)] = 1
+    """Processes that train together, each with a part of every batch. `[fewest, most]` is elastic: a run goes on with
+    fewer when a node is lost, and grows when there is room again."""
     logical_workers: int | None = Field(default=None, gt=0)
-    """Pieces that every batch is cut into; results depend on it and not on `workers`, which must divide it.
-    Default: 2, or `workers` if more."""
+    """Pieces that every batch is cut into; results depend on it and not on `workers`, which may not be more.
+    Default: 2, or the most workers if more."""
     cpus_per_worker: float = Field(default=1, gt=0)
     """CPUs that Ray reserves for each."""
     threads_per_worker: int | None = Field(default=None, gt=0)
@@ -110,18 +126,36 @@ class ScalingConfig(_Frozen):
     start_timeout_s: float = Field(default=120, gt=0)
     """A run whose workers cannot all be placed within this time ends with an error."""
     max_failures: int = Field(default=3, ge=0)
-    """Worker failures after which the run ends; each one resumes from the newest valid checkpoint."""
+    """Failures of workers after which the run ends; each one resumes from the newest valid checkpoint. A preempted node
+    does not count."""
+    hang_timeout_s: float = Field(default=60, gt=0)
+    """A worker that gives no sign of life for so long is replaced; an exchange of gradients may take no longer."""
+    reduction: Literal["fixed_order", "all_reduce"] = "fixed_order"
+    """How gradients are added up. `fixed_order`: the same bits for any number of workers; `all_reduce`: without this
+    promise, faster on slow networks."""
+    dollars_per_hour: float | None = Field(default=None, gt=0)
+    """Price of one worker, to say what a run and its losses cost."""
+
+    @property
+    def min_workers(self) -> int:
+        """The fewest that may train."""
+        return self.workers if isinstance(self.workers, int) else self.workers[0]
+
+    @property
+    def max_workers(self) -> int:
+        """The most that may train."""
+        return self.workers if isinstance(self.workers, int) else self.workers[1]
 
     @property
     def num_logical_workers(self) -> int:
         """The pieces that every batch is cut into."""
-        return self.logical_workers or max(2, self.workers)
+        return self.logical_workers or max(2, self.max_workers)
 
     @model_validator(mode="after")
-    def _workers_divide_pieces(self) -> "ScalingConfig":
-        if self.num_logical_workers % self.workers:
+    def _every_worker_has_a_piece(self) -> "ScalingConfig":
+        if self.num_logical_workers < self.max_workers:
             raise ValueError(
-                f"scaling.logical_workers must be a multiple of scaling.workers ({self.workers}), "
+                f"scaling.logical_workers must be at least scaling.workers ({self.max_workers}), "
                 f"got {self.num_logical_workers}"
             )
         return self

@@ -240,7 +240,7 @@ def _train_cell(arm: Arm, seed: int, *, run: str, sweep: str, store: Store) -> d
     record = plan_run(experiment, dataset, run=run, gpus=cluster_resources().get("GPU", 0))
     record = record.model_copy(update={"sweep": sweep})
     update_run(store, record)
-    if experiment.scaling.workers > 1:
+    if experiment.scaling.max_workers > 1:
         metrics: dict[str, float] = fit_on_ray(record, store.settings)["metrics"]
     else:
         world = World(device=torch.device("cuda" if record.techniques.processor == "gpu" else "cpu"))
@@ -348,7 +348,7 @@ def _cell_resources(record: SweepRecord) -> dict[str, float]:
 
 def _lane_resources(record: SweepRecord) -> dict[str, float]:
     """A lane that trains in its own process holds the cell's share; one that starts workers leaves all to them."""
-    if any(arm.experiment.scaling.workers > 1 for arm in record.arms):
+    if any(arm.experiment.scaling.max_workers > 1 for arm in record.arms):
         return {"cpu": 0, "memory": 1}  # bytes: Tune refuses a trial that asks for nothing
     return {kind.lower(): amount for kind, amount in _cell_resources(record).items()}
 
@@ -358,8 +358,8 @@ def _checked(arm: Arm, store: Store, gpus: float) -> RunRecord:
     scaling = arm.experiment.scaling
     dataset = dataset_of(arm.experiment, store)
     record = plan_run(arm.experiment, dataset, gpus=gpus)
-    gpus_needed = scaling.workers if record.techniques.processor == "gpu" else 0
-    require_resources(cpus=scaling.workers * scaling.cpus_per_worker, gpus=gpus_needed)
+    gpus_needed = scaling.max_workers if record.techniques.processor == "gpu" else 0
+    require_resources(cpus=scaling.max_workers * scaling.cpus_per_worker, gpus=gpus_needed)
     return describe(record, dataset)[0]
 
 

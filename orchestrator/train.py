@@ -173,7 +173,7 @@ def plan_run(experiment: Experiment, dataset: Dataset, *, run: str | None = None
     """
     signature = dataset.signature(lookback=experiment.data.lookback, horizon=experiment.data.horizon)
     techniques = resolve_techniques(
-        experiment.techniques, experiment.model, gpu_available=gpus >= experiment.scaling.workers
+        experiment.techniques, experiment.model, gpu_available=gpus >= experiment.scaling.max_workers
     )
     task = task_of(signature)
     return RunRecord(
@@ -229,7 +229,7 @@ def fit_on_ray(record: RunRecord, store: StoreSettings) -> dict[str, Any]:
     has trained before at once. Several are a worker group of Ray Train.
     """
     settings = {"record": record.model_dump(mode="json"), "store": store.model_dump(mode="json")}
-    fit = _fit_in_one_task if record.experiment.scaling.workers == 1 else _fit_in_group
+    fit = _fit_in_one_task if record.experiment.scaling.max_workers == 1 else _fit_in_group
     result = fit(record, settings)
     if result is None:
         raise RunCancelledError(f"run {record.run} was stopped.")
@@ -303,8 +303,8 @@ def _require_lost(store: Store, record: RunRecord) -> None:
 
 def _require(record: RunRecord) -> None:
     scaling = record.experiment.scaling
-    gpus = scaling.workers if record.techniques.processor == "gpu" else 0
-    require_resources(cpus=scaling.workers * scaling.cpus_per_worker, gpus=gpus)
+    gpus = scaling.max_workers if record.techniques.processor == "gpu" else 0
+    require_resources(cpus=scaling.max_workers * scaling.cpus_per_worker, gpus=gpus)
 
 
 def _with_workers(experiment: Experiment, workers: int) -> Experiment:
@@ -383,7 +383,7 @@ def _fit_in_group(record: RunRecord, settings: dict[str, Any]) -> dict[str, Any]
             train_loop_config=settings,
             torch_config=ray_torch.TorchConfig(backend="nccl" if use_gpu else "gloo"),
             scaling_config=ray_train.ScalingConfig(
-                num_workers=scaling.workers, use_gpu=use_gpu, resources_per_worker=_resources(record)
+                num_workers=scaling.max_workers, use_gpu=use_gpu, resources_per_worker=_resources(record)
             ),
             # Ray's own records stay on the driver's disk: our checkpoints go to the store by themselves
             run_config=ray_train.RunConfig(
@@ -430,7 +430,7 @@ def _failure(error: Exception, record: RunRecord) -> Exception:
 def _too_full(record: RunRecord) -> ClusterError:
     scaling = record.experiment.scaling
     return ClusterError(
-        f"the cluster must place {scaling.workers} workers within scaling.start_timeout_s "
+        f"the cluster must place {scaling.min_workers} workers within scaling.start_timeout_s "
         f"({scaling.start_timeout_s:g} s), got fewer. Is other work running? See `orchestrator status`."
     )
 

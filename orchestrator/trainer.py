@@ -323,8 +323,8 @@ def report(trainer: Trainer, epoch: int, metrics: Metrics) -> None:
 
 def is_checkpoint_due(epochs_done: int, settings: TrainConfig, checkpoints: Literal["all", "last"]) -> bool:
     """Whether a checkpoint follows this epoch."""
-    every = settings.checkpoint_epochs if checkpoints == "all" else settings.epochs
-    return epochs_done % every == 0 or epochs_done == settings.epochs
+    every = settings.checkpoint_epochs if checkpoints == "all" else None
+    return epochs_done == settings.epochs or (every is not None and epochs_done % every == 0)
 
 
 def validation_split(dataset: Dataset) -> str:
