@@ -342,8 +342,8 @@ def _cell_resources(record: SweepRecord) -> dict[str, float]:
     """The most that one cell of any arm needs at a time."""
     scaling = [arm.experiment.scaling for arm in record.arms]
     gpu = any(arm.experiment.techniques.processor == "gpu" for arm in record.arms)
-    cpus = max(s.workers * s.cpus_per_worker for s in scaling)
-    return {"CPU": cpus} | ({"GPU": max(s.workers for s in scaling)} if gpu else {})
+    cpus = max(s.max_workers * s.cpus_per_worker for s in scaling)
+    return {"CPU": cpus} | ({"GPU": max(s.max_workers for s in scaling)} if gpu else {})
 
 
 def _lane_resources(record: SweepRecord) -> dict[str, float]:
