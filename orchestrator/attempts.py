@@ -78,8 +78,8 @@ class Recovery(_Frozen):
     passed_over: tuple[str, ...]
     """Newer checkpoints that were not used, with the reasons."""
     steps_lost: int
-    """Steps that had been done and had to be done again. The driver hears of steps about once a second, so those of
-    the last second before a kill may be missing here."""
+    """Steps that had been done and had to be done again. The driver hears of steps a few times a second, so the very
+    last ones before a kill may be missing here."""
     down_s: float
     """Without progress: from the last known step to the first one after it, less `waited_s`."""
     redo_s: float

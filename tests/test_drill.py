@@ -1,6 +1,7 @@
 """The drill: what is compared, when it passes and fails, what it leaves behind, and one on a real cluster."""
 
 import json
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -284,6 +285,13 @@ def test_a_receipt_has_a_row_for_every_cause(capsys: pytest.CaptureFixture[str])
     assert "waited 2.0 h to be resumed; $" in lines[3]
     assert lines[4] == "passed over: runs/r/checkpoints/00000018-0a0b0c0d/ has no marker"
     assert "attempt 2 has no readable record" in lines[5]
+
+
+def test_the_receipt_in_the_documentation_is_what_is_printed(capsys: pytest.CaptureFixture[str]) -> None:
+    first, last = killed_then_finished()
+    print_receipt(receipt([first, last.model_copy(update={"passed_over": []})], dollars_per_hour=3.6))
+    page = (Path(__file__).parents[1] / "docs" / "reliability.md").read_text()
+    assert "\n".join(line.rstrip() for line in capsys.readouterr().out.splitlines()) in page
 
 
 def test_a_receipt_without_a_price_has_no_column_of_dollars(capsys: pytest.CaptureFixture[str]) -> None:
