@@ -11,6 +11,7 @@
     ├── ClusterError                 2    no Ray cluster, another version, or too small for the request
     ├── RunFailedError               100  a training, a sweep or a job ended with an error
     ├── RunUnfinishedError           101  it stopped before its end and can be resumed
+    │   └── LeaseLostError           101  another driver took the run over; it goes on there
     └── RunCancelledError            103  somebody stopped it
         └── RunInterruptedError      130  with Ctrl-C, here
 
@@ -74,6 +75,10 @@ class RunUnfinishedError(OrchestratorError):
     """A training or a sweep stopped before its end; it can be resumed."""
 
     exit_code = 101
+
+
+class LeaseLostError(RunUnfinishedError):
+    """Another driver took the run over; what this one still writes would not count."""
 
 
 class RunCancelledError(OrchestratorError):
