@@ -234,6 +234,12 @@ def test_waiting_for_somebody_to_resume_is_told_apart(changes: dict[str, Any]) -
     )
 
 
+def test_lost_steps_are_timed_at_the_pace_of_the_attempt_that_did_them() -> None:
+    first, second = killed_then_finished()
+    slower = second.model_copy(update={"workers": 1, "last_step_at": 1042.0 + 14 * 9, "ended": 1170.0})
+    assert receipt([first, slower], dollars_per_hour=None).recoveries[0].redo_s == 4
+
+
 def test_lost_steps_without_a_pace_of_their_own_are_timed_at_the_pace_of_the_run() -> None:
     first, last = killed_then_finished()
     one_step = attempt(2, started=1032.0, resumed_step=20, first_step_at=1042.0, reached_step=21, ended=1043.0)
