@@ -235,6 +235,7 @@ def summarize(
     higher_is_better: bool,
     target: float | None = None,
     dollars_per_hour: Mapping[str, float] | None = None,
+    factors: Mapping[str, Sequence[Any]] | None = None,
 ) -> Ledger:
     """Turn finished cells into the table, the effects and the verdict. The order of ``cells`` does not matter.
 
@@ -245,6 +246,7 @@ def summarize(
         higher_is_better: whether the largest mean is the best.
         target: quality to which seconds and dollars are counted as well.
         dollars_per_hour: price of all that one training of an arm holds (its workers); without it there are no dollars.
+        factors: levels in the order in which they are to be compared; default: as the arms name them.
     """
     cells = sorted((c for c in cells if c.arm in arms), key=lambda c: (c.arm, c.seed))
     good = [c for c in cells if c.state == "finished" and math.isfinite(c.metrics.get(metric, math.nan))]
@@ -265,8 +267,8 @@ def summarize(
         reason=reason,
         best_run=_best_run(good, rows[0].arm, metric, sign) if rows and rows[0].mean is not None else None,
         target=target,
-        factors=_grid(arms).levels,
-        responses=[_respond(one, arms, planned=len(cells)) for one in measured],
+        factors=_grid(arms, factors).levels,
+        responses=[_respond(one, arms, factors, planned=len(cells)) for one in measured],
         traditional_against_deep=[c for one in measured if (c := _compare_presets(one, arms))],
         notes=[*_failures(cells, good, arms), *_target_notes(way, metric, target)],
     )
@@ -279,6 +281,7 @@ def analyze(
     name: str,
     higher_is_better: bool,
     unit: str = "",
+    factors: Mapping[str, Sequence[Any]] | None = None,
 ) -> Response:
     """Main effects, two-factor interactions and their shares of the variance.
 
@@ -288,10 +291,11 @@ def analyze(
         name: of the response.
         higher_is_better: which sign is an improvement.
         unit: such as ``s``.
+        factors: see `summarize`.
     """
     observed = {arm for arm, _ in values}
-    grid = _grid({arm: settings for arm, settings in arms.items() if arm in observed})
-    lost = _lost_levels(_grid(arms), grid)
+    grid = _grid({arm: settings for arm, settings in arms.items() if arm in observed}, factors)
+    lost = _lost_levels(_grid(arms, factors), grid)
     if not values:
         return _unknown(name, unit, higher_is_better=higher_is_better, lost=lost)
     fit = _fit(values, grid)
@@ -435,8 +439,16 @@ def _mean(values: Sequence[float]) -> Mean:
     return Mean(mean=statistics.fmean(values), low=low, high=high)
 
 
-def _respond(one: _Measured, arms: Mapping[str, Mapping[str, Any]], *, planned: int) -> Response:
-    response = analyze(one.values, arms=arms, name=one.name, unit=one.unit, higher_is_better=one.higher_is_better)
+def _respond(
+    one: _Measured,
+    arms: Mapping[str, Mapping[str, Any]],
+    factors: Mapping[str, Sequence[Any]] | None,
+    *,
+    planned: int,
+) -> Response:
+    response = analyze(
+        one.values, arms=arms, name=one.name, unit=one.unit, higher_is_better=one.higher_is_better, factors=factors
+    )
     notes = list(response.notes)
     if one.horizon is not None:
         late = sum(value >= one.horizon for value in one.values.values()) - one.censored
@@ -571,11 +583,16 @@ class _Columns:
         return [source for source, block in self.blocks.items() if np.abs(parts[block.columns]).max() > 1e-6]
 
 
-def _grid(arms: Mapping[str, Mapping[str, Any]]) -> _Grid:
+def _grid(arms: Mapping[str, Mapping[str, Any]], factors: Mapping[str, Sequence[Any]] | None = None) -> _Grid:
     named = {arm: {name: level_name(value) for name, value in s.items()} for arm, s in arms.items()}
     names = dict.fromkeys(name for settings in named.values() for name in settings)
-    found = {name: dict.fromkeys(s[name] for s in named.values() if name in s) for name in names}
-    levels = {n: sorted(v, key=lambda level: _role(n, level)) for n, v in found.items() if len(v) > 1}
+    levels = {}
+    for name in names:
+        found = dict.fromkeys(settings[name] for settings in named.values() if name in settings)
+        listed = [level_name(value) for value in (factors or {}).get(name, ())]
+        order = [level for level in listed if level in found] + [level for level in found if level not in listed]
+        if len(order) > 1:
+            levels[name] = sorted(dict.fromkeys(order), key=functools.partial(_role, name))
     return _Grid(levels, {arm: {n: v for n, v in s.items() if n in levels} for arm, s in named.items()})
 
 
