@@ -21,7 +21,7 @@ from cluster.errors import ConfigError
 VARIABLE = "ORCHESTRATOR_FAILPOINTS"
 _RULE = re.compile(
     r"(?P<name>[\w.]+)=(?P<action>kill|stop|exit|raise|sleep)(:(?P<seconds>[\d.]+))?"
-    r"(@rank(?P<rank>\d+))?(#(?P<count>\d+))?(!(?P<file>[\w.-]+))?"
+    r"(@rank(?P<rank>\d+))?(#(?P<nth>\d+))?(!(?P<file>[\w.-]+))?"
 )
 
 
@@ -36,7 +36,7 @@ class Failpoint(NamedTuple):
     action: str
     seconds: float
     rank: int | None
-    count: int
+    nth: int
     file: str | None
 
 
@@ -51,7 +51,7 @@ def failpoint(name: str, *, rank: int = 0) -> None:
     for point in parse_failpoints(text):
         if point.name == name and point.rank in (None, rank):
             _passed[point] = _passed.get(point, 0) + 1
-            if _passed[point] == point.count and _is_first(point):
+            if _passed[point] == point.nth and _is_first(point):
                 _act(point)
 
 
@@ -73,7 +73,7 @@ def parse_failpoints(text: str) -> list[Failpoint]:
                 action=found["action"],
                 seconds=float(found["seconds"] or 0),
                 rank=int(rank) if rank is not None else None,
-                count=int(found["count"] or 1),
+                nth=int(found["nth"] or 1),
                 file=found["file"],
             )
         )

@@ -12,6 +12,7 @@ from cluster.errors import ConfigError, OrchestratorError
 
 if TYPE_CHECKING:
     from cluster.storage import Store
+    from orchestrator.attempts import Receipt
     from orchestrator.ledger import Ledger
     from orchestrator.runs import RunRecord
     from orchestrator.sweep import SweepRecord, SweepResult
@@ -491,12 +492,12 @@ def runs(
 @_command(app, "orchestrator show cifar10-cnn-20261122-101500-a1b2")
 def show(run: str, json: Json = False, store: StoreUrl = None) -> None:
     """Show one run: its state, its metrics per epoch, what it used."""
-    from orchestrator.display import emit, out, table
+    from orchestrator.display import emit, out, print_receipt, table
     from orchestrator.runs import read_history, read_run, read_status, with_live_state
 
     opened = _store(store)
     record = with_live_state(opened, read_run(opened, run))
-    history = read_history(opened, run)
+    history, spent = read_history(opened, run), _receipt(opened, record)
 
     def print_run() -> None:
         out.print(f"{record.run}: {record.state}, created {record.created}")
@@ -507,11 +508,90 @@ def show(run: str, json: Json = False, store: StoreUrl = None) -> None:
             table(columns, [[entry.get(name) for name in columns] for entry in history])
         for line in result_lines(record):
             out.print(line)
+        print_receipt(spent)
         if record.error:
             out.print(record.error, markup=False, style="red")
 
     status = read_status(opened, run)
-    emit({"record": record, "history": history, "status": status}, as_json=json, show=print_run)
+    emit({"record": record, "history": history, "status": status, "receipt": spent}, as_json=json, show=print_run)
+
+
+@_command(app, "orchestrator drill digits-cnn --workers 2")
+def drill(
+    config: Annotated[str | None, typer.Argument(metavar="CONFIG", help="YAML file, or the name of a recipe.")] = None,
+    overrides: Overrides = None,
+    workers: Annotated[int | None, typer.Option(help="Another number of workers than the experiment's.")] = None,
+    epochs: Annotated[int, typer.Option(help="To train, instead of the experiment's.")] = 2,
+    kill: Annotated[Literal["worker"], typer.Option(help="What to kill.")] = "worker",
+    keep: Annotated[bool, typer.Option("--keep", help="Leave the checkpoints of a drill that passed.")] = False,
+    delete: Annotated[bool, typer.Option("--delete", help="Remove the runs of all drills instead.")] = False,
+    yes: Yes = False,
+    dry_run: DryRun = False,
+    json: Json = False,
+    address: Address = None,
+    store: StoreUrl = None,
+) -> None:
+    """Prove that recovery works here: train twice, kill a worker of the second, compare the bits of both.
+
+    Only a process of the drill's own run is killed. Ends with 100 if the bits differ or no kill was seen.
+    """
+    if (config is None) == (not delete):
+        raise ConfigError("drill must have either a CONFIG or --delete, got both or neither.")
+    if config is None:
+        _delete_drills(_store(store), yes=yes, dry_run=dry_run, as_json=json)
+        return
+    from orchestrator.configfile import load_experiment
+
+    experiment = load_experiment(config, overrides or [])
+    from orchestrator import drill as drills
+    from orchestrator.display import emit, note, out, print_drill, training_progress
+
+    plan = drills.plan_drill(experiment, name="drill", kill=kill, workers=workers, epochs=epochs)
+    if dry_run:
+        text = f"would train {plan.experiment.model.type} twice for {epochs} epochs and kill one {kill}"
+        emit(plan.experiment, as_json=json, show=lambda: out.print(text))
+        return
+    _print_address(address)
+
+    def on_start(record: "RunRecord", arithmetic: "Arithmetic") -> None:
+        note(f"run {record.run}: {arithmetic.updates:,} updates")
+
+    with training_progress(lambda _done: None) as on_progress:
+        result = drills.drill(
+            experiment,
+            store=_store(store),
+            address=address,
+            kill=kill,
+            workers=workers,
+            epochs=epochs,
+            keep_checkpoints=keep,
+            on_start=on_start,
+            on_progress=on_progress,
+        )
+    emit(result, as_json=json, show=lambda: print_drill(result))
+    if not result.passed:
+        raise typer.Exit(100)
+
+
+def _delete_drills(store: "Store", *, yes: bool, dry_run: bool, as_json: bool) -> None:
+    from orchestrator.display import emit, out
+    from orchestrator.drill import delete_drills, list_drills
+
+    found = list_drills(store)
+    if found and not dry_run:
+        if not yes and not typer.confirm(f"Delete {len(found)} runs of drills, with all that they left?"):
+            raise typer.Exit(1)
+        delete_drills(store, found)
+    verb = "would delete" if dry_run else "deleted"
+    lines = [f"{verb} {run}" for run in found] or ["no drill has left a run"]
+    emit({"runs": found, "deleted": not dry_run}, as_json=as_json, show=lambda: out.print("\n".join(lines)))
+
+
+def _receipt(store: "Store", record: "RunRecord") -> "Receipt":
+    """What the restarts of a run have cost so far."""
+    from orchestrator.attempts import read_attempts, receipt
+
+    return receipt(read_attempts(store, record.run), dollars_per_hour=record.experiment.scaling.dollars_per_hour)
 
 
 def _print_address(address: str | None) -> None:
@@ -529,7 +609,7 @@ def _techniques(record: "RunRecord") -> str:
 
 
 def _follow_training(store: "Store", start: Callable[..., "RunResult"], *, as_json: bool) -> None:
-    from orchestrator.display import emit, next_steps, note, out, training_progress
+    from orchestrator.display import emit, next_steps, note, out, print_receipt, training_progress
     from orchestrator.runs import read_history
 
     current: list[RunRecord] = []
@@ -545,6 +625,7 @@ def _follow_training(store: "Store", start: Callable[..., "RunResult"], *, as_js
 
     with training_progress(on_epoch) as on_progress:
         result = start(on_start, on_progress)
+    spent = _receipt(store, result.record)
 
     def show() -> None:
         record = result.record
@@ -553,15 +634,13 @@ def _follow_training(store: "Store", start: Callable[..., "RunResult"], *, as_js
         out.print(f"run {result.run} finished in {record.seconds:.1f} s{first}")
         for line in result_lines(record):
             out.print(line, style="bold")
+        print_receipt(spent)
         out.print(f"folder: {store.settings.url}/runs/{result.run}/")
         name = record.dataset.name
         next_steps(f"orchestrator models promote {result.run} {name}", f"orchestrator deploy {name}")
 
-    emit(
-        {"run": result.run, "metrics": result.metrics, "history": result.history, "record": result.record},
-        as_json=as_json,
-        show=show,
-    )
+    found = {"run": result.run, "metrics": result.metrics, "history": result.history, "record": result.record}
+    emit(found | {"receipt": spent}, as_json=as_json, show=show)
 
 
 def arithmetic_lines(record: "RunRecord", arithmetic: "Arithmetic") -> list[str]:

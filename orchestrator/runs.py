@@ -101,6 +101,10 @@ class RunStatus(_Frozen):
     """Unix time of the first weight update."""
     passed_over: list[str] = []
     """Newer checkpoints that this attempt could not resume from, and why."""
+    checkpoint_update: int | None = None
+    """Weight updates in the newest checkpoint."""
+    checkpoint_at: float | None = None
+    """Unix time at which it was complete."""
     updated: float
     """Unix time."""
 

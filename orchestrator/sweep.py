@@ -241,7 +241,7 @@ def _train_cell(arm: Arm, seed: int, *, run: str, sweep: str, store: Store) -> d
     record = record.model_copy(update={"sweep": sweep})
     update_run(store, record)
     if experiment.scaling.max_workers > 1:
-        metrics: dict[str, float] = fit_on_ray(record, store.settings)["metrics"]
+        metrics: dict[str, float] = fit_on_ray(record, store)["metrics"]
     else:
         world = World(device=torch.device("cuda" if record.techniques.processor == "gpu" else "cpu"))
         trainer = fit(record, store=store, world=world, checkpoints="last")

@@ -2,10 +2,8 @@
 
 import importlib
 import importlib.metadata
-import os
 import platform
 import signal
-import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -15,22 +13,25 @@ from typing import Any, NamedTuple
 
 from cluster.config import StoreSettings
 from cluster.errors import (
-    ClusterError,
     ConfigError,
+    LeaseLostError,
     NotFoundError,
-    OrchestratorError,
     RunCancelledError,
-    RunFailedError,
     RunInterruptedError,
 )
-from cluster.session import cluster_resources, num_nodes, ray_session, require_resources
+from cluster.failpoints import VARIABLE, parse_failpoints
+from cluster.preemption import watching_node
+from cluster.session import cluster_resources, ray_session, require_resources
 from cluster.staging import check_packages, stage
 from cluster.storage import Store, open_store
 from models.config import has_activation, resolve_techniques
 from models.task import task_of
 from orchestrator.config import Experiment
 from orchestrator.data.dataset import Dataset, open_dataset
-from orchestrator.polling import POLL_S, polling
+from orchestrator.lease import Lease
+from orchestrator.polling import polling
+from orchestrator.pulse import PULSE
+from orchestrator.recovery import Job, run_to_end
 from orchestrator.runs import (
     DatasetRef,
     Metrics,
@@ -44,7 +45,6 @@ from orchestrator.runs import (
     read_status,
     update_run,
     utc_now,
-    with_live_state,
 )
 
 Progress = Callable[[RunStatus], None]
@@ -79,6 +79,7 @@ def train(
     run: str | None = None,
     on_start: Callable[[RunRecord, Arithmetic], None] | None = None,
     on_progress: Progress | None = None,
+    failpoints: str | None = None,
 ) -> RunResult:
     """Train one experiment to its end on a Ray cluster.
 
@@ -89,6 +90,7 @@ def train(
         run: name of the new run; default: made of dataset, model and time.
         on_start: called once everything is checked, before any worker starts.
         on_progress: called about twice a second with the newest status.
+        failpoints: where workers shall die or fail on purpose, see `cluster/failpoints.py`; for drills and tests.
 
     Raises:
         ConfigError, StoreAccessError, ClusterError: before any worker starts.
@@ -96,6 +98,7 @@ def train(
         RunCancelledError: interrupted.
     """
     started = time.time()
+    environment = {VARIABLE: failpoints} if failpoints and parse_failpoints(failpoints) else {}
     store = store or open_store()
     store.check()
     dataset = dataset_of(experiment, store)
@@ -104,9 +107,10 @@ def train(
         _require(record)
         record, arithmetic = describe(record, dataset)
         create_run(store, record)
-        if on_start:
-            on_start(record, arithmetic)
-        return _run(record, store=store, started=started, on_progress=on_progress)
+        with Lease(store, run=record.run) as lease:
+            if on_start:
+                on_start(record, arithmetic)
+            return _run(record, store, lease, started=started, on_progress=on_progress, environment=environment)
 
 
 def resume(
@@ -138,19 +142,16 @@ def resume(
     record = read_run(store, run)
     if record.state == "finished":
         return RunResult(run, record.metrics, read_history(store, run), record)
-    if record.state == "running":
-        _require_lost(store, record)
     if workers is not None:
         record = record.model_copy(update={"experiment": _with_workers(record.experiment, workers)})
     dataset = open_dataset(store, record.dataset.name, version=record.dataset.version)
     with ray_session(address, store=store.settings):
         _require(record)
         record, arithmetic = describe(record, dataset)
-        record = record.model_copy(update={"state": "running", "error": None})
-        update_run(store, record)
-        if on_start:
-            on_start(record, arithmetic)
-        return _run(record, store=store, started=started, on_progress=on_progress)
+        with Lease(store, run=record.run) as lease:
+            if on_start:
+                on_start(record, arithmetic)
+            return _run(record, store, lease, started=started, on_progress=on_progress)
 
 
 def dataset_of(experiment: Experiment, store: Store) -> Dataset:
@@ -222,31 +223,37 @@ def describe(record: RunRecord, dataset: Dataset) -> tuple[RunRecord, Arithmetic
     return record.model_copy(update={"parameters": parameters}), arithmetic
 
 
-def fit_on_ray(record: RunRecord, store: StoreSettings) -> dict[str, Any]:
-    """Run a training on the connected cluster; return what the first worker returned.
+def fit_on_ray(
+    record: RunRecord, store: Store, *, lease: int = 0, environment: Mapping[str, str] | None = None
+) -> dict[str, Any]:
+    """Run a training on the connected cluster, through every loss of workers; return what the first worker returned.
 
-    One worker needs no group: it is a single Ray task, which starts in a third of the time, and in a process that
-    has trained before at once. Several are a worker group of Ray Train.
+    Args:
+        record: what to train.
+        store: where everything is.
+        lease: number of the lease under which this driver works; see `orchestrator/lease.py`.
+        environment: more variables for the workers.
     """
-    settings = {"record": record.model_dump(mode="json"), "store": store.model_dump(mode="json")}
-    fit = _fit_in_one_task if record.experiment.scaling.max_workers == 1 else _fit_in_group
-    result = fit(record, settings)
-    if result is None:
-        raise RunCancelledError(f"run {record.run} was stopped.")
-    return result
+    settings = {
+        "record": record.model_dump(mode="json"),
+        "store": store.settings.model_dump(mode="json"),
+        "lease": lease,
+    }
+    return run_to_end(record, Job(train_worker, worker_loop, settings, environment or {}), store=store)
 
 
-def worker_loop(settings: Mapping[str, Any]) -> dict[str, Any]:
+def worker_loop(settings: dict[str, Any]) -> dict[str, Any]:
     """Train one model on this worker's share of the data. Runs once in every worker of Ray Train."""
     import ray.train
     import ray.train.torch
 
     context = ray.train.get_context()
+    use_gpu = settings["record"]["techniques"]["processor"] == "gpu"
     return train_worker(
         settings,
         rank=context.get_world_rank(),
         workers=context.get_world_size(),
-        device=str(ray.train.torch.get_device()),
+        device=str(ray.train.torch.get_device()) if use_gpu else "cpu",
     )
 
 
@@ -261,9 +268,10 @@ def train_worker(settings: Mapping[str, Any], *, rank: int, workers: int, device
     record = RunRecord.model_validate(settings["record"])
     store = Store(StoreSettings.model_validate(settings["store"]))
     world = World(rank, workers, torch.device(device))
-    with RunLog(store, record.run) if rank == 0 else nullcontext() as log:
-        trainer = fit(record, store=store, world=world, log=log)
+    with watching_node(), RunLog(store, record.run) if rank == 0 else nullcontext() as log:
+        trainer = fit(record, store=store, world=world, log=log, lease=settings["lease"])
         metrics = evaluate(trainer, record.evaluated_on)
+        PULSE.enter("finished")
         if log is None:
             return {}
         season = record.experiment.data.season
@@ -289,22 +297,10 @@ def versions() -> dict[str, str]:
     return {"python": platform.python_version()} | {n: importlib.metadata.version(n) for n in names}
 
 
-def _require_lost(store: Store, record: RunRecord) -> None:
-    """Return once it is sure that nobody works on a run; until then wait for its next sign of life."""
-    first = read_status(store, record.run)
-    while with_live_state(store, record).state == "running":
-        if read_status(store, record.run) != first:
-            raise ConfigError(
-                f"run {record.run} must be stopped to be resumed, got one that works. "
-                f"Follow it: orchestrator show {record.run}."
-            )
-        time.sleep(POLL_S)
-
-
 def _require(record: RunRecord) -> None:
     scaling = record.experiment.scaling
-    gpus = scaling.max_workers if record.techniques.processor == "gpu" else 0
-    require_resources(cpus=scaling.max_workers * scaling.cpus_per_worker, gpus=gpus)
+    gpus = scaling.min_workers if record.techniques.processor == "gpu" else 0
+    require_resources(cpus=scaling.min_workers * scaling.cpus_per_worker, gpus=gpus)
 
 
 def _with_workers(experiment: Experiment, workers: int) -> Experiment:
@@ -315,25 +311,40 @@ def _with_workers(experiment: Experiment, workers: int) -> Experiment:
     return validate(Document("--workers", values, {}))
 
 
-def _run(record: RunRecord, *, store: Store, started: float, on_progress: Progress | None) -> RunResult:
+def _run(
+    record: RunRecord,
+    store: Store,
+    lease: Lease,
+    *,
+    started: float,
+    on_progress: Progress | None,
+    environment: Mapping[str, str] | None = None,
+) -> RunResult:
+    record = record.model_copy(update={"state": "running", "error": None})
     cancelled = record.model_copy(update={"state": "cancelled"})
     terminated = threading.Event()
 
+    def write(changed: RunRecord) -> None:
+        lease.check()
+        update_run(store, changed)
+
     def on_sigterm() -> None:
         terminated.set()
-        update_run(store, cancelled)  # Ray kills a job 3 s after this, which ending the workers may outlast
+        write(cancelled)  # Ray kills a job 3 s after this, which ending the workers may outlast
 
+    write(record)
     try:
         with polling(_teller(store, record.run, on_progress)), _sigterm_as_interrupt(on_sigterm):
-            outcome = fit_on_ray(record, store.settings)
+            outcome = fit_on_ray(record, store, lease=lease.number, environment=environment)
     except (KeyboardInterrupt, RunCancelledError):
-        update_run(store, cancelled)
+        write(cancelled)
         stopped = RunCancelledError if terminated.is_set() else RunInterruptedError
         raise stopped(f"run {record.run} was stopped. Continue it: orchestrator resume {record.run}.") from None
+    except LeaseLostError:
+        raise
     except Exception as error:
-        failure = _failure(error, record)
-        update_run(store, record.model_copy(update={"state": "failed", "error": str(failure)}))
-        raise failure from None
+        write(record.model_copy(update={"state": "failed", "error": str(error)}))
+        raise
     from orchestrator.checkpoint import checkpoint_prefixes
 
     first_step_at = outcome["first_step_at"]
@@ -346,98 +357,8 @@ def _run(record: RunRecord, *, store: Store, started: float, on_progress: Progre
             "first_step_s": first_step_at and round(first_step_at - started, 3),
         }
     )
-    update_run(store, finished)
+    write(finished)
     return RunResult(record.run, finished.metrics, outcome["history"], finished)
-
-
-def _fit_in_one_task(record: RunRecord, settings: dict[str, Any]) -> dict[str, Any]:
-    ray: Any = importlib.import_module("ray")
-    ray_util: Any = importlib.import_module("ray.util")
-    strategies: Any = importlib.import_module("ray.util.scheduling_strategies")
-    resources, scaling = _resources(record), record.experiment.scaling
-    place = ray_util.placement_group([resources])
-    try:
-        if not place.wait(timeout_seconds=scaling.start_timeout_s):
-            raise _too_full(record)
-        task = ray.remote(
-            num_cpus=resources["CPU"],
-            num_gpus=resources.get("GPU", 0),
-            max_retries=scaling.max_failures,  # a process that died is started again; an error is final
-            scheduling_strategy=strategies.PlacementGroupSchedulingStrategy(place),
-        )(train_worker)
-        device = "cuda" if record.techniques.processor == "gpu" else "cpu"
-        result: dict[str, Any] = ray.get(task.remote(settings, rank=0, workers=1, device=device))
-        return result
-    finally:
-        ray_util.remove_placement_group(place)  # ends the task too, if it still works
-
-
-def _fit_in_group(record: RunRecord, settings: dict[str, Any]) -> dict[str, Any] | None:
-    os.environ.update(_train_environment(record))
-    ray_train: Any = importlib.import_module("ray.train")  # its annotations describe the API before V2
-    ray_torch: Any = importlib.import_module("ray.train.torch")
-    scaling, use_gpu = record.experiment.scaling, record.techniques.processor == "gpu"
-    with tempfile.TemporaryDirectory(prefix="orchestrator-train-") as folder:
-        trainer = ray_torch.TorchTrainer(
-            worker_loop,
-            train_loop_config=settings,
-            torch_config=ray_torch.TorchConfig(backend="nccl" if use_gpu else "gloo"),
-            scaling_config=ray_train.ScalingConfig(
-                num_workers=scaling.max_workers, use_gpu=use_gpu, resources_per_worker=_resources(record)
-            ),
-            # Ray's own records stay on the driver's disk: our checkpoints go to the store by themselves
-            run_config=ray_train.RunConfig(
-                name=record.run,
-                storage_path=folder,
-                failure_config=ray_train.FailureConfig(max_failures=scaling.max_failures, controller_failure_limit=0),
-            ),
-        )
-        result: dict[str, Any] | None = trainer.fit().return_value
-    return result
-
-
-def _resources(record: RunRecord) -> dict[str, float]:
-    cpus = {"CPU": record.experiment.scaling.cpus_per_worker}
-    return cpus | ({"GPU": 1} if record.techniques.processor == "gpu" else {})
-
-
-def _train_environment(record: RunRecord) -> dict[str, str]:
-    """Ray Train reads its knobs from the driver's environment."""
-    return {
-        "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",  # how soon an end or a failure is noticed; Ray's default is 2
-        "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": str(record.experiment.scaling.start_timeout_s),
-        "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",
-        # one more process, that waits for notices which a single node never gets
-        "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "1" if num_nodes() > 1 else "0",
-    }
-
-
-def _failure(error: Exception, record: RunRecord) -> Exception:
-    """The worker's own error first; collateral errors of the others are left out."""
-    if "WorkerGroupStartupTimeout" in f"{type(error).__name__} {error}":
-        return _too_full(record)
-    failures = list(getattr(error, "worker_failures", {}).values())
-    first = ([e for e in failures if not _is_collateral(e)] or failures or [error])[0]
-    cause = getattr(first, "cause", None) or first  # Ray wraps what a worker raised
-    if isinstance(cause, OrchestratorError) and not isinstance(cause, RunFailedError):
-        return cause
-    told = cause if isinstance(cause, OrchestratorError) else first  # others with their traceback
-    return RunFailedError(
-        f"run {record.run} failed: {str(told).strip()}\nContinue it: orchestrator resume {record.run}."
-    )
-
-
-def _too_full(record: RunRecord) -> ClusterError:
-    scaling = record.experiment.scaling
-    return ClusterError(
-        f"the cluster must place {scaling.min_workers} workers within scaling.start_timeout_s "
-        f"({scaling.start_timeout_s:g} s), got fewer. Is other work running? See `orchestrator status`."
-    )
-
-
-def _is_collateral(error: Exception) -> bool:
-    """Whether this worker only noticed that another had gone."""
-    return any(word in str(error) for word in ("Connection closed by peer", "Connection reset", "gloo", "NCCL"))
 
 
 def _teller(store: Store, run: str, on_progress: Progress | None) -> Callable[[], None]:

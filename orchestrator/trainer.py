@@ -4,10 +4,9 @@ import math
 import platform
 import secrets
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from functools import partial
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -15,6 +14,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from cluster.errors import RunFailedError
+from cluster.failpoints import failpoint
 from cluster.storage import Store
 from models.features import TARGET, ImageFeature
 from models.network import Network, build
@@ -28,15 +28,19 @@ from orchestrator.checkpoint import (
     newest_valid,
     optimizer_tensors,
     prune,
+    recover,
     save_checkpoint,
 )
+from orchestrator.checkpoint_writer import CheckpointWriter
 from orchestrator.config import TrainConfig
 from orchestrator.data.augment import augment
 from orchestrator.data.dataset import Dataset, open_dataset
 from orchestrator.data.order import Plan
 from orchestrator.data.reader import MicroBatch, Reader
-from orchestrator.gradients import Parts
+from orchestrator.gradients import Parts, share
+from orchestrator.pulse import PULSE, TrainingStoppedError
 from orchestrator.runs import Metrics, RunLog, RunRecord
+from orchestrator.trace import trace
 
 # P = all numbers of a gradient
 
@@ -60,6 +64,18 @@ class World:
 
 
 @dataclass
+class Position:
+    """How far a training is within its epochs."""
+
+    epoch: int = 0
+    step: int = 0
+    """Steps done of this epoch."""
+    loss_sum: float = 0.0
+    """Of the epoch's samples so far."""
+    samples: int = 0
+
+
+@dataclass
 class Trainer:
     """Everything that a training consists of. Built by `build_trainer`."""
 
@@ -77,7 +93,11 @@ class Trainer:
     updates_per_epoch: int
     """One with batch gradient descent, else one per step."""
     history: list[Metrics] = field(default_factory=list)
+    lease: int = 0
+    """Number of the driver's lease; 0: nobody else can work on this run."""
+    position: Position = field(default_factory=Position)
     update: int = 0
+    """Weight updates done."""
     first_step_at: float | None = None
 
     @property
@@ -93,8 +113,7 @@ class Trainer:
     @property
     def logical_workers(self) -> range:
         """Those that this worker runs."""
-        each = self.num_logical_workers // self.world.size
-        return range(self.world.rank * each, (self.world.rank + 1) * each)
+        return share(self.num_logical_workers, rank=self.world.rank, workers=self.world.size)
 
     def plan(self, epoch: int) -> Plan:
         """The order of one epoch's samples."""
@@ -108,6 +127,7 @@ def fit(
     world: World,
     log: RunLog | None = None,
     checkpoints: Literal["all", "last"] = "all",
+    lease: int = 0,
 ) -> Trainer:
     """Train from the newest valid checkpoint, or from the start, to the last epoch.
 
@@ -117,18 +137,23 @@ def fit(
         world: this worker's place; a default process group must exist when there are several.
         log: where the first worker reports; without one nothing is written but checkpoints.
         checkpoints: `last` writes only the final one and starts afresh: a sweep's cell is repeated, not resumed.
+        lease: number of the lease under which the driver works on the run; 0: nobody else can.
 
     Raises:
         RunFailedError: if the loss is no longer a number.
+        TrainingStoppedError: on request, after a checkpoint.
+        LeaseLostError: if another driver has taken the run over.
     """
     trainer = build_trainer(record, store=store, world=world, log=log)
-    start_epoch = restore(trainer) if checkpoints == "all" else 0
-    with _checkpoint_writer(trainer) as save:
-        for epoch in range(start_epoch, trainer.settings.epochs):
-            trained = train_epoch(trainer, epoch)
+    trainer.lease = lease
+    with CheckpointWriter(partial(_write_checkpoint, trainer), settings=trainer.settings) as writer:
+        if checkpoints == "all":
+            restore(trainer)
+            writer.begin_at(trainer.update)
+        for epoch in range(trainer.position.epoch, trainer.settings.epochs):
+            trained = train_epoch(trainer, epoch, writer if checkpoints == "all" else None)
             report(trainer, epoch, trained | evaluate(trainer, validation_split(trainer.dataset)))
-            if is_checkpoint_due(epoch + 1, trainer.settings, checkpoints):
-                save(epoch + 1)
+            _save_epoch(trainer, writer, checkpoints)
     return trainer
 
 
@@ -140,7 +165,7 @@ def build_trainer(record: RunRecord, *, store: Store, world: World, log: RunLog 
     network = build(experiment.model, record.techniques, record.signature, seed=experiment.train.seed).to(device)
     if channels_last(record):
         network = network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    rows = experiment.scaling.num_logical_workers // world.size
+    rows = len(share(experiment.scaling.num_logical_workers, rank=world.rank, workers=world.size))
     reader = build_reader(record, dataset, device=device)
     return Trainer(
         record=record,
@@ -197,54 +222,93 @@ def build_optimizer(network: nn.Module, settings: TrainConfig) -> torch.optim.Op
     )
 
 
-def restore(trainer: Trainer) -> int:
-    """Load the newest valid checkpoint, the same on every worker; return the first epoch to do."""
+def restore(trainer: Trainer) -> None:
+    """Load the newest valid checkpoint, the same on every worker; without one the training begins afresh."""
+    failpoint("restore.before", rank=trainer.world.rank)
     found = _agreed_checkpoint(trainer)
     if found is None:
-        return 0
-    if trainer.log:
-        trainer.log.status(passed_over=found.passed_over)
+        return
     weights, optimizer, progress = found.state
     trainer.network.load_state_dict(weights)
     load_optimizer_tensors(trainer.optimizer, _parameter_names(trainer.network), optimizer)
     trainer.history, trainer.update = list(progress.history), progress.update
-    return progress.epoch
+    trainer.position = Position(progress.epoch, progress.step, progress.loss_sum, progress.samples)
+    steps = epoch_plan(trainer.record, trainer.reader, epoch=0).num_steps
+    PULSE.resumed_from = found.prefix
+    PULSE.resumed_step = PULSE.step = progress.epoch * steps + progress.step
+    failpoint("restore.after", rank=trainer.world.rank)
 
 
-def train_epoch(trainer: Trainer, epoch: int) -> Metrics:
-    """One pass over the training split; returns its mean loss and its speed."""
-    plan, clock = trainer.plan(epoch), time.perf_counter()
-    waited_s = trainer.reader.wait_s
+def train_epoch(trainer: Trainer, epoch: int, writer: CheckpointWriter | None = None) -> Metrics:
+    """Go through the training split, from where `trainer.position` is; returns the mean loss and the speed.
+
+    Args:
+        trainer: changed in place.
+        epoch: number, from 0.
+        writer: takes checkpoints between the steps; ``None``: there are none, and no request to stop is heard.
+
+    Raises:
+        RunFailedError: if the loss is no longer a number.
+        TrainingStoppedError: on request, after a checkpoint.
+    """
+    plan, clock, waited_s = trainer.plan(epoch), time.perf_counter(), trainer.reader.wait_s
+    position = trainer.position
+    first, trained = position.step, position.samples
     trainer.network.train()
-    loss = torch.zeros((), dtype=torch.float64, device=trainer.world.device)
-    samples = 0
-    by_batch = trainer.record.techniques.gradient == "batch"
-    for step, micro_batches in enumerate(trainer.reader.train_batches(plan, logical_workers=trainer.logical_workers)):
-        in_step = sum(plan.step_sizes(step))
-        accumulate(trainer, micro_batches, epoch=epoch, step=step, samples=plan.num_samples if by_batch else in_step)
-        loss += _finish_step(trainer, updates=not by_batch or step == plan.num_steps - 1)
-        samples += in_step
-        _report_step(trainer, epoch, step, plan, samples, clock, waited_s)
+    loss = torch.tensor(position.loss_sum, dtype=torch.float64, device=trainer.world.device)
+    batches = trainer.reader.train_batches(plan, logical_workers=trainer.logical_workers, start_step=first)
+    PULSE.enter("data")
+    for step, micro_batches in enumerate(batches, first):
+        began = time.monotonic()
+        stop = train_step(trainer, micro_batches, plan, step=step, loss=loss)
+        position.step, position.samples = step + 1, position.samples + sum(plan.step_sizes(step))
+        PULSE.step = epoch * plan.num_steps + step + 1
+        PULSE.slowest_step_s = max(PULSE.slowest_step_s, time.monotonic() - began)
+        _report_step(trainer, plan, position.samples - trained, clock, waited_s)
+        if writer and not _is_mid_update(trainer, plan):
+            _save_step(trainer, writer, loss, stop=stop)
+        failpoint("train.after_step", rank=trainer.world.rank)
+        PULSE.enter("data")
     seconds = time.perf_counter() - clock
-    mean_loss = loss.item() / samples
-    if not math.isfinite(mean_loss):
-        raise RunFailedError(
-            f"train_loss must be a finite number, got {mean_loss} in epoch {epoch + 1}. Lower train.learning_rate "
-            f"({trainer.settings.learning_rate}) or set train.clip_norm."
-        )
+    mean_loss = _finite(trainer, loss.item() / position.samples)
     return {
         "train_loss": mean_loss,
         "learning_rate": learning_rate(trainer.settings, trainer.update - 1, total_updates(trainer)),
-        "samples_per_s": samples / seconds,
+        "samples_per_s": (position.samples - trained) / seconds,
         "waiting_share": (trainer.reader.wait_s - waited_s) / seconds,
         "seconds": seconds,
     }
+
+
+def train_step(trainer: Trainer, micro_batches: Sequence[MicroBatch], plan: Plan, *, step: int, loss: Tensor) -> bool:
+    """One step of all workers together; adds to ``loss``, and returns whether any of them was asked to stop."""
+    PULSE.enter("compute")
+    rank, epoch = trainer.world.rank, trainer.position.epoch
+    by_batch = trainer.record.techniques.gradient == "batch"
+    samples = plan.num_samples if by_batch else sum(plan.step_sizes(step))
+    trace(trainer.attempt, epoch, step, zip(trainer.logical_workers, micro_batches, strict=True))
+    accumulate(trainer, micro_batches, epoch=epoch, step=step, samples=samples)
+    failpoint("train.before_exchange", rank=rank)
+    PULSE.enter("exchange")
+    stop = _any_asked_to_stop(trainer)
+    gradient_P, step_loss = trainer.parts.end_step(
+        with_gradient=not by_batch or step == plan.num_steps - 1,
+        workers=trainer.world.size,
+        logical_workers=trainer.num_logical_workers,
+        reduction=trainer.record.experiment.scaling.reduction,
+    )
+    failpoint("train.after_exchange", rank=rank)
+    if gradient_P is not None:
+        apply_update(trainer, gradient_P)
+    loss += step_loss
+    return stop
 
 
 def accumulate(trainer: Trainer, micro_batches: Sequence[MicroBatch], *, epoch: int, step: int, samples: int) -> None:
     """Add the gradient of each logical worker's loss, divided by ``samples``, to its row of ``trainer.parts``."""
     trainer.parts.begin_step()
     for row, (logical_worker, micro_batch) in enumerate(zip(trainer.logical_workers, micro_batches, strict=True)):
+        failpoint("train.mid_backward", rank=trainer.world.rank)
         trainer.parts.begin_row(row)
         counters = Counters(trainer.settings.seed, epoch, step, logical_worker)
         loss = _backward(trainer, micro_batch, counters, samples) if micro_batch.size else None
@@ -272,7 +336,7 @@ def apply_update(trainer: Trainer, gradient_P: Tensor) -> None:
         group["lr"] = rate
     trainer.optimizer.step()
     trainer.update += 1
-    trainer.first_step_at = trainer.first_step_at or time.time()
+    trainer.first_step_at = PULSE.first_step_at = trainer.first_step_at or time.time()
 
 
 def learning_rate(settings: TrainConfig, update: int, total: int) -> float:
@@ -295,6 +359,8 @@ def total_updates(trainer: Trainer) -> int:
 
 def evaluate(trainer: Trainer, split: str) -> Metrics:
     """Metrics over one whole split, the same bits for every worker count."""
+    PULSE.enter("evaluate")
+    failpoint("evaluate.before", rank=trainer.world.rank)
     network, world = trainer.network.eval(), trainer.world
     count = trainer.reader.num_samples(split)
     num_batches = -(-count // trainer.settings.evaluate_batch_size)
@@ -317,14 +383,15 @@ def evaluate(trainer: Trainer, split: str) -> Metrics:
 def report(trainer: Trainer, epoch: int, metrics: Metrics) -> None:
     """Add a finished epoch to the history, and tell the log."""
     trainer.history.append({"epoch": epoch + 1, **metrics})
+    trainer.position = Position(epoch + 1)
     if trainer.log:
         trainer.log.epoch(trainer.history)
 
 
-def is_checkpoint_due(epochs_done: int, settings: TrainConfig, checkpoints: Literal["all", "last"]) -> bool:
-    """Whether a checkpoint follows this epoch."""
-    every = settings.checkpoint_epochs if checkpoints == "all" else None
-    return epochs_done == settings.epochs or (every is not None and epochs_done % every == 0)
+def is_checkpoint_due(epochs_done: int, settings: TrainConfig) -> bool:
+    """Whether the end of this epoch wants a checkpoint."""
+    every = settings.checkpoint_epochs
+    return every is not None and epochs_done % every == 0
 
 
 def validation_split(dataset: Dataset) -> str:
@@ -332,14 +399,15 @@ def validation_split(dataset: Dataset) -> str:
     return "validation" if "validation" in dataset.manifest.splits else "test"
 
 
-def snapshot(trainer: Trainer, epochs_done: int) -> State:
+def snapshot(trainer: Trainer) -> State:
     """A copy of everything that a checkpoint holds."""
     progress = Progress(
-        epoch=epochs_done,
+        **asdict(trainer.position),
         update=trainer.update,
         logical_workers=trainer.num_logical_workers,
         dataset_version=trainer.record.dataset.version,
         environment=environment(trainer),
+        lease=trainer.lease,
         history=list(trainer.history),
     )
     weights = {
@@ -410,14 +478,61 @@ def _freeze_statistics_of_one(network: nn.Module, size: int) -> None:
             module.train(size > 1)
 
 
-def _finish_step(trainer: Trainer, *, updates: bool) -> Tensor:
-    """Sum over all logical workers, update the weights if asked, and return the loss."""
-    gradient_P, loss = trainer.parts.end_step(
-        with_gradient=updates, workers=trainer.world.size, logical_workers=trainer.num_logical_workers
+def _is_mid_update(trainer: Trainer, plan: Plan) -> bool:
+    """Batch gradient descent: gradients of steps that no checkpoint holds wait for the epoch's end."""
+    return trainer.record.techniques.gradient == "batch" and trainer.position.step < plan.num_steps
+
+
+def _any_asked_to_stop(trainer: Trainer) -> bool:
+    """Whether the driver has asked any worker to stop: all must end after the same step."""
+    asked = PULSE.stop is not None
+    if trainer.world.size == 1:
+        return asked
+    votes = torch.tensor([float(asked)], device=trainer.world.device)
+    dist.all_reduce(votes)
+    return votes.item() > 0
+
+
+def _finite(trainer: Trainer, mean_loss: float) -> float:
+    if math.isfinite(mean_loss):
+        return mean_loss
+    raise RunFailedError(
+        f"train_loss must be a finite number, got {mean_loss} in epoch {trainer.position.epoch + 1}. Lower "
+        f"train.learning_rate ({trainer.settings.learning_rate}) or set train.clip_norm."
     )
-    if gradient_P is not None:
-        apply_update(trainer, gradient_P)
-    return loss
+
+
+def _save_step(trainer: Trainer, writer: CheckpointWriter, loss: Tensor, *, stop: bool) -> None:
+    """Save where a checkpoint is due; end the training where that is asked."""
+    if trainer.world.rank == 0 and (stop or writer.is_due(trainer.update)):
+        trainer.position.loss_sum = _finite(trainer, loss.item())
+        if not stop:
+            writer.save(snapshot(trainer))
+            return
+        PULSE.enter("checkpoint")
+        writer.save_and_wait(snapshot(trainer))
+    if stop:
+        raise TrainingStoppedError(PULSE.stop or "resized")
+
+
+def _save_epoch(trainer: Trainer, writer: CheckpointWriter, checkpoints: Literal["all", "last"]) -> None:
+    """Save after an epoch where that is due, and always after the last."""
+    if trainer.world.rank != 0:
+        return
+    epoch = trainer.position.epoch
+    if epoch == trainer.settings.epochs:
+        PULSE.enter("checkpoint")
+        writer.save_and_wait(snapshot(trainer))
+    elif checkpoints == "all" and writer.is_due(trainer.update, asked=is_checkpoint_due(epoch, trainer.settings)):
+        writer.save(snapshot(trainer))
+
+
+def _write_checkpoint(trainer: Trainer, state: State) -> None:
+    run = trainer.record.run
+    save_checkpoint(trainer.store, run=run, attempt=trainer.attempt, state=state)
+    prune(trainer.store, run=run, keep=trainer.settings.keep_checkpoints)
+    if trainer.log:
+        trainer.log.status(checkpoint_update=state.progress.update, checkpoint_at=time.time())
 
 
 def _parameter_names(network: nn.Module) -> list[str]:
@@ -429,16 +544,14 @@ def _autocast(trainer: Trainer) -> torch.autocast:
     return torch.autocast(device.type, torch.bfloat16, enabled=precision(trainer.settings, device) == "bf16")
 
 
-def _report_step(
-    trainer: Trainer, epoch: int, step: int, plan: Plan, samples: int, clock: float, waited_s: float
-) -> None:
+def _report_step(trainer: Trainer, plan: Plan, samples: int, clock: float, waited_s: float) -> None:
     if trainer.log:
         seconds = time.perf_counter() - clock
         trainer.log.status(
             phase="training",
-            epoch=epoch,
+            epoch=trainer.position.epoch,
             epochs=trainer.settings.epochs,
-            step=step + 1,
+            step=trainer.position.step,
             steps=plan.num_steps,
             samples_per_s=samples / seconds,
             waiting_share=(trainer.reader.wait_s - waited_s) / seconds,
@@ -448,8 +561,8 @@ def _report_step(
 
 def _agreed_checkpoint(trainer: Trainer) -> Restored | None:
     """The newest valid checkpoint that the first worker finds, for every worker."""
-    store, world, run = trainer.store, trainer.world, trainer.record.run
-    found = newest_valid(store, run=run) if world.rank == 0 else None
+    store, world = trainer.store, trainer.world
+    found = _newest_checkpoint(trainer) if world.rank == 0 else None
     if world.size == 1:
         return found
     choice: list[Any] = [found and found.prefix]
@@ -459,25 +572,11 @@ def _agreed_checkpoint(trainer: Trainer) -> Restored | None:
     return Restored(choice[0], load_checkpoint(store, prefix=choice[0]), [])
 
 
-@contextmanager
-def _checkpoint_writer(trainer: Trainer) -> Iterator[Callable[[int], None]]:
-    """Yield `save(epochs_done)`, which copies the state and writes it in the background, one at a time."""
-    pending: Future[None] | None = None
-
-    def write(state: State) -> None:
-        save_checkpoint(trainer.store, run=trainer.record.run, attempt=trainer.attempt, state=state)
-        prune(trainer.store, run=trainer.record.run, keep=trainer.settings.keep_checkpoints)
-
-    with ThreadPoolExecutor(1, thread_name_prefix="checkpoint") as executor:
-
-        def save(epochs_done: int) -> None:
-            nonlocal pending
-            if trainer.world.rank != 0:
-                return
-            if pending:
-                pending.result()
-            pending = executor.submit(write, snapshot(trainer, epochs_done))
-
-        yield save
-        if pending:
-            pending.result()
+def _newest_checkpoint(trainer: Trainer) -> Restored | None:
+    if not trainer.lease:
+        return newest_valid(trainer.store, run=trainer.record.run)
+    restored, passed_over = recover(trainer.store, run=trainer.record.run)
+    PULSE.passed_over = passed_over
+    if trainer.log and passed_over:
+        trainer.log.status(passed_over=passed_over)
+    return restored

@@ -30,6 +30,7 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         patch.setenv("AWS_CONFIG_FILE", str(path / "no-aws-config"))
         patch.setenv("AWS_SHARED_CREDENTIALS_FILE", str(path / "no-aws-credentials"))
         patch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+        patch.setenv("ORCHESTRATOR_METADATA_URL", "http://127.0.0.1:9")  # nobody listens: no notices from this machine
         patch.setenv("OMP_NUM_THREADS", "1")  # the workers inherit it; sums are the same bits every time
         yield path
         state = local.status()

@@ -90,7 +90,15 @@ def test_a_finished_run_leaves_a_complete_record(digits: Store, ray_cluster: Ray
     assert status is not None
     assert (status.phase, status.step, status.steps) == ("finished", 23, 23)
     keys = {info.key.removeprefix("runs/complete/").split("/")[0] for info in digits.list("runs/complete/")}
-    assert keys == {"run.json", "status.json", "metrics.jsonl", "tensorboard", "checkpoints"}
+    assert keys == {
+        "run.json",
+        "status.json",
+        "metrics.jsonl",
+        "tensorboard",
+        "checkpoints",
+        "attempts",
+        "lease.json",
+    }
     again = resume("complete", store=digits, address=ray_cluster.address)
     assert again.metrics == result.metrics
 

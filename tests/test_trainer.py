@@ -17,6 +17,7 @@ from cluster.errors import RunFailedError
 from models.features import TARGET
 from models.network import build
 from orchestrator.checkpoint import checkpoint_prefixes
+from orchestrator.checkpoint_writer import CheckpointWriter
 from orchestrator.config import Experiment, TrainConfig
 from orchestrator.data.dataset import open_dataset
 from orchestrator.data.push import push
@@ -184,10 +185,10 @@ def test_a_stopped_run_continues_to_the_same_bits(
     unbroken = fit(record_of(store, name, epochs=3), store=store, world=World(), checkpoints="last")  # type: ignore[arg-type]
     broken = MemoryStore(objects={k: v for k, v in store.objects.items() if k.startswith("datasets/")})
 
-    def stop_in_second_epoch(trainer: Trainer, epoch: int) -> dict[str, float]:
+    def stop_in_second_epoch(trainer: Trainer, epoch: int, writer: CheckpointWriter | None = None) -> dict[str, float]:
         if epoch == 1:
             raise StoppedError
-        return train_epoch(trainer, epoch)
+        return train_epoch(trainer, epoch, writer)
 
     with monkeypatch.context() as patch, pytest.raises(StoppedError):
         patch.setattr("orchestrator.trainer.train_epoch", stop_in_second_epoch)

@@ -1,0 +1,336 @@
+"""Processes that train. They outlive a run, so that the next one, or a recovery, waits for no process and no import.
+
+A worker is a named, detached Ray actor that reserves nothing by itself: a run reserves its CPUs in a placement group,
+and then leases, on the nodes of that group, workers of the same code and environment; what is missing is started. A
+worker ends when its driver is gone, or when nobody has leased it for a while. A GPU belongs to the process that Ray
+started for it, so workers with GPUs serve one run only.
+"""
+
+import hashlib
+import importlib
+import json
+import os
+import secrets
+import socket
+import sys
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+from cluster.preemption import draining_nodes
+from cluster.session import NAMESPACE
+from orchestrator.pulse import PULSE, StopReason
+
+IDLE_S = 300.0  # a person edits a file between two runs; an idle worker holds about 400 MB
+WATCH_S = 2.0
+RELEASE_S = 5.0  # a training whose peers are gone ends within milliseconds; one that hangs is killed
+
+
+class Look(NamedTuple):
+    """What a worker says when it is asked."""
+
+    pulse: dict[str, Any]
+    is_running: bool
+    result: Any = None
+    error: BaseException | None = None
+
+
+class TrainingProcess:
+    """The actor. Its own thread answers; the training runs in another one."""
+
+    def __init__(self, idle_s: float) -> None:
+        self._idle_s, self._idle_since = idle_s, time.monotonic()
+        self._owner: str | None = None
+        self._environment: dict[str, str] = {}
+        self._alone: _Outcome | None = None
+        self._train: Any = None  # Ray Train's half, only in a group
+        threading.Thread(target=self._watch, name="watch", daemon=True).start()
+        threading.Thread(target=_import_ahead, name="imports", daemon=True).start()
+
+    def lease(self, owner: str, environment: Mapping[str, str]) -> bool:
+        """Belong to a driver's job from now on, unless another has been faster."""
+        if self._owner is not None:
+            return False
+        self._owner, self._environment, self._alone = owner, dict(environment), None
+        os.environ.update(environment)
+        PULSE.begin()
+        return True
+
+    def release(self) -> bool:
+        """Belong to nobody again; ``False`` where the training has not ended: this process is of no use."""
+        if not _training_has_ended(RELEASE_S / 2):
+            return False
+        if "torch" in sys.modules:
+            _leave_group()
+        for name in self._environment:
+            os.environ.pop(name, None)
+        self._owner, self._idle_since = None, time.monotonic()
+        return True
+
+    def call(self, function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        """Run something here and return what it returns."""
+        return function(*args, **kwargs)
+
+    def start(self, function: Callable[..., Any], **arguments: Any) -> None:
+        """Run something in the training's thread; `look` tells how it went."""
+        self._alone = outcome = _Outcome()
+        threading.Thread(target=outcome.run, args=(function, arguments), name="training", daemon=True).start()
+
+    def look(self) -> Look:
+        """The pulse, and the outcome of `start`."""
+        outcome = self._alone
+        if outcome is None or outcome.is_running:
+            return Look(PULSE.read(), outcome is not None)
+        return Look(PULSE.read(), False, outcome.result, outcome.error)
+
+    def ask_to_stop(self, reason: StopReason) -> None:
+        """Let the training end after its next step, with a checkpoint."""
+        PULSE.stop = reason
+
+    # What Ray Train's controller calls, see orchestrator/group.py
+
+    def init_train_context(self, **context: Any) -> None:
+        """Begin as a worker of Ray Train."""
+        worker: Any = importlib.import_module("ray.train.v2._internal.execution.worker_group.worker")
+        self._train = worker.RayTrainWorker()
+        self._train.init_train_context(**context)
+
+    def execute(self, function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        """Run something here and return what it returns."""
+        return function(*args, **kwargs)
+
+    def get_metadata(self) -> Any:
+        """Where this process is."""
+        worker: Any = importlib.import_module("ray.train.v2._internal.execution.worker_group.worker")
+        return worker.RayTrainWorker.get_metadata(self)
+
+    def run_train_fn(self, function: Any) -> None:
+        """Start the training's thread."""
+        self._train.run_train_fn(function)
+
+    def poll_status(self) -> Any:
+        """Ray Train's status, with the pulse."""
+        status = self._train.poll_status()
+        status.pulse = PULSE.read()
+        return status
+
+    def shutdown(self) -> None:
+        """Ray Train's callbacks, of which we have none."""
+
+    def _watch(self) -> None:
+        while True:
+            time.sleep(WATCH_S)
+            owner, idle_since = self._owner, self._idle_since
+            is_idle = owner is None and time.monotonic() - idle_since > self._idle_s
+            if is_idle or (owner is not None and _is_dead(owner)):
+                os._exit(0)
+
+
+class _Outcome:
+    """Of a function that runs in a thread."""
+
+    def __init__(self) -> None:
+        self.is_running = True
+        self.result: Any = None
+        self.error: BaseException | None = None
+
+    def run(self, function: Callable[..., Any], arguments: dict[str, Any]) -> None:
+        try:
+            self.result = function(**arguments)
+        except BaseException as error:
+            self.error = _with_traceback(error)
+        self.is_running = False
+
+
+@dataclass(frozen=True)
+class Worker:
+    """A leased process, as the driver knows it."""
+
+    actor: Any
+    node: str
+    """Id of its node, in hexadecimal digits."""
+    is_reusable: bool
+
+
+def lease_workers(
+    place: Any, resources: Mapping[str, float], *, environment: Mapping[str, str], threads: int
+) -> list[Worker]:
+    """Return one worker for each bundle of a placement group that is there, warm ones first.
+
+    Args:
+        place: the placement group; its bundles are of equal resources.
+        resources: of one bundle.
+        environment: variables for the time of the lease.
+        threads: of each worker's tensor operations; workers of another number are not the same.
+    """
+    ray: Any = importlib.import_module("ray")
+    if resources.get("GPU"):
+        return [_start_with_gpu(place, bundle, resources, environment) for bundle in range(len(place.bundle_specs))]
+    util: Any = importlib.import_module("ray.util")
+    nodes = list(util.placement_group_table(place)["bundles_to_node_id"].values())
+    owner, key = _owner(), _key(threads)
+    warm = _lease_warm(key, nodes, owner, environment)
+    missing = list(nodes)
+    for worker in warm:
+        missing.remove(worker.node)
+    new = [_start(key, node, threads) for node in missing]
+    ray.get([w.actor.lease.remote(owner, dict(environment)) for w in new])
+    return warm + new
+
+
+def release_workers(workers: Sequence[Worker]) -> None:
+    """Give workers back; those that do not come to rest, those with GPUs, and those on a node that will go, end."""
+    ray: Any = importlib.import_module("ray")
+    going = draining_nodes()  # such a node ends by itself once nothing lives on it
+    released = {w.actor.release.remote(): w for w in workers if w.is_reusable and w.node not in going}
+    done, _ = ray.wait(list(released), num_returns=len(released), timeout=RELEASE_S) if released else ([], [])
+    rested = {id(released[ref]) for ref in done if _answer(ref)}
+    kill_workers([w for w in workers if id(w) not in rested])
+
+
+def kill_workers(workers: Sequence[Worker]) -> None:
+    """End workers at once, whatever they do."""
+    ray: Any = importlib.import_module("ray")
+    for worker in workers:
+        ray.kill(worker.actor)
+
+
+def join_group(address: str, rank: int, *, workers: int, backend: str, timeout_s: float) -> None:
+    """Become a member of the default process group of PyTorch. Runs in the worker."""
+    from datetime import timedelta
+
+    import torch.distributed as dist
+
+    dist.init_process_group(
+        backend, init_method=f"tcp://{address}", rank=rank, world_size=workers, timeout=timedelta(seconds=timeout_s)
+    )
+
+
+def free_address() -> str:
+    """An address on this machine where the group can meet. Runs in the first worker."""
+    util: Any = importlib.import_module("ray.util")
+    host = util.get_node_ip_address()
+    with socket.socket() as probe:
+        probe.bind((host, 0))
+        return f"{host}:{probe.getsockname()[1]}"
+
+
+def _training_has_ended(patience_s: float) -> bool:
+    """Wait for the training's thread; one whose peers have gone notices at its next exchange."""
+    ends = time.monotonic() + patience_s
+    threads = [t for t in threading.enumerate() if t.name.startswith(("TrainingThread", "training"))]
+    for thread in threads:
+        thread.join(max(0.0, ends - time.monotonic()))
+    return not any(thread.is_alive() for thread in threads)
+
+
+def _leave_group() -> None:
+    import torch.distributed as dist
+
+    if dist.is_initialized():
+        dist.destroy_process_group()
+
+
+def _import_ahead() -> None:
+    """What a training needs first, while nobody waits for it."""
+    importlib.import_module("orchestrator.train")
+    importlib.import_module("orchestrator.trainer")
+
+
+def _owner() -> str:
+    ray: Any = importlib.import_module("ray")
+    return str(ray.get_runtime_context().get_job_id())
+
+
+def _is_dead(owner: str) -> bool:
+    """Whether the job of a driver has ended, by its own will or not."""
+    state: Any = importlib.import_module("ray._private.state")
+    return any(job["JobID"] == owner and job["IsDead"] for job in state.jobs())
+
+
+def _key(threads: int) -> str:
+    """Only workers of the same code, environment and threads may stand in for each other."""
+    ray: Any = importlib.import_module("ray")
+    runtime_env = dict(ray.get_runtime_context().runtime_env)
+    text = json.dumps([runtime_env, threads], sort_keys=True, default=str)
+    return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+
+def _lease_warm(key: str, nodes: Sequence[str], owner: str, environment: Mapping[str, str]) -> list[Worker]:
+    """Lease idle workers, at most as many on each node as it has places."""
+    ray: Any = importlib.import_module("ray")
+    util: Any = importlib.import_module("ray.util")
+    asked: dict[Any, Worker] = {}
+    for name in sorted(util.list_named_actors()):
+        prefix, _, rest = name.partition(f"-{key}-")
+        node = rest.partition("-")[0]
+        if prefix == "worker" and node in nodes:
+            try:
+                worker = Worker(ray.get_actor(name, namespace=NAMESPACE), node, is_reusable=True)
+            except ValueError:  # it has just ended
+                continue
+            asked[worker.actor.lease.remote(owner, dict(environment))] = worker
+    done, _ = ray.wait(list(asked), num_returns=len(asked), timeout=RELEASE_S) if asked else ([], [])
+    room, leased = list(nodes), []
+    for ref in done:
+        worker = asked[ref]
+        if not _answer(ref):
+            continue
+        if worker.node in room:
+            room.remove(worker.node)
+            leased.append(worker)
+        else:
+            worker.actor.release.remote()
+    return leased
+
+
+def _start(key: str, node: str, threads: int) -> Worker:
+    ray: Any = importlib.import_module("ray")
+    strategies: Any = importlib.import_module("ray.util.scheduling_strategies")
+    actor = (
+        ray.remote(TrainingProcess)
+        .options(
+            name=f"worker-{key}-{node}-{secrets.token_hex(4)}",
+            namespace=NAMESPACE,
+            lifetime="detached",
+            num_cpus=0,
+            scheduling_strategy=strategies.NodeAffinitySchedulingStrategy(node, soft=False),
+            runtime_env={"env_vars": {"OMP_NUM_THREADS": str(threads)}},
+        )
+        .remote(IDLE_S)
+    )
+    return Worker(actor, node, is_reusable=True)
+
+
+def _start_with_gpu(place: Any, bundle: int, resources: Mapping[str, float], environment: Mapping[str, str]) -> Worker:
+    ray: Any = importlib.import_module("ray")
+    util: Any = importlib.import_module("ray.util")
+    strategies: Any = importlib.import_module("ray.util.scheduling_strategies")
+    strategy = strategies.PlacementGroupSchedulingStrategy(place, placement_group_bundle_index=bundle)
+    actor = (
+        ray.remote(TrainingProcess)
+        .options(num_cpus=resources["CPU"], num_gpus=resources["GPU"], scheduling_strategy=strategy)
+        .remote(IDLE_S)
+    )
+    ray.get(actor.lease.remote(_owner(), dict(environment)))
+    node = list(util.placement_group_table(place)["bundles_to_node_id"].values())[bundle]
+    return Worker(actor, node, is_reusable=False)
+
+
+def _answer(ref: Any) -> bool:
+    """What an actor answered; a dead one answers no."""
+    ray: Any = importlib.import_module("ray")
+    try:
+        return bool(ray.get(ref))
+    except ray.exceptions.RayError:
+        return False
+
+
+def _with_traceback(error: BaseException) -> BaseException:
+    """Errors lose their traceback on the way to another process: carry it as a note."""
+    import traceback
+
+    error.add_note("".join(traceback.format_exception(error)[:-1]).strip())
+    return error
