@@ -16,7 +16,7 @@ Settings = dict[str, Any]
 Applicable = Callable[[Settings], tuple[Settings, tuple[str, ...]]]
 """Splits a combination into the settings that its model has and the names of those that it lacks."""
 
-# Regular fractions (Box, Hunter and Hunter 1978, table 12.15; NIST handbook, table 5.3.3.4.7): for a number of two-level
+# Regular fractions (Box, Hunter and Hunter 1978, table 12.15; NIST handbook 5.3.3.4.7): for a number of two-level
 # factors, the generators of each number of basic factors. The first factor is A, the second B, ...; a generator is the
 # product of basic factors that a further factor equals.
 GENERATORS: Mapping[int, Mapping[int, tuple[str, ...]]] = {

@@ -463,8 +463,9 @@ def _respond(
 
 def _failures(cells: Sequence[Cell], good: Sequence[Cell], arms: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:
     """A sentence for each arm with failed cells."""
+    fine = {(c.arm, c.seed) for c in good}
     for arm, settings in arms.items():
-        bad = [c for c in cells if c.arm == arm and c not in good]
+        bad = [c for c in cells if c.arm == arm and (arm, c.seed) not in fine]
         if bad:
             total = sum(c.arm == arm for c in cells)
             chosen = ", ".join(f"{name} = {level_name(value)}" for name, value in settings.items())

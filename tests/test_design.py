@@ -155,7 +155,7 @@ def without_activation_for_fm(settings: dict[str, Any]) -> tuple[dict[str, Any],
 
 
 def test_combinations_that_differ_in_what_their_model_lacks_are_one_named_arm() -> None:
-    vary = {"model": [{"type": "fm"}, {"type": "mlp"}], "activation": ["tanh", "relu"]}
+    vary: dict[str, list[Any]] = {"model": [{"type": "fm"}, {"type": "mlp"}], "activation": ["tanh", "relu"]}
     design = plan_design(vary, applicable=without_activation_for_fm)
     assert [arm.settings.get("activation") for arm in design.arms] == [None, "tanh", "relu"]
     assert design.arms[0].not_applicable == ("activation",)
@@ -163,7 +163,11 @@ def test_combinations_that_differ_in_what_their_model_lacks_are_one_named_arm() 
 
 
 def test_a_fraction_of_arms_that_lack_a_factor_is_refused() -> None:
-    vary = {"model": [{"type": "fm"}, {"type": "mlp"}], "activation": ["tanh", "relu"], "x": [0, 1]}
+    vary: dict[str, list[Any]] = {
+        "model": [{"type": "fm"}, {"type": "mlp"}],
+        "activation": ["tanh", "relu"],
+        "x": [0, 1],
+    }
     with pytest.raises(ConfigError, match=r"activation not applicable to model = fm.*one by one"):
         plan_design(vary, resolution=3, applicable=without_activation_for_fm)
 
