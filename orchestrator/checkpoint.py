@@ -27,6 +27,7 @@ from safetensors.torch import load, save
 from torch import Tensor
 
 from cluster.errors import IntegrityError, NotFoundError
+from cluster.failpoints import failpoint
 from cluster.storage import ObjectInfo, Store
 from orchestrator.lease import check_lease
 
@@ -140,6 +141,7 @@ def save_checkpoint(store: Store, *, run: str, attempt: str, state: State) -> st
         data = _serialized(state, name)
         store.write(prefix + name, data, only_if_absent=True)
         entries[name] = FileEntry(bytes=len(data), sha256=_sha256(data))
+        failpoint("checkpoint.after_file")
     manifest = CheckpointManifest(
         format_version=FORMAT_VERSION, step=state.progress.update, attempt=attempt, files=entries
     )
@@ -147,17 +149,22 @@ def save_checkpoint(store: Store, *, run: str, attempt: str, state: State) -> st
     store.write(prefix + MANIFEST, body, only_if_absent=True)
     if state.progress.lease:
         check_lease(store, run=run, number=state.progress.lease)
+    failpoint("checkpoint.before_marker")
     store.write(prefix + MARKER, _sha256(body).encode(), only_if_absent=True)
+    failpoint("checkpoint.after_marker")
     return prefix
 
 
-def recover(store: Store, *, run: str) -> Recovery:
+def recover(store: Store, *, run: str, keep: int | None = None) -> Recovery:
     """Find where to go on, for the owner of the run's lease: what was left unfinished is removed first.
 
-    Removing it also bars whoever was stopped just before writing a marker.
+    Removing it also bars whoever was stopped just before writing a marker. With ``keep`` the run is pruned too, which
+    bounds what drivers leave that die between saving and pruning: there are never more than ``keep`` + 1 checkpoints.
     """
     unfinished = collect_garbage(store, run=run, dry_run=False)
     restored, passed_over = _newest_valid(store, run)
+    if keep is not None:
+        prune(store, run=run, keep=keep)
     newer = [c for c in unfinished if restored is None or c.step > restored.state.progress.update]
     return Recovery(
         restored, [f"{c.prefix}{MARKER} must exist, got an unfinished upload." for c in newer] + passed_over
