@@ -128,7 +128,7 @@ def fixed_order_sum(rows_KN: Tensor, *, workers: int, logical_workers: int, scra
             hold nothing of use afterwards.
         workers: size of the default process group, at most ``logical_workers``; 1 needs no group.
         logical_workers: over all workers.
-        scratch: memory to receive in, of any size, kept from step to step: fresh pages cost up to a quarter of the time.
+        scratch: memory to receive in, of any size; kept from step to step, because fresh pages take time.
 
     Returns:
         The first row.
