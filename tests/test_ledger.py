@@ -11,20 +11,8 @@ from typing import Any
 import pytest
 
 from orchestrator.design import plan_design
-from orchestrator.ledger import (
-    OTHER,
-    RESIDUAL,
-    SEED,
-    Cell,
-    Effect,
-    Ledger,
-    Response,
-    analyze,
-    interval,
-    restrict,
-    seconds_to_target,
-    summarize,
-)
+from orchestrator.effects import OTHER, RESIDUAL, SEED, Effect, Response, analyze, interval
+from orchestrator.ledger import Cell, Ledger, restrict, seconds_to_target, summarize
 
 
 def cells(values: dict[str, list[float]]) -> list[Cell]:

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 from orchestrator.design import plan_design
-from orchestrator.ledger import Cell, Effect, Response, analyze, summarize
+from orchestrator.effects import Effect, Response, analyze
+from orchestrator.ledger import Cell, summarize
 
 SWEEPS = 400
 Arms = dict[str, dict[str, Any]]
