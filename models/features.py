@@ -19,7 +19,7 @@ padded to the longest of the batch, and ``NAME.length`` [B] int64 says how many 
 feature are ``NAME.value``.
 """
 
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
@@ -120,6 +120,9 @@ Feature = Annotated[
 class ClassTarget(_Frozen):
     """One of a fixed list of classes; the model answers with a probability for each."""
 
+    primary_metric: ClassVar = "accuracy"
+    """The metric that decides between two models; so in the other targets."""
+    higher_is_better: ClassVar = True
     kind: Literal["class"] = "class"
     classes: tuple[str, ...]
 
@@ -127,6 +130,8 @@ class ClassTarget(_Frozen):
 class NumberTarget(_Frozen):
     """One number; answers are clipped to the range seen in training."""
 
+    primary_metric: ClassVar = "rmse"
+    higher_is_better: ClassVar = False
     kind: Literal["number"] = "number"
     mean: float
     std: float
@@ -137,6 +142,8 @@ class NumberTarget(_Frozen):
 class BoxesTarget(_Frozen):
     """The objects in a picture: class, left, top, right, bottom of each, as shares of the picture's sides."""
 
+    primary_metric: ClassVar = "mean_average_precision"
+    higher_is_better: ClassVar = True
     kind: Literal["boxes"] = "boxes"
     classes: tuple[str, ...]
 
@@ -144,6 +151,8 @@ class BoxesTarget(_Frozen):
 class ForecastTarget(_Frozen):
     """The next ``horizon`` steps of the series feature itself."""
 
+    primary_metric: ClassVar = "mse"
+    higher_is_better: ClassVar = False
     kind: Literal["forecast"] = "forecast"
     lookback: int = Field(gt=0)
     """Steps that the model reads."""

@@ -4,7 +4,6 @@
 
 from abc import abstractmethod
 from collections.abc import Mapping
-from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -21,10 +20,6 @@ class Task(nn.Module):
 
     num_outputs: int
     """Numbers that the body answers per sample."""
-    primary_metric: str
-    """The metric that decides between two models."""
-    mode: Literal["max", "min"]
-    """Whether more or less of it is better."""
     sum_names: tuple[str, ...]
     """Keys of `metric_sums`, in their order."""
 
@@ -51,7 +46,7 @@ class Task(nn.Module):
 
     @abstractmethod
     def metrics(self, sums: Mapping[str, Tensor | float], count: int) -> dict[str, float]:
-        """Return the metrics of ``count`` samples, `loss` and `primary_metric` among them."""
+        """Return the metrics of ``count`` samples, `loss` and the target's `primary_metric` among them."""
 
     @abstractmethod
     def decode(self, outputs: Tensor) -> Tensor:
@@ -61,8 +56,6 @@ class Task(nn.Module):
 class Classification(Task):
     """Which class? Outputs are logits_BK; the answer is a probability for each."""
 
-    primary_metric = "accuracy"
-    mode = "max"
     sum_names = ("loss", "correct")
 
     def __init__(self, target: ClassTarget) -> None:
@@ -97,8 +90,6 @@ class Regression(Task):
     """How much? Outputs are standardized; the answer is in the target's unit, within the range seen in training."""
 
     num_outputs = 1
-    primary_metric = "rmse"
-    mode = "min"
     sum_names = ("loss", "squared_error", "absolute_error")
 
     def __init__(self, target: NumberTarget) -> None:
@@ -140,8 +131,6 @@ class Regression(Task):
 class Forecasting(Task):
     """What comes next? Outputs are standardized y_BTC; metrics are too, as usual in the ETT literature."""
 
-    primary_metric = "mse"
-    mode = "min"
     sum_names = ("squared_error", "absolute_error")
     mean: Tensor
     std: Tensor

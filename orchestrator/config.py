@@ -132,7 +132,7 @@ class ScalingConfig(_Frozen):
     """A worker that gives no sign of life for so long is replaced; an exchange of gradients may take no longer."""
     reduction: Literal["fixed_order", "all_reduce"] = "fixed_order"
     """How gradients are added up. `fixed_order`: the same bits for any number of workers; `all_reduce`: without this
-    promise, faster on slow networks."""
+    promise, it sends less where a worker has three or more pieces that are no power of two."""
     dollars_per_hour: float | None = Field(default=None, gt=0)
     """Price of one worker, to say what a run and its losses cost."""
 

@@ -16,7 +16,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 # L = logical workers, W = workers, K = logical workers of this worker (L / W where that is whole)
-# N = numbers in a row: P of the gradient, then the running statistics, then the loss
+# N = numbers in a row: P of the gradient, then the running statistics, then the votes, then the loss
 # M = subtrees that all workers send, W at least; C = numbers that this worker sums for all, about N / W
 
 Reduction = Literal["fixed_order", "all_reduce"]
@@ -41,7 +41,8 @@ class Parts:
         self._statistics = running_statistics(network)
         self.num_gradient = sum(p.numel() for p in self._parameters)
         num_statistics = sum(s.numel() for s in self._statistics)
-        self.rows_KN = torch.zeros(rows, self.num_gradient + num_statistics + 1, device=device)
+        self.rows_KN = torch.zeros(rows, self.num_gradient + num_statistics + 2, device=device)
+        self.votes = torch.zeros((), device=device)
         self._scratch = torch.empty(0, device=device)
         self._summed_from = self.rows_KN.shape[1]
         self._before = [s.clone() for s in self._statistics]
@@ -69,6 +70,10 @@ class Parts:
             offset += s.numel()
         if loss is not None:
             self.rows_KN[row, -1] += loss
+
+    def vote(self) -> None:
+        """Count a vote, which every worker sees in ``votes`` after the next `end_step`."""
+        self.rows_KN[0, -2] += 1
 
     def end_step(
         self, *, with_gradient: bool, workers: int, logical_workers: int, reduction: Reduction = "fixed_order"
@@ -98,7 +103,7 @@ class Parts:
             offset += s.numel()
         for counter, steps in zip(self._counters, self._steps, strict=True):
             counter.copy_(steps + 1)  # a step counts once, however many logical workers ran here
-        loss = total_N[-1].clone()
+        loss, self.votes = total_N[-1].clone(), total_N[-2].clone()
         if not with_gradient:
             return None, loss
         self._bind(self._gradients[0])

@@ -8,6 +8,7 @@ store that refuses our keys) is final: it would come again.
 
 import importlib
 import logging
+import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
@@ -18,9 +19,10 @@ from cluster.errors import ClusterError, OrchestratorError, RunFailedError, Stor
 from cluster.preemption import draining_nodes
 from cluster.storage import Store
 from orchestrator.attempts import Attempt, End, begin_attempt, write_attempt
+from orchestrator.config import Experiment
 from orchestrator.pulse import StopReason, TrainingStoppedError
 from orchestrator.runs import RunRecord
-from orchestrator.workers import Worker, kill_workers, lease_workers, release_workers
+from orchestrator.workers import Worker, kill_workers, lease_workers, release_workers, start_ahead
 
 log = logging.getLogger(__name__)
 
@@ -85,6 +87,22 @@ def run_to_end(record: RunRecord, job: Job, *, store: Store) -> dict[str, Any]:
             return result
         finally:
             _give_back(place)
+
+
+def import_ahead(experiment: Experiment) -> None:
+    """Import Ray Train, which takes seconds, while this process waits for others."""
+    if experiment.scaling.max_workers > 1:
+        threading.Thread(target=importlib.import_module, args=("orchestrator.group",), daemon=True).start()
+
+
+def prepare(record: RunRecord) -> None:
+    """Begin to start the processes that a run will wait for."""
+    if record.techniques.processor == "gpu":
+        return
+    scaling, need = record.experiment.scaling, resources_of(record)
+    free = free_resources(without=set(draining_nodes()))
+    nodes = [node for node, resources in sorted(free.items()) for _ in range(room({node: resources}, need))]
+    start_ahead(nodes[: scaling.max_workers], threads=threads_of(record))
 
 
 @dataclass

@@ -25,13 +25,12 @@ from cluster.session import cluster_resources, ray_session, require_resources
 from cluster.staging import check_packages, stage
 from cluster.storage import Store, open_store
 from models.config import has_activation, resolve_techniques
-from models.task import task_of
 from orchestrator.config import Experiment
 from orchestrator.data.dataset import Dataset, open_dataset
 from orchestrator.lease import Lease
 from orchestrator.polling import polling
 from orchestrator.pulse import PULSE
-from orchestrator.recovery import Job, run_to_end
+from orchestrator.recovery import Job, import_ahead, prepare, run_to_end, threads_of
 from orchestrator.runs import (
     DatasetRef,
     Metrics,
@@ -46,6 +45,7 @@ from orchestrator.runs import (
     update_run,
     utc_now,
 )
+from orchestrator.workers import call_in_worker
 
 Progress = Callable[[RunStatus], None]
 
@@ -102,10 +102,11 @@ def train(
     store = store or open_store()
     store.check()
     dataset = dataset_of(experiment, store)
+    import_ahead(experiment)
     with ray_session(address, store=store.settings):
         record = plan_run(experiment, dataset, run=run, gpus=cluster_resources().get("GPU", 0))
         _require(record)
-        record, arithmetic = describe(record, dataset)
+        record, arithmetic = _describe_in_worker(record, store)
         create_run(store, record)
         with Lease(store, run=record.run) as lease:
             if on_start:
@@ -126,7 +127,7 @@ def resume(
 
     Args:
         run: its name.
-        workers: another number of workers than before; it must divide the logical workers.
+        workers: another number of workers than before; at most the logical workers.
         store: see `train`.
         address: see `train`.
         on_start: see `train`.
@@ -144,10 +145,9 @@ def resume(
         return RunResult(run, record.metrics, read_history(store, run), record)
     if workers is not None:
         record = record.model_copy(update={"experiment": _with_workers(record.experiment, workers)})
-    dataset = open_dataset(store, record.dataset.name, version=record.dataset.version)
     with ray_session(address, store=store.settings):
         _require(record)
-        record, arithmetic = describe(record, dataset)
+        record, arithmetic = _describe_in_worker(record, store)
         with Lease(store, run=record.run) as lease:
             if on_start:
                 on_start(record, arithmetic)
@@ -176,7 +176,6 @@ def plan_run(experiment: Experiment, dataset: Dataset, *, run: str | None = None
     techniques = resolve_techniques(
         experiment.techniques, experiment.model, gpu_available=gpus >= experiment.scaling.max_workers
     )
-    task = task_of(signature)
     return RunRecord(
         run=run or new_run_id(experiment),
         state="running",
@@ -187,8 +186,8 @@ def plan_run(experiment: Experiment, dataset: Dataset, *, run: str | None = None
         signature=signature,
         dataset=DatasetRef(name=dataset.manifest.name, version=dataset.manifest.version),
         evaluated_on="test",
-        primary_metric=task.primary_metric,
-        higher_is_better=task.mode == "max",
+        primary_metric=signature.target.primary_metric,
+        higher_is_better=signature.target.higher_is_better,
         code_version=code_version(),
         versions=versions(),
     )
@@ -295,6 +294,24 @@ def versions() -> dict[str, str]:
     """Versions of what a result's bits depend on."""
     names = ("torch", "ray", "numpy", "pyarrow")
     return {"python": platform.python_version()} | {n: importlib.metadata.version(n) for n in names}
+
+
+def _describe_in_worker(record: RunRecord, store: Store) -> tuple[RunRecord, Arithmetic]:
+    """`describe` in a process that has PyTorch loaded or will need it anyway; here that would take seconds."""
+    prepare(record)
+    return call_in_worker(
+        describe_stored,
+        record.model_dump(mode="json"),
+        store.settings.model_dump(mode="json"),
+        threads=threads_of(record),
+    )
+
+
+def describe_stored(record: dict[str, Any], store: dict[str, Any]) -> tuple[RunRecord, Arithmetic]:
+    """`describe` of what can be sent to another process. Runs in a worker."""
+    plan = RunRecord.model_validate(record)
+    settings = StoreSettings.model_validate(store)
+    return describe(plan, open_dataset(Store(settings), plan.dataset.name, version=plan.dataset.version))
 
 
 def _require(record: RunRecord) -> None:

@@ -290,7 +290,8 @@ def train_step(trainer: Trainer, micro_batches: Sequence[MicroBatch], plan: Plan
     accumulate(trainer, micro_batches, epoch=epoch, step=step, samples=samples)
     failpoint("train.before_exchange", rank=rank)
     PULSE.enter("exchange")
-    stop = _any_asked_to_stop(trainer)
+    if PULSE.stop is not None:
+        trainer.parts.vote()  # all must end after the same step
     gradient_P, step_loss = trainer.parts.end_step(
         with_gradient=not by_batch or step == plan.num_steps - 1,
         workers=trainer.world.size,
@@ -301,7 +302,7 @@ def train_step(trainer: Trainer, micro_batches: Sequence[MicroBatch], plan: Plan
     if gradient_P is not None:
         apply_update(trainer, gradient_P)
     loss += step_loss
-    return stop
+    return _is_vote_read(trainer, step, plan) and trainer.parts.votes.item() > 0
 
 
 def accumulate(trainer: Trainer, micro_batches: Sequence[MicroBatch], *, epoch: int, step: int, samples: int) -> None:
@@ -483,14 +484,11 @@ def _is_mid_update(trainer: Trainer, plan: Plan) -> bool:
     return trainer.record.techniques.gradient == "batch" and trainer.position.step < plan.num_steps
 
 
-def _any_asked_to_stop(trainer: Trainer) -> bool:
-    """Whether the driver has asked any worker to stop: all must end after the same step."""
-    asked = PULSE.stop is not None
-    if trainer.world.size == 1:
-        return asked
-    votes = torch.tensor([float(asked)], device=trainer.world.device)
-    dist.all_reduce(votes)
-    return votes.item() > 0
+VOTE_STEPS = 16  # reading a number from a GPU waits for all that it still has to do
+
+
+def _is_vote_read(trainer: Trainer, step: int, plan: Plan) -> bool:
+    return trainer.world.device.type == "cpu" or step % VOTE_STEPS == 0 or step == plan.num_steps - 1
 
 
 def _finite(trainer: Trainer, mean_loss: float) -> float:

@@ -16,15 +16,20 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
+from cluster.errors import ClusterError
 from cluster.preemption import draining_nodes
 from cluster.session import NAMESPACE
 from orchestrator.pulse import PULSE, StopReason
 
+T = TypeVar("T")
+
 IDLE_S = 300.0  # a person edits a file between two runs; an idle worker holds about 400 MB
 WATCH_S = 2.0
+START_S = 60.0  # for a process that was started ahead; it takes 2 to 10
 RELEASE_S = 5.0  # a training whose peers are gone ends within milliseconds; one that hangs is killed
 
 
@@ -180,6 +185,50 @@ def lease_workers(
     return warm + new
 
 
+def start_ahead(nodes: Sequence[str], *, threads: int) -> None:
+    """Let there be a worker for each of these places soon; does not wait for them.
+
+    Args:
+        nodes: ids, one for each place; the same node may come several times.
+        threads: as for `lease_workers`.
+    """
+    key = _key(threads)
+    missing = list(nodes)
+    for _, node in _named(key):
+        if node in missing:
+            missing.remove(node)
+    for node in missing:
+        _start(key, node, threads)
+
+
+def call_in_worker(function: Callable[..., T], *args: Any, threads: int) -> T:
+    """Run something short in a worker that reserves nothing for it, and return what it returns.
+
+    Raises:
+        Exception: what the function raised.
+    """
+    ray: Any = importlib.import_module("ray")
+    owner, key = _owner(), _key(threads)
+    here = ray.get_runtime_context().get_node_id()
+    for name, node in [*_named(key), (None, here)]:
+        try:
+            worker = (
+                Worker(ray.get_actor(name, namespace=NAMESPACE), node, True) if name else _start(key, node, threads)
+            )
+            if not ray.get(worker.actor.lease.remote(owner, {})):
+                continue
+            try:
+                result: T = ray.get(worker.actor.call.remote(function, *args))
+                return result
+            finally:
+                worker.actor.release.remote()
+        except ray.exceptions.RayTaskError as error:
+            raise error.cause from None
+        except (ValueError, ray.exceptions.RayActorError):
+            continue  # it has just ended
+    raise ClusterError("a worker must start, got none that lives. See the logs of the cluster in its temporary folder.")
+
+
 def release_workers(workers: Sequence[Worker]) -> None:
     """Give workers back; those that do not come to rest, those with GPUs, and those on a node that will go, end."""
     ray: Any = importlib.import_module("ray")
@@ -261,18 +310,13 @@ def _key(threads: int) -> str:
 def _lease_warm(key: str, nodes: Sequence[str], owner: str, environment: Mapping[str, str]) -> list[Worker]:
     """Lease idle workers, at most as many on each node as it has places."""
     ray: Any = importlib.import_module("ray")
-    util: Any = importlib.import_module("ray.util")
     asked: dict[Any, Worker] = {}
-    for name in sorted(util.list_named_actors()):
-        prefix, _, rest = name.partition(f"-{key}-")
-        node = rest.partition("-")[0]
-        if prefix == "worker" and node in nodes:
-            try:
+    for name, node in _named(key):
+        if node in nodes:
+            with suppress(ValueError):  # it has just ended
                 worker = Worker(ray.get_actor(name, namespace=NAMESPACE), node, is_reusable=True)
-            except ValueError:  # it has just ended
-                continue
-            asked[worker.actor.lease.remote(owner, dict(environment))] = worker
-    done, _ = ray.wait(list(asked), num_returns=len(asked), timeout=RELEASE_S) if asked else ([], [])
+                asked[worker.actor.lease.remote(owner, dict(environment))] = worker
+    done, _ = ray.wait(list(asked), num_returns=len(asked), timeout=START_S) if asked else ([], [])
     room, leased = list(nodes), []
     for ref in done:
         worker = asked[ref]
@@ -284,6 +328,13 @@ def _lease_warm(key: str, nodes: Sequence[str], owner: str, environment: Mapping
         else:
             worker.actor.release.remote()
     return leased
+
+
+def _named(key: str) -> list[tuple[str, str]]:
+    """Name and node of every worker of this kind that lives or starts, leased or not."""
+    util: Any = importlib.import_module("ray.util")
+    found = [(name, name.partition(f"worker-{key}-")[2].partition("-")[0]) for name in sorted(util.list_named_actors())]
+    return [(name, node) for name, node in found if node]
 
 
 def _start(key: str, node: str, threads: int) -> Worker:

@@ -25,7 +25,7 @@ def test_classification_measures_loss_and_accuracy() -> None:
     task = task_of(CLASS)
     metrics = measured(task, logits, target)
     assert metrics == {"loss": pytest.approx(F.cross_entropy(logits, target).item()), "accuracy": 0.75}
-    assert (task.primary_metric, task.mode) == ("accuracy", "max")
+    assert (CLASS.target.primary_metric, CLASS.target.higher_is_better) == ("accuracy", True)
     torch.testing.assert_close(task.decode(logits).sum(1), torch.ones(4))
 
 
@@ -45,7 +45,7 @@ def test_regression_learns_in_standard_units_and_answers_in_raw_ones_within_the_
     metrics = measured(task, outputs, target)
     assert metrics["rmse"] == pytest.approx((2 / 3) ** 0.5)
     assert metrics["mae"] == pytest.approx(2 / 3)
-    assert (task.primary_metric, task.mode) == ("rmse", "min")
+    assert (NUMBER.target.primary_metric, NUMBER.target.higher_is_better) == ("rmse", False)
 
 
 def test_forecasts_are_measured_in_standard_units_and_answered_in_raw_ones() -> None:
@@ -55,7 +55,7 @@ def test_forecasts_are_measured_in_standard_units_and_answered_in_raw_ones() -> 
     assert measured(task, outputs, target) == {"loss": 1.0, "mse": 1.0, "mae": 1.0}
     assert task.loss_sum(outputs, target).item() == 2.0
     assert torch.equal(task.decode(outputs + 1), torch.tensor([12.0, 1.0]).expand(2, 3, 2))
-    assert (task.primary_metric, task.mode) == ("mse", "min")
+    assert (FORECAST.target.primary_metric, FORECAST.target.higher_is_better) == ("mse", False)
 
 
 @pytest.mark.parametrize(("signature", "kind"), [(NUMBER, "number"), (FORECAST, "forecast")])
