@@ -20,6 +20,7 @@ from orchestrator.checkpoint import (
     prune,
     recover,
     save_checkpoint,
+    verify_checkpoint,
 )
 from orchestrator.lease import Lease
 from tests.fake_store import MemoryStore
@@ -66,7 +67,7 @@ class MortalStore:
         return self._call("write", key, lambda: self._store.write(key, data, **condition))
 
     def delete(self, keys: Iterable[str]) -> None:
-        for key in keys:  # one call may have deleted a part of its keys
+        for key in reversed(list(keys)):  # one call may have deleted a part of its keys, in any order
             self._call("delete", key, lambda key=key: self._store.delete([key]))  # type: ignore[misc]
 
 
@@ -156,6 +157,17 @@ def test_a_death_at_any_call_leaves_a_run_that_goes_on(keep: int) -> None:
     before = run_before(keep=keep)
     for dies in points_of_death(before, keep=keep):
         die_and_go_on(clone(before), keep=keep, dies=dies)
+
+
+def test_nothing_that_is_half_written_or_half_removed_looks_complete() -> None:
+    before = run_before(keep=1)
+    for dies in points_of_death(before, keep=1):
+        store: Any = clone(before)
+        with pytest.raises(Died):
+            drive(MortalStore(store, dies=dies), keep=1, attempt="cccccccc")
+        for checkpoint in list_checkpoints(store, run=RUN):
+            if checkpoint.complete:
+                verify_checkpoint(store, prefix=checkpoint.prefix)
 
 
 @pytest.mark.parametrize("keep", [1, 2])
