@@ -71,6 +71,7 @@ class TrainingProcess:
             _leave_group()
         for name in self._environment:
             os.environ.pop(name, None)
+        PULSE.begin()  # who waits for work must not look like one that trains
         self._owner, self._idle_since = None, time.monotonic()
         return True
 
