@@ -1,9 +1,10 @@
-"""The peer of `train.py`: a plain DistributedDataParallel script, as one would write it for torchrun.
+"""The peer of `train.py` and `start.py`: a plain script, as one would write it for torchrun; alone without a group.
 
 The same network (built by `models.network`), the same batch and threads; fp32, NCHW, data in memory.
 """
 
 import json
+import os
 import sys
 import time
 from pathlib import Path
@@ -25,13 +26,15 @@ def main() -> None:
     plan = json.loads(Path(sys.argv[1]).read_text())
     experiment = Experiment.model_validate(plan["experiment"])
     torch.set_num_threads(1)
-    dist.init_process_group("gloo")
-    rank, workers = dist.get_rank(), dist.get_world_size()
+    in_group = "RANK" in os.environ
+    if in_group:
+        dist.init_process_group("gloo")
+    rank, workers = (dist.get_rank(), dist.get_world_size()) if in_group else (0, 1)
     images = torch.from_numpy(np.load(plan["images"], mmap_mode="c"))
     labels = torch.from_numpy(np.load(plan["labels"]))
     techniques = ResolvedTechniques.model_validate(plan["techniques"])
     network = build(experiment.model, techniques, Signature.model_validate(plan["signature"]), seed=0)
-    parallel = DistributedDataParallel(network)
+    parallel = DistributedDataParallel(network) if in_group else network
     optimizer = torch.optim.SGD(parallel.parameters(), lr=experiment.train.learning_rate, momentum=0.9, nesterov=True)
     each = experiment.train.batch_size // workers
     first_step_at, speed = 0.0, 0.0
@@ -49,7 +52,8 @@ def main() -> None:
         speed = samples / (time.perf_counter() - started)
     if rank == 0:
         print(json.dumps({"first_step_at": first_step_at, "samples_per_s": speed}))
-    dist.destroy_process_group()
+    if in_group:
+        dist.destroy_process_group()
 
 
 main()

@@ -83,13 +83,14 @@ def main() -> None:
     )
 
 
-def prepare(store: Store, folder: Path, pictures: int) -> Path:
+def prepare(store: Store, folder: Path, pictures: int, *, batch_size: int | None = None) -> Path:
     """Push the pictures and write them for the peer too; return the plan that both sides follow."""
     images, labels = load_pictures(pictures)
     push_prepared(store, as_dataset(images, labels), leakage="keep")  # the test split is not judged
     values = load_experiment("cifar10-cnn").model_dump(mode="json", exclude_unset=True)
     values["data"] = {"name": "pictures"}
     values["train"] |= {"epochs": 2, "label_smoothing": 0.0, "weight_decay": 0.0}
+    values["train"] |= {"batch_size": batch_size} if batch_size else {}
     experiment = validate(Document("benchmark", values, {}))
     record = plan_run(experiment, open_dataset(store, "pictures"))
     np.save(folder / "images.npy", images)
