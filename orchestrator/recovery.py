@@ -177,6 +177,9 @@ class Watch:
         return HungError(f"{_ranks(stuck)} got no further for {limit_s:g} s") if stuck else None
 
 
+_WORKING = ("compute", "evaluate")
+
+
 def stuck_ranks(pulses: Sequence[Mapping[str, Any]], *, limit_s: float) -> list[int]:
     """Ranks whose training hangs although their process answers.
 
@@ -188,11 +191,11 @@ def stuck_ranks(pulses: Sequence[Mapping[str, Any]], *, limit_s: float) -> list[
     late = [
         rank
         for rank, pulse in enumerate(pulses)
-        if pulse["silent_s"] > max(limit_s, SLOWER * pulse["slowest_step_s"] if pulse["phase"] == "compute" else 0.0)
+        if pulse["silent_s"] > max(limit_s, SLOWER * pulse["slowest_step_s"] if pulse["phase"] in _WORKING else 0.0)
     ]
-    computing = [rank for rank in late if pulses[rank]["phase"] == "compute"]
-    if computing:
-        return computing
+    working = [rank for rank in late if pulses[rank]["phase"] in _WORKING]
+    if working:
+        return working
     return late if len(late) == len(pulses) and all(pulse["phase"] == "exchange" for pulse in pulses) else []
 
 
@@ -356,19 +359,22 @@ def _is_collateral(error: Exception) -> bool:
 
 def _lost(lost: Mapping[int, Exception], watch: Watch) -> Ending:
     """A process died, or was silent for too long: with its node, before its node was to go, or by itself."""
-    ray: Any = importlib.import_module("ray")
     rank, error = next(iter(lost.items()))
     node = watch.workers[rank].node if rank < len(watch.workers) else ""
-    alive = {n["NodeID"] for n in ray.nodes() if n["Alive"]}
     told = RunFailedError(f"run {watch.record.run} lost {_ranks(list(lost))}: {_first_line(error)}")
     if "Timeout" in type(error).__name__:
         limit_s = watch.record.experiment.scaling.hang_timeout_s
         return Ending("hung", f"{_ranks(list(lost))} gave no sign of life for {limit_s:g} s", told)
     if watch.stopping == "preempted" or getattr(error, "preempted", False) or node in draining_nodes():
         return Ending("preempted", f"{_ranks(list(lost))} went with its node", told)
-    if node and node not in alive:
+    if node and node not in _alive_nodes():
         return Ending("node_lost", f"{_ranks(list(lost))} died with node {node[:8]}", told)
     return Ending("worker_lost", f"{_ranks(list(lost))} died: {_first_line(error)}", told)
+
+
+def _alive_nodes() -> set[str]:
+    ray: Any = importlib.import_module("ray")
+    return {node["NodeID"] for node in ray.nodes() if node["Alive"]}
 
 
 def _told(error: Exception, record: RunRecord) -> Exception:

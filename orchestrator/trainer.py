@@ -360,7 +360,7 @@ def total_updates(trainer: Trainer) -> int:
 
 def evaluate(trainer: Trainer, split: str) -> Metrics:
     """Metrics over one whole split, the same bits for every worker count."""
-    PULSE.enter("evaluate")
+    PULSE.enter("data")
     failpoint("evaluate.before", rank=trainer.world.rank)
     network, world = trainer.network.eval(), trainer.world
     count = trainer.reader.num_samples(split)
@@ -371,12 +371,15 @@ def evaluate(trainer: Trainer, split: str) -> Metrics:
         for index, micro_batch in trainer.reader.evaluate_batches(
             split, worker=world.rank, workers=world.size, batch_size=trainer.settings.evaluate_batch_size
         ):
+            PULSE.enter("evaluate")
             batch = to_device(micro_batch.tensors, trainer)
             with _autocast(trainer):
                 outputs = network(batch)
             found = network.task.metric_sums(outputs, batch[TARGET])
             sums[index] = torch.stack([found[name].double() for name in names])
+            PULSE.enter("data")
     if world.size > 1:
+        PULSE.enter("exchange")
         dist.all_reduce(sums)  # each row has one owner: adding zeros is exact in any order
     return network.task.metrics(dict(zip(names, sums.cpu().sum(0).tolist(), strict=True)), count)
 
