@@ -167,8 +167,8 @@ class _Group(WorkerGroup):
         found = super().poll_status(timeout)
         statuses = found.worker_statuses
         pulses = [getattr(statuses[rank], "pulse", None) for rank in sorted(statuses)]
-        error = None if found.errors or found.finished else self.watch(pulses, self.ranked)
-        if error is None:
+        error = self.watch(pulses, self.ranked)  # of the last poll, too: it tells what was reached
+        if error is None or found.errors or found.finished:
             return found
         first = replace(statuses[0], error=error, running=False)
         return replace(found, worker_statuses={**statuses, 0: first})

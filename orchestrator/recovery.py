@@ -315,13 +315,14 @@ def _run_alone(record: RunRecord, job: Job, place: Any, watch: Watch) -> dict[st
         while True:
             answered, _ = ray.wait([asked], timeout=LOOK_S)
             look = ray.get(asked) if answered else None
+            error = watch([look and look.pulse], leased)
             if look and not look.is_running:
                 ended = True
                 if look.error is not None:
                     raise look.error
                 result: dict[str, Any] = look.result
                 return result
-            if error := watch([look and look.pulse], leased):
+            if error:
                 raise error
             if look:
                 time.sleep(LOOK_S)
