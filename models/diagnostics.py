@@ -4,8 +4,8 @@ For every layer and epoch it tells
 
 - `dead`: share of units whose activation was exactly 0 in every sample looked at. A unit is a channel of a convolution
   (0 at every place), or a hidden unit (0 at every real step of a recurrent net). Of activations of the ReLU family
-  only: a dead ReLU unit passes no gradient, and so stays dead (Maas et al. 2013). leaky_relu, elu, gelu and silu are
-  built not to die.
+  only: a dead ReLU unit passes no gradient, and so stays dead (Maas et al. 2013); the others of the family are hardly
+  ever exactly 0.
 - `saturated`: share of activations with next to no slope. tanh: |a| > 0.97. `gru` and `lstm`: of their gates, those
   below 0.1 or above 0.9 (Karpathy et al. 2015). The ReLU family has none.
 - `variance`: of the layer's activations, over that of the numbers that the first layer reads (for words: of their
@@ -23,9 +23,8 @@ numbers are the same for every worker count. Nothing here changes what a trainin
 # B = batch, T = time steps, H = hidden units, X = numbers read at a step, G = gates times hidden units, U = units
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
 from functools import partial
 from typing import Any, NamedTuple, TypedDict
 
@@ -75,16 +74,15 @@ class Layer(NamedTuple):
     can_die: bool = False
 
 
-@dataclass
-class Sums:
-    """Of one layer, over the looks of the epoch so far."""
+class Sums(NamedTuple):
+    """Of one layer, over the looks of the epoch so far: views of one table, which stays on the network's device."""
 
-    saturated: int = 0
-    saturable: int = 0
-    variance: float = 0.0
-    gradient_norm: float = 0.0
-    update_norm: float = 0.0
-    weight_norm: float = 0.0
+    saturated: Tensor
+    saturable: Tensor
+    variance: Tensor
+    gradient_norm: Tensor
+    update_norm: Tensor
+    weight_norm: Tensor
 
 
 class Diagnostics:
@@ -95,8 +93,21 @@ class Diagnostics:
 
     def __init__(self, network: Network, *, num_steps: int) -> None:
         self.layers = layers_of(network)
+        self._weights = [weight for layer in self.layers for weight in layer.weights]
         self._body, self._reader = network.body, _reader(network)
         self._looks = look_steps(num_steps)
+        rows = torch.tensor([row for row, layer in enumerate(self.layers) for _ in layer.weights])
+        device = self._weights[0].device
+        self._owner_LN = F.one_hot(rows, len(self.layers)).T.double().to(device)  # N = weights, each of one layer
+        self._sums_LM = torch.zeros(len(self.layers) + 1, len(Sums._fields), dtype=torch.float64, device=device)
+        *sums, self._input = (Sums(*sums_M.unbind()) for sums_M in self._sums_LM)
+        self._sums = dict(zip((layer.name for layer in self.layers), sums, strict=True))
+        self._silent = {
+            layer.name: torch.empty(layer.units, dtype=torch.bool, device=device)
+            for layer in self.layers
+            if layer.can_die
+        }
+        """Units whose activation has always been 0."""
         self._start()
 
     @contextmanager
@@ -105,12 +116,12 @@ class Diagnostics:
         if logical_worker != 0 or step not in self._looks:
             yield
             return
-        handles = [self._body.register_forward_pre_hook(_quiet(self._see_batch))]
+        handles = [self._body.register_forward_pre_hook(self._see_batch)]
         if self._reader is not None:
-            handles.append(self._reader.register_forward_pre_hook(_quiet(self._see_input)))
+            handles.append(self._reader.register_forward_pre_hook(self._see_input))
         for layer in self.layers:
             if layer.activation is not None:
-                handles.append(layer.activation.register_forward_hook(_quiet(partial(self._see_layer, layer))))
+                handles.append(layer.activation.register_forward_hook(partial(self._see_layer, layer)))
         try:
             yield
         finally:
@@ -124,111 +135,95 @@ class Diagnostics:
         if not self._looked:
             yield
             return
-        weights = [weight.detach() for layer in self.layers for weight in layer.weights]
-        before = [weight.clone() for weight in weights]
-        gradient_norms = self._norms([_gradient(weight) for layer in self.layers for weight in layer.weights])
+        now = [weight.detach() for weight in self._weights]
+        before = [weight.clone() for weight in now]
+        gradient_norms_L = self._norms([_gradient(weight) for weight in self._weights])
         yield
-        changes = torch._foreach_sub(weights, before)
-        update_norms, weight_norms = self._norms(changes), self._norms(before)
-        for layer, g, u, w in zip(self.layers, gradient_norms, update_norms, weight_norms, strict=True):
-            sums = self._sums[layer.name]
-            sums.gradient_norm += g
-            sums.update_norm += u
-            sums.weight_norm += w
+        update_norms_L, weight_norms_L = self._norms(torch._foreach_sub(now, before)), self._norms(before)
+        self._sums_LM[:-1, 3:] += torch.stack([gradient_norms_L, update_norms_L, weight_norms_L], dim=1)
         self._updates += 1
         self._looked = False
 
     def end_epoch(self) -> list[LayerRow]:
         """Return the panel of the epoch, from the first layer to the last, and begin a new one.
 
-        It is empty where nothing was looked at, as on workers that do not run logical worker 0.
+        It is empty where nothing was looked at.
         """
-        rows = [self._row(layer) for layer in self.layers] if self._samples or self._updates else []
+        state = self.state()
+        rows = [_row(layer, state) for layer in self.layers] if state else []
         self._start()
         return rows
 
     def state(self) -> dict[str, Any]:
-        """Return what was seen of the epoch so far, as plain numbers that JSON keeps; between updates only."""
+        """Return what was seen of the epoch so far, as plain numbers that JSON keeps; after an update only."""
         assert not self._looked, "a look waits for its update"
-        silent = {name: found_U.nonzero().flatten().tolist() for name, found_U in self._silent.items()}
+        if not self._samples and not self._updates:
+            return {}
+        sums = {layer.name: sums for layer, sums in zip(self.layers, self._sums_LM.tolist(), strict=False)}
         return {
             "samples": self._samples,
             "updates": self._updates,
-            "input_variance": self._input_variance,
-            "layers": {name: asdict(sums) for name, sums in self._sums.items()},
-            "silent": silent,
+            "input_variance": float(self._input.variance),
+            "sums": {name: dict(zip(Sums._fields, found, strict=True)) for name, found in sums.items()},
+            "silent": {name: found_U.nonzero().flatten().tolist() for name, found_U in self._silent.items()},
         }
 
     def restore(self, state: Mapping[str, Any]) -> None:
-        """Go on from what `state` returned; from the start where it is empty."""
+        """Go on from what `state` returned; from the start of an epoch where it is empty."""
         self._start()
         if not state:
             return
         self._samples, self._updates = state["samples"], state["updates"]
-        self._input_variance = state["input_variance"]
-        self._sums = {name: Sums(**sums) for name, sums in state["layers"].items()}
-        for name, silent in state["silent"].items():
-            self._silent[name].zero_()[silent] = True
+        self._input.variance.fill_(state["input_variance"])
+        for name, sums in self._sums.items():
+            for measure, total in sums._asdict().items():
+                total.fill_(state["sums"][name][measure])
+        for name, silent_U in self._silent.items():
+            silent_U.zero_()[state["silent"][name]] = True
 
     def _start(self) -> None:
         self._samples = self._updates = 0
-        self._input_variance = 0.0
         self._looked = False
         self._real_BT: Tensor | None = None
-        self._sums = {layer.name: Sums() for layer in self.layers}
-        self._silent = {
-            layer.name: torch.ones(layer.units, dtype=torch.bool, device=layer.weights[0].device)
-            for layer in self.layers
-            if layer.can_die
-        }
-        """Units whose activation has always been 0."""
+        self._sums_LM.zero_()
+        for silent_U in self._silent.values():
+            silent_U.fill_(True)
 
+    @torch.no_grad()
     def _see_batch(self, body: nn.Module, inputs: tuple[Any, ...]) -> None:
         first = inputs[0][0] if isinstance(inputs[0], tuple) else inputs[0]
         self._samples += len(first)
         if isinstance(body, RNN):
             self._real_BT = _real_steps(inputs[0], segment=body.segment)
 
+    @torch.no_grad()
     def _see_input(self, _: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-        self._input_variance += _variance(self._real(inputs[0]))
+        self._input.variance.add_(_variance(self._real(inputs[0])))
 
+    @torch.no_grad()
     def _see_layer(self, layer: Layer, module: nn.Module, inputs: tuple[Tensor, ...], output: Any) -> None:
         sums = self._sums[layer.name]
         activations = output[0] if isinstance(module, nn.RNNBase) else output
         real = self._real(activations).float()
-        sums.variance += _variance(real)
+        sums.variance.add_(_variance(real))
         if layer.can_die:
             self._silent[layer.name] &= _silent_units(real)
             return
-        if type(module) in GATES:
-            assert isinstance(module, nn.RNNBase)
+        if isinstance(module, nn.GRU | nn.LSTM):
             saturated = self._real(gate_sums(module, inputs[0], activations)).abs() > SATURATED_GATE
         else:
             saturated = real.abs() > SATURATED_TANH
-        sums.saturated += int(saturated.count_nonzero())
-        sums.saturable += saturated.numel()
+        sums.saturated.add_(saturated.count_nonzero())
+        sums.saturable.add_(saturated.numel())
 
     def _real(self, x: Tensor) -> Tensor:
         """Without the padding of short samples, which has no influence on anything."""
         return x if self._real_BT is None else x[self._real_BT]
 
-    def _norms(self, tensors: list[Tensor]) -> list[float]:
+    def _norms(self, tensors: Iterable[Tensor]) -> Tensor:
         """One norm for each layer."""
-        norms = iter(torch.stack(torch._foreach_norm(tensors)).tolist())
-        return [math.hypot(*(next(norms) for _ in layer.weights)) for layer in self.layers]
-
-    def _row(self, layer: Layer) -> LayerRow:
-        sums, silent_U = self._sums[layer.name], self._silent.get(layer.name)
-        dead = None if silent_U is None or not self._samples else _ratio(int(silent_U.sum()), layer.units)
-        return {
-            "layer": layer.name,
-            "samples": self._samples if layer.activation is not None else 0,
-            "dead": dead,
-            "saturated": _ratio(sums.saturated, sums.saturable),
-            "variance": _ratio(sums.variance, self._input_variance) if layer.activation is not None else None,
-            "gradient_norm": _ratio(sums.gradient_norm, self._updates),
-            "update_ratio": _ratio(sums.update_norm, sums.weight_norm),
-        }
+        squares_N = torch.stack(torch._foreach_norm(list(tensors))).double().square()
+        return (self._owner_LN @ squares_N).sqrt()
 
 
 def look_steps(num_steps: int) -> frozenset[int]:
@@ -261,7 +256,22 @@ def gate_sums(cell: nn.RNNBase, x_BTX: Tensor, states_BTH: Tensor) -> Tensor:
     before_BTH = F.pad(states_BTH[:, :-1], (0, 0, 1, 0))
     from_input_BTG = F.linear(x_BTX, cell.get_parameter("weight_ih_l0"), cell.get_parameter("bias_ih_l0"))
     from_state_BTG = F.linear(before_BTH, cell.get_parameter("weight_hh_l0"), cell.get_parameter("bias_hh_l0"))
-    return (from_input_BTG + from_state_BTG).unflatten(-1, (-1, cell.hidden_size))[:, :, GATES[type(cell)]]
+    gates = torch.split(from_input_BTG + from_state_BTG, cell.hidden_size, dim=-1)
+    return torch.stack([gates[i] for i in GATES[type(cell)]], dim=2)
+
+
+def _row(layer: Layer, state: Mapping[str, Any]) -> LayerRow:
+    sums, silent = state["sums"][layer.name], state["silent"].get(layer.name)
+    has_units = layer.activation is not None
+    return {
+        "layer": layer.name,
+        "samples": state["samples"],
+        "dead": None if silent is None else _ratio(len(silent), layer.units),
+        "saturated": _ratio(sums["saturated"], sums["saturable"]),
+        "variance": _ratio(sums["variance"], state["input_variance"]) if has_units else None,
+        "gradient_norm": _ratio(sums["gradient_norm"], state["updates"]),
+        "update_ratio": _ratio(sums["update_norm"], sums["weight_norm"]),
+    }
 
 
 def _hidden_layers(hidden: Iterable[nn.Module]) -> Iterator[Layer]:
@@ -296,8 +306,13 @@ def _recurrent_layers(body: RNN) -> Iterator[Layer]:
 
 
 def _activated(name: str, holder: nn.Module, activation: nn.Module, *, units: int) -> Layer:
-    saturates = isinstance(activation, nn.Tanh | nn.RNNBase) and getattr(activation, "nonlinearity", "tanh") == "tanh"
-    return Layer(name, _weights(holder), activation, units, can_die=not saturates)
+    return Layer(name, _weights(holder), activation, units, can_die=_can_die(activation))
+
+
+def _can_die(activation: nn.Module) -> bool:
+    if isinstance(activation, nn.RNNBase):
+        return isinstance(activation, nn.RNN) and activation.nonlinearity == "relu"
+    return not isinstance(activation, nn.Tanh)
 
 
 def _weights_only(name: str, holder: nn.Module) -> Layer:
@@ -325,14 +340,9 @@ def _real_steps(steps: Steps, *, segment: int) -> Tensor | None:
     return torch.arange(count, device=steps.length_B.device) < real_B1
 
 
-def _quiet[**P](see: Callable[P, None]) -> Callable[P, None]:
-    """Keep what a hook computes out of the graph."""
-    return torch.no_grad()(see)
-
-
-def _variance(x: Tensor) -> float:
-    """Of all numbers, their mean taken off."""
-    return float(x.float().var(correction=0)) if x.numel() else 0.0
+def _variance(x: Tensor) -> Tensor:
+    """Of all numbers, their mean taken off; 0 of none."""
+    return x.float().var(correction=0) if x.numel() else x.new_zeros(())
 
 
 def _silent_units(activations: Tensor) -> Tensor:
