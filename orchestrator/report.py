@@ -1,0 +1,304 @@
+"""One HTML file about a sweep: the verdict, every arm and effect, why, what it cost, and how to repeat it.
+
+The page needs no network and no other file, and shows nothing that the ledger or the cells do not hold.
+"""
+
+import html
+import json
+import math
+import shlex
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import yaml
+from jinja2 import Environment, PackageLoader, StrictUndefined
+
+from cluster.errors import ConfigError
+from orchestrator.display import duration, number
+from orchestrator.effects import Effect, Mean, Response, Variance
+from orchestrator.ledger import ArmSummary, Cell, Ledger
+from orchestrator.report_charts import (
+    Chart,
+    Offer,
+    Strip,
+    Task,
+    Tick,
+    Timeline,
+    average,
+    cost_chart,
+    effect_scale,
+    effect_strip,
+    epoch_scale,
+    interaction_charts,
+    mean_strips,
+    pareto_front,
+    scale_of,
+    sides,
+    spread_chart,
+    timeline,
+)
+from orchestrator.report_tables import (
+    choices,
+    conclusion,
+    counted,
+    findings,
+    level_of,
+    notes,
+    percent,
+    short_names,
+    signed,
+    trainings,
+    verdict,
+    with_unit,
+)
+from orchestrator.report_why import why_groups
+
+if TYPE_CHECKING:
+    from orchestrator.sweep import SweepResult
+
+_MOST_CURVES = 12  # shown at once; the other arms' can be unfolded
+_NOTEBOOK_HEIGHT = "46rem"
+
+
+def write_report(result: "SweepResult", path: Path) -> Path:
+    """Write the page and return its path.
+
+    Raises:
+        ConfigError: if the file cannot be written.
+    """
+    try:
+        path.write_text(render_report(result), encoding="utf-8")
+    except OSError as error:
+        raise ConfigError(f"--html must be a file that can be written, got {path}: {error.strerror}.") from error
+    return path
+
+
+def render_report(result: "SweepResult") -> str:
+    """Return the page as HTML."""
+    ledger, cells = result.ledger, result.cells
+    environment = Environment(
+        loader=PackageLoader("orchestrator", "."),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters |= {
+        "number": number,
+        "signed": signed,
+        "percent": percent,
+        "duration": duration,
+        "with_unit": with_unit,
+        "conclusion": conclusion,
+    }
+    names = short_names(ledger)
+    return environment.get_template("report.html").render(
+        result=result,
+        ledger=ledger,
+        names=names,
+        facts=list(_facts(result)),
+        verdict=verdict(ledger),
+        findings=list(findings(ledger)),
+        board=_board(ledger),
+        responses=[_response_section(response) for response in ledger.responses],
+        curves=_curves(ledger, cells),
+        costs=_costs(ledger),
+        timeline=_timeline(ledger, cells),
+        why=[(group, _effects_of(group.factor, ledger)) for group in why_groups(ledger, cells)],
+        failed=[(c, choices(ledger, c.arm)) for c in cells if _failed(c, ledger)],
+        notes=notes(ledger),
+        commands=commands(result),
+        settings=experiment_yaml(result),
+    )
+
+
+def notebook_html(result: "SweepResult") -> str:
+    """Return the page in a frame, so that a notebook's style and its own do not meet."""
+    page = html.escape(render_report(result), quote=True)
+    style = f"width:100%;height:{_NOTEBOOK_HEIGHT};border:0"
+    return f'<iframe sandbox title="Report of {html.escape(result.sweep)}" style="{style}" srcdoc="{page}"></iframe>'
+
+
+def _facts(result: "SweepResult") -> Iterator[str]:
+    record, cells = result.record, result.cells
+    finished = sum(c.state == "finished" for c in cells)
+    total = len(record.arms) * len(record.seeds)
+    yield f"{counted(len(record.arms), 'arm')} × {counted(len(record.seeds), 'seed')} of {record.experiment.model.type}"
+    yield f"data {record.experiment.data.name}"
+    took = f" in {duration(result.seconds)}" if result.seconds > 0 else ""
+    yield f"{finished} of {total} trainings finished{took}"
+    yield f"{record.metric}, {'higher' if record.higher_is_better else 'lower'} is better"
+    yield f"begun {record.created}"
+
+
+def _failed(cell: Cell, ledger: Ledger) -> bool:
+    return cell.state != "finished" or not math.isfinite(cell.metrics.get(ledger.metric, math.nan))
+
+
+# ---------------------------------------------------------------------------------------------------- parts of the page
+
+
+@dataclass(frozen=True)
+class BoardRow:
+    """An arm, with its mean and interval drawn."""
+
+    arm: ArmSummary
+    levels: tuple[str | None, ...]
+    """Of each factor; ``None`` where it does not apply."""
+    strip: Strip | None
+    trainings: str
+
+
+@dataclass(frozen=True)
+class Board:
+    """The scoreboard."""
+
+    factors: tuple[str, ...]
+    rows: tuple[BoardRow, ...]
+    ticks: tuple[Tick, ...]
+    costs: tuple[tuple[str, str], ...]
+    """Names and units of the responses beside the metric."""
+
+
+@dataclass(frozen=True)
+class EffectRow:
+    """An effect, drawn."""
+
+    effect: Effect
+    strip: Strip
+
+
+@dataclass(frozen=True)
+class ResponseSection:
+    """What the sweep showed of one quantity, drawn."""
+
+    response: Response
+    main: tuple[EffectRow, ...]
+    interactions: tuple[EffectRow, ...]
+    sides: tuple[str, str]
+    ticks: tuple[Tick, ...]
+    variance: tuple[Variance, ...]
+    """Largest share first, the residual last."""
+    charts: tuple[Chart, ...]
+
+
+@dataclass(frozen=True)
+class CostSection:
+    """Quality against one cost."""
+
+    chart: Chart
+    front: tuple[Offer, ...]
+    name: str
+    unit: str
+
+
+def _board(ledger: Ledger) -> Board:
+    factors = short_names(ledger)
+    means = [None if r.mean is None else Mean(mean=r.mean, low=r.low, high=r.high) for r in ledger.arms]
+    strips, ticks = mean_strips(means)
+    rows = tuple(
+        BoardRow(row, tuple(level_of(row, f) for f in factors), strip, trainings(row))
+        for row, strip in zip(ledger.arms, strips, strict=True)
+    )
+    return Board(tuple(factors), rows, ticks, tuple((r.name, r.unit) for r in ledger.responses[1:]))
+
+
+def _response_section(response: Response, factor: str | None = None) -> ResponseSection:
+    """All of a response, or only what concerns one factor."""
+    effects = [e for e in response.effects if factor is None or factor in e.factors]
+    scale = effect_scale(effects)
+    rows = [EffectRow(effect, effect_strip(effect, scale)) for effect in effects]
+    main = tuple(row for row in rows if len(row.effect.factors) == 1)
+    return ResponseSection(
+        response=response,
+        main=main,
+        interactions=tuple(row for row in rows if len(row.effect.factors) == 2),
+        sides=sides([row.effect for row in main], higher_is_better=response.higher_is_better),
+        ticks=scale.ticks(),
+        variance=tuple(sorted(response.variance, key=_variance_order)),
+        charts=tuple(interaction_charts(response)) if factor is None else (),
+    )
+
+
+def _effects_of(factor: str | None, ledger: Ledger) -> ResponseSection | None:
+    return _response_section(ledger.responses[0], factor) if factor and ledger.responses else None
+
+
+def _variance_order(row: Variance) -> tuple[bool, float]:
+    return not row.factors, -(row.eta_squared or 0.0)
+
+
+def _curves(ledger: Ledger, cells: Sequence[Cell]) -> tuple[list[Chart], list[Chart]]:
+    """Learning curves of the best arms, and of the others; behind each the range of all arms' means."""
+    runs = {row.arm: _histories(cells, row.arm, ledger.metric) for row in ledger.arms}
+    seen = {arm: points for arm, found in runs.items() if (points := average(found))}
+    behind = average([p.mean for p in points] for points in seen.values()) if len(seen) > 1 else ()
+    x = epoch_scale(seen.values())
+    y = scale_of((v for points in seen.values() for p in points for v in (p.low, p.high)), can_be_log=True)
+    charts = [
+        spread_chart(arm, {arm: points}, description=choices(ledger, arm), x=x, y=y, behind=behind, num_ticks=4)
+        for arm, points in seen.items()
+    ]
+    return charts[:_MOST_CURVES], charts[_MOST_CURVES:]
+
+
+def _histories(cells: Sequence[Cell], arm: str, metric: str) -> list[list[float | None]]:
+    return [[entry.get(metric) for entry in c.history] for c in cells if c.arm == arm and c.state == "finished"]
+
+
+def _costs(ledger: Ledger) -> list[CostSection]:
+    return [_cost_section(ledger, response) for response in ledger.responses if response.name in ("seconds", "dollars")]
+
+
+def _cost_section(ledger: Ledger, response: Response) -> CostSection:
+    known = [row for row in ledger.arms if row.mean is not None and response.name in row.responses]
+    offers = [Offer(row.arm, row.responses[response.name].mean, row.mean or 0.0) for row in known]
+    better = ledger.higher_is_better
+    chart = cost_chart(offers, quality=ledger.metric, cost=response.name, unit=response.unit, higher_is_better=better)
+    return CostSection(chart, tuple(pareto_front(offers, higher_is_better=better)), response.name, response.unit)
+
+
+def _timeline(ledger: Ledger, cells: Sequence[Cell]) -> Timeline:
+    """Trainings one after the other, a row for each arm, the best first."""
+    tasks = []
+    for row in ledger.arms:
+        start = 0.0
+        for cell in sorted((c for c in cells if c.arm == row.arm), key=lambda c: c.seed):
+            title = f"{cell.arm}, seed {cell.seed}: {duration(cell.seconds)}, {cell.state}"
+            tasks.append(Task(title, row.arm, start, cell.seconds, failed=_failed(cell, ledger)))
+            start += cell.seconds
+    return timeline(tasks)
+
+
+# ---------------------------------------------------------------------------------------------------- how to repeat it
+
+
+def experiment_yaml(result: "SweepResult") -> str:
+    """The settings as the file that `orchestrator sweep` reads; what it leaves out has its default."""
+    values = result.record.experiment.model_dump(mode="json", exclude_unset=True)
+    return yaml.safe_dump(values, sort_keys=False, allow_unicode=True, width=100)
+
+
+def commands(result: "SweepResult") -> list[tuple[str, str]]:
+    """What each does, and the line to type."""
+    record, ledger = result.record, result.ledger
+    file, name = shlex.quote(f"{record.sweep}.yaml"), shlex.quote(record.sweep)
+    found = [("The whole sweep again, with the settings below in this file", f"orchestrator sweep {file}")]
+    if len(result.cells) < len(record.arms) * len(record.seeds):
+        found.append(("The trainings that are missing", f"orchestrator sweep --resume {name}"))
+    found.append(("This page", f"orchestrator report {name} --html {shlex.quote(f'{record.sweep}.html')}"))
+    best = next((c for c in result.cells if c.run == ledger.best_run), None)
+    if best is not None:
+        settings = next(row.settings for row in ledger.arms if row.arm == best.arm)
+        words = [*(f"{k}={_word(v)}" for k, v in settings.items()), f"train.seed={best.seed}"]
+        found.append(("The best training alone", f"orchestrator train {file} {shlex.join(words)}"))
+        found.append(("The best training's record", f"orchestrator show {shlex.quote(best.run)}"))
+        model = shlex.quote(record.experiment.data.name)
+        found.append(("Its model, to serve", f"orchestrator models promote {shlex.quote(best.run)} {model}"))
+    return found
+
+
+def _word(value: Any) -> str:
+    return value if isinstance(value, str) else json.dumps(value)

@@ -1,0 +1,388 @@
+"""The charts of a sweep's report: where each mark goes, in percent of its box. The template draws them."""
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+from orchestrator.display import duration, number
+from orchestrator.effects import Effect, LevelMean, Mean, Response, role_of
+
+LARGEST = 1e300  # drawn: sums and differences of larger numbers overflow
+LOG_FROM = 30.0  # largest to smallest value, from which on a scale of equal steps hides the small ones
+MARGIN = 0.05  # of a scale, free at both ends
+NUM_KINDS = 6  # colours and dashes of series
+
+
+class Tick(NamedTuple):
+    """A value on an axis."""
+
+    at: float
+    label: str
+
+
+class Scale(NamedTuple):
+    """Maps values to percent of a length."""
+
+    low: float
+    high: float
+    is_log: bool = False
+
+    def at(self, value: float) -> float:
+        """Percent of the way from ``low`` to ``high``."""
+        low, high, place = (math.log10(v) if self.is_log else v for v in (self.low, self.high, value))
+        return round(100 * (_drawable(place) - low) / (high - low), 2)
+
+    def ticks(self, most: int = 5) -> tuple[Tick, ...]:
+        """At most about ``most`` round values."""
+        values = _log_ticks(self.low, self.high, most) if self.is_log else _linear_ticks(self.low, self.high, most)
+        return tuple(Tick(self.at(value), f"{value:.4g}") for value in values)
+
+
+def scale_of(values: Iterable[float], *, can_be_log: bool = False) -> Scale:
+    """A scale that holds all finite ``values``, with a margin that does not go below zero for its sake."""
+    found = [_drawable(v) for v in values if math.isfinite(v)] or [0.0, 1.0]
+    low, high = min(found), max(found)
+    if can_be_log and low > 0 and high / low >= LOG_FROM:
+        margin = (high / low) ** MARGIN
+        return Scale(low / margin, high * margin, is_log=True)
+    margin = (high - low) * MARGIN or abs(high) * MARGIN or 0.5
+    return Scale(0.0 if 0 <= low < margin else low - margin, high + margin)
+
+
+def _drawable(value: float) -> float:
+    return max(-LARGEST, min(LARGEST, value))
+
+
+def epoch_scale(series: Iterable[Sequence[Any]]) -> Scale:
+    """One for places from 1 to the end of the longest series."""
+    longest = max(map(len, series), default=1)
+    return Scale(1.0, float(longest)) if longest > 1 else Scale(0.5, 1.5)
+
+
+def _linear_ticks(low: float, high: float, most: int) -> list[float]:
+    raw = (high - low) / most
+    power = 10.0 ** math.floor(math.log10(raw))
+    step = power * next(factor for factor in (1, 2, 5, 10) if factor * power >= raw * (1 - 1e-9))
+    first, last = math.ceil(low / step - 1e-9), math.floor(high / step + 1e-9)
+    return [i * step for i in range(first, last + 1)]
+
+
+def _log_ticks(low: float, high: float, most: int) -> list[float]:
+    first, last = math.ceil(math.log10(low)), math.floor(math.log10(high))
+    every = max(1, math.ceil((last - first + 1) / most))
+    return [10.0**power for power in range(first, last + 1, every)]
+
+
+class Mark(NamedTuple):
+    """A point."""
+
+    x: float
+    y: float
+    kind: str
+    title: str
+
+
+class Line(NamedTuple):
+    """A line, or the outline of a band."""
+
+    path: str
+    kind: str
+    title: str = ""
+
+
+class Label(NamedTuple):
+    """An entry of a legend."""
+
+    kind: str
+    text: str
+
+
+@dataclass(frozen=True)
+class Chart:
+    """Two axes and what is drawn between them; ``y`` counts from the top."""
+
+    title: str
+    description: str
+    x_ticks: tuple[Tick, ...]
+    y_ticks: tuple[Tick, ...]
+    x_label: str = ""
+    y_label: str = ""
+    bands: tuple[Line, ...] = ()
+    lines: tuple[Line, ...] = ()
+    marks: tuple[Mark, ...] = ()
+    legend: tuple[Label, ...] = ()
+
+
+class Point(NamedTuple):
+    """What some series have in common at one place."""
+
+    x: float
+    mean: float
+    low: float
+    high: float
+
+
+Series = Sequence[Point]
+
+
+def kind(index: int) -> str:
+    """The class of a series: its colour and dashes."""
+    return f"s{index % NUM_KINDS}"
+
+
+def average(series: Iterable[Sequence[float | None]]) -> list[Point]:
+    """Mean and range at every place from 1 on, over those series that have a finite value there."""
+    rows = [list(values) for values in series]
+    points = []
+    for i in range(max(map(len, rows), default=0)):
+        here = [_drawable(v) for row in rows if i < len(row) and (v := row[i]) is not None and math.isfinite(v)]
+        if here:
+            points.append(Point(i + 1, math.fsum(here) / len(here), min(here), max(here)))
+    return points
+
+
+def spread_chart(
+    title: str,
+    series: Mapping[str, Series],
+    *,
+    description: str,
+    x: Scale,
+    y: Scale,
+    x_label: str = "",
+    y_label: str = "",
+    behind: Series = (),
+    num_ticks: int = 5,
+) -> Chart:
+    """A line of means in a band of the range for each series; that of ``behind`` for comparison."""
+    drawn = [(kind(i), label, points) for i, (label, points) in enumerate(series.items()) if points]
+    means = [
+        Line(_path((x.at(p.x), 100 - y.at(p.mean)) for p in points), name, _said(label, points))
+        for name, label, points in drawn
+    ]
+    around = (Line(_band(behind, x, y), "behind"),) if behind else ()
+    return Chart(
+        title=title,
+        description=description,
+        x_ticks=tuple(tick for tick in x.ticks(num_ticks) if float(tick.label).is_integer()),
+        y_ticks=_from_top(y.ticks(num_ticks)),
+        x_label=x_label,
+        y_label=y_label,
+        bands=(*around, *(Line(_band(points, x, y), name) for name, _, points in drawn)),
+        lines=tuple(means),
+        legend=tuple(Label(name, label) for name, label, _ in drawn) if len(series) > 1 else (),
+    )
+
+
+def _said(name: str, points: Series) -> str:
+    last = points[-1]
+    spread = f" ({number(last.low)} … {number(last.high)})" if last.low < last.high else ""
+    return f"{name}: {number(last.mean)}{spread} after epoch {last.x:.0f}"
+
+
+def _path(points: Iterable[tuple[float, float]]) -> str:
+    found = [f"{x:g} {y:.4g}" for x, y in points]
+    return f"M{'L'.join(found)}" + ("h.01" if len(found) == 1 else "")  # with round ends, a dot
+
+
+def _band(points: Series, x: Scale, y: Scale) -> str:
+    if len(points) == 1:
+        return f"M{x.at(points[0].x):g} {100 - y.at(points[0].low):.4g}V{100 - y.at(points[0].high):.4g}"
+    around = [(p.x, p.high) for p in points] + [(p.x, p.low) for p in reversed(points)]
+    return _path((x.at(place), 100 - y.at(value)) for place, value in around) + "Z"
+
+
+def _from_top(ticks: Iterable[Tick]) -> tuple[Tick, ...]:
+    return tuple(Tick(round(100 - tick.at, 2), tick.label) for tick in ticks)
+
+
+# ------------------------------------------------------------------------------------------------ effects and means
+
+
+@dataclass(frozen=True)
+class Strip:
+    """A value with its intervals on a horizontal line, in percent."""
+
+    at: float
+    kind: str
+    inner: tuple[float, float] | None
+    outer: tuple[float, float] | None
+    zero: float | None
+    title: str
+
+
+def mean_strips(means: Sequence[Mean | None]) -> tuple[list[Strip | None], tuple[Tick, ...]]:
+    """Means with their intervals on one common scale, and its ticks; a mean that is absent stays so."""
+    scale = scale_of(v for m in means if m for v in (m.low, m.mean, m.high) if v is not None)
+    return [None if m is None else _mean_strip(m, scale) for m in means], scale.ticks()
+
+
+def _mean_strip(mean: Mean, scale: Scale) -> Strip:
+    title = number(mean.mean) + _interval(mean.low, mean.high)
+    return Strip(scale.at(mean.mean), "s0", _ends(mean.low, mean.high, scale), None, None, title)
+
+
+def effect_scale(effects: Iterable[Effect]) -> Scale:
+    """One that holds all of these effects, their intervals and zero."""
+    ends = [v for e in effects for v in (e.estimate, e.low, e.high, e.simultaneous_low, e.simultaneous_high)]
+    return scale_of([0.0, *(v for v in ends if v is not None)])
+
+
+def effect_strip(effect: Effect, scale: Scale) -> Strip:
+    """An effect with its own interval in the simultaneous one, coloured by the side on which it is clear."""
+    side = "s0" if effect.estimate > 0 else "s1"
+    return Strip(
+        at=scale.at(effect.estimate),
+        kind=side if effect.clear else "unclear",
+        inner=_ends(effect.low, effect.high, scale),
+        outer=_ends(effect.simultaneous_low, effect.simultaneous_high, scale),
+        zero=scale.at(0.0),
+        title=f"{effect.name}: {number(effect.estimate)}{_interval(effect.simultaneous_low, effect.simultaneous_high)}",
+    )
+
+
+def sides(effects: Sequence[Effect], *, higher_is_better: bool) -> tuple[str, str]:
+    """What is better left and right of zero, for main effects."""
+    roles = {(role_of(e.factors[0], e.base[0]), role_of(e.factors[0], e.to[0])) for e in effects}
+    pairs = {(e.base[0], e.to[0]) for e in effects}
+    base, to = "the second", "the first"
+    if roles == {(0, 2)}:
+        base, to = "traditional", "deep"
+    elif len(pairs) == 1:
+        base, to = next(iter(pairs))
+    left, right = (base, to) if higher_is_better else (to, base)
+    return f"{left} is better", f"{right} is better"
+
+
+def interaction_charts(response: Response) -> list[Chart]:
+    """For each pair of factors the mean at every pair of levels, on one scale; parallel lines are no interaction."""
+    pairs = dict.fromkeys(m.factors for m in response.means if len(m.factors) == 2)
+    shown = [m for m in response.means if len(m.factors) == 2]
+    scale = scale_of(v for m in shown for v in (m.low, m.mean, m.high) if v is not None)
+    clear = {e.factors for e in response.effects if e.clear}
+    order = sorted(pairs, key=lambda pair: pair not in clear)
+    return [_interaction(response, pair, scale, is_clear=pair in clear) for pair in order]
+
+
+def _interaction(response: Response, pair: tuple[str, ...], scale: Scale, *, is_clear: bool) -> Chart:
+    means = [m for m in response.means if m.factors == pair]
+    firsts = list(dict.fromkeys(m.levels[0] for m in means))
+    lines = list(dict.fromkeys(m.levels[1] for m in means))
+    x = Scale(-0.35, len(firsts) - 0.65)
+    marks, bars, paths = [], [], []
+    for i, level in enumerate(lines):
+        row = [(x.at(firsts.index(m.levels[0])), m) for m in means if m.levels[1] == level]
+        paths.append(Line(_path((at, 100 - scale.at(m.mean)) for at, m in row), kind(i), level))
+        marks += [Mark(at, round(100 - scale.at(m.mean), 2), kind(i), _mean_title(m)) for at, m in row]
+        bars += [
+            Line(f"M{at + shift:g} {100 - scale.at(m.low):.4g}V{100 - scale.at(m.high):.4g}", kind(i), _mean_title(m))
+            for at, m in row
+            for shift in [1.2 * (i - (len(lines) - 1) / 2)]  # bars of several levels lie beside each other
+            if m.low is not None and m.high is not None
+        ]
+    first, second = pair
+    return Chart(
+        title=f"{first} × {second}",
+        description=f"{'clear' if is_clear else 'not clear'}; a line for each level of {second}",
+        x_ticks=tuple(Tick(x.at(i), level) for i, level in enumerate(firsts)),
+        y_ticks=_from_top(scale.ticks()),
+        bands=tuple(bars),
+        lines=tuple(paths),
+        marks=tuple(marks),
+        legend=tuple(Label(kind(i), level) for i, level in enumerate(lines)),
+    )
+
+
+def _mean_title(mean: LevelMean) -> str:
+    return f"{', '.join(mean.levels)}: {number(mean.mean)}{_interval(mean.low, mean.high)}"
+
+
+def _ends(low: float | None, high: float | None, scale: Scale) -> tuple[float, float] | None:
+    return None if low is None or high is None else (scale.at(low), scale.at(high))
+
+
+def _interval(low: float | None, high: float | None) -> str:
+    return "" if low is None else f" ({number(low)} … {number(high)})"
+
+
+# ------------------------------------------------------------------------------------------------- quality and cost
+
+
+class Offer(NamedTuple):
+    """What an arm costs and what it gives."""
+
+    arm: str
+    cost: float
+    quality: float
+
+
+def pareto_front(offers: Iterable[Offer], *, higher_is_better: bool) -> list[Offer]:
+    """Those that no other one matches at the same or less cost, the cheapest first."""
+    sign = -1 if higher_is_better else 1
+    front: list[Offer] = []
+    for offer in sorted(offers, key=lambda o: (o.cost, sign * o.quality, o.arm)):
+        if not front or sign * offer.quality < sign * front[-1].quality:
+            front.append(offer)
+    return front
+
+
+def cost_chart(offers: Sequence[Offer], *, quality: str, cost: str, unit: str, higher_is_better: bool) -> Chart:
+    """Every arm as a point, the front of the best ones as a line of steps."""
+    x, y = scale_of((o.cost for o in offers), can_be_log=True), scale_of(o.quality for o in offers)
+    front = pareto_front(offers, higher_is_better=higher_is_better)
+    places = {o: (x.at(o.cost), round(100 - y.at(o.quality), 2)) for o in offers}
+    steps = "H".join(f"{places[o][0]:g}{'V' if i else ' '}{places[o][1]:g}" for i, o in enumerate(front))
+    marks = [
+        Mark(*places[o], "s0" if o in front else "unclear", f"{o.arm}: {number(o.quality)} for {number(o.cost)} {unit}")
+        for o in sorted(offers, key=lambda o: o in front)  # those of the front on top
+    ]
+    return Chart(
+        title=f"{quality} against {cost}",
+        description=f"a point for each arm; no arm is both better and cheaper than one of the {len(front)} on the line",
+        x_ticks=x.ticks(),
+        y_ticks=_from_top(y.ticks()),
+        x_label=f"{cost} per training ({unit})",
+        y_label=quality,
+        lines=(Line(f"M{steps}H100", "s0", "Pareto front"),) if front else (),
+        marks=tuple(marks),
+    )
+
+
+# ------------------------------------------------------------------------------------------------------- the timeline
+
+
+class Task(NamedTuple):
+    """One training on the timeline."""
+
+    title: str
+    row: str
+    start_s: float
+    seconds: float
+    failed: bool
+
+
+class Bar(NamedTuple):
+    """A training, in percent of the width."""
+
+    x: float
+    width: float
+    kind: str
+    title: str
+
+
+class Timeline(NamedTuple):
+    """Rows of bars over a common axis of seconds."""
+
+    rows: dict[str, list[Bar]]
+    ticks: tuple[Tick, ...]
+
+
+def timeline(tasks: Sequence[Task]) -> Timeline:
+    """Every training as long as it took, in its row."""
+    end = max((task.start_s + task.seconds for task in tasks), default=0.0) or 1.0
+    scale = Scale(0.0, end)
+    rows: dict[str, list[Bar]] = {}
+    for task in tasks:
+        bar = Bar(scale.at(task.start_s), scale.at(task.seconds), "bad" if task.failed else "s0", task.title)
+        rows.setdefault(task.row, []).append(bar)
+    return Timeline(rows, tuple(Tick(tick.at, duration(float(tick.label))) for tick in scale.ticks()))

@@ -1,0 +1,276 @@
+"""What a sweep showed, as sentences and tables: on the terminal, as JSON and as Parquet."""
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rich.markup import escape
+
+from cluster.errors import ConfigError
+from orchestrator.design import level_name
+from orchestrator.display import number, out, table
+from orchestrator.effects import Effect, Response
+from orchestrator.ledger import ArmSummary, Cell, Comparison, Ledger
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+    from orchestrator.sweep import SweepResult
+
+
+def print_report(ledger: Ledger) -> None:
+    """The verdict, the table of arms, and what every choice does to every response."""
+    _say(verdict(ledger), style="bold")
+    for line in findings(ledger):
+        _say(line)
+    _print_arms(ledger)
+    for response in ledger.responses:
+        _print_effects(response)
+    for line in notes(ledger):
+        _say(line, style="dim")
+
+
+def report_data(result: "SweepResult") -> dict[str, Any]:
+    """All of it, for `display.emit`: names and units as in the ledger."""
+    return {
+        "sweep": result.sweep,
+        "verdict": verdict(result.ledger),
+        "findings": list(findings(result.ledger)),
+        "ledger": result.ledger,
+        "seeds": result.record.seeds,
+        "experiment": result.record.experiment,
+        "cells": result.cells,
+        "seconds": result.seconds,
+    }
+
+
+def write_parquet(result: "SweepResult", path: Path) -> tuple[Path, Path]:
+    """Write a row for each training to ``path``, and one for each effect to a file `...-effects` beside it.
+
+    Returns:
+        Both paths.
+
+    Raises:
+        ConfigError: if a file cannot be written.
+    """
+    import pyarrow.parquet as pq
+
+    effects = path.with_name(f"{path.stem}-effects{path.suffix}")
+    try:
+        pq.write_table(cell_table(result.ledger, result.cells), path)
+        pq.write_table(effect_table(result.ledger), effects)
+    except OSError as error:
+        raise ConfigError(f"--parquet must be a file that can be written, got {path}: {error}.") from error
+    return path, effects
+
+
+def cell_table(ledger: Ledger, cells: Sequence[Cell]) -> "pa.Table":
+    """A row for each training: arm, seed, state, every setting by its name, and every metric as `metrics.NAME`."""
+    import pyarrow as pa
+
+    settings = {row.arm: row.settings for row in ledger.arms}
+    metrics = dict.fromkeys(name for cell in cells for name in cell.metrics)
+    chosen = {name: [settings.get(c.arm, {}).get(name) for c in cells] for name in _settings_of(ledger)}
+    return pa.table(
+        {
+            "arm": pa.array([c.arm for c in cells], pa.string()),
+            "seed": pa.array([c.seed for c in cells], pa.int64()),
+            "run": pa.array([c.run for c in cells], pa.string()),
+            "state": pa.array([c.state for c in cells], pa.string()),
+            "seconds": pa.array([c.seconds for c in cells], pa.float64()),
+            "error": pa.array([c.error for c in cells], pa.string()),
+            **{name: _setting_column(values) for name, values in chosen.items()},
+            **{f"metrics.{name}": pa.array([c.metrics.get(name) for c in cells], pa.float64()) for name in metrics},
+        }
+    )
+
+
+def effect_table(ledger: Ledger) -> "pa.Table":
+    """A row for each effect on each response, with the fields of `Effect`."""
+    import pyarrow as pa
+
+    rows = [(response, effect) for response in ledger.responses for effect in response.effects]
+    texts = {
+        "response": [r.name for r, _ in rows],
+        "unit": [r.unit for r, _ in rows],
+        "factors": [" × ".join(e.factors) for _, e in rows],
+        "effect": [e.name for _, e in rows],
+        "better": [e.better for _, e in rows],
+    }
+    fields = ("estimate", "low", "high", "simultaneous_low", "simultaneous_high", "p", "adjusted_p")
+    return pa.table(
+        {name: pa.array(values, pa.string()) for name, values in texts.items()}
+        | {name: pa.array([getattr(e, name) for _, e in rows], pa.float64()) for name in fields}
+        | {"clear": pa.array([e.clear for _, e in rows], pa.bool_())}
+    )
+
+
+def _settings_of(ledger: Ledger) -> list[str]:
+    return list(dict.fromkeys(name for row in ledger.arms for name in row.settings))
+
+
+def _setting_column(values: Sequence[Any]) -> "pa.Array":
+    """Of its own type where all levels are of one, else as the names of the levels."""
+    import pyarrow as pa
+
+    known = {type(value) for value in values if value is not None}
+    types = {bool: pa.bool_(), int: pa.int64(), float: pa.float64(), str: pa.string()}
+    if known == {int, float}:
+        known = {float}
+    if len(known) == 1 and (found := next(iter(known))) in types:
+        return pa.array(values, types[found])
+    return pa.array([None if value is None else level_name(value) for value in values], pa.string())
+
+
+def _print_arms(ledger: Ledger) -> None:
+    names = short_names(ledger)
+    costs = [r for r in ledger.responses[1:] if r.unit]
+    rows = [
+        (
+            escape(row.arm),
+            *(escape(level_of(row, factor) or "–") for factor in names),
+            row.mean,
+            _ends(row.low, row.high),
+            *(row.responses[r.name].mean if r.name in row.responses else None for r in costs),
+            trainings(row),
+        )
+        for row in ledger.arms
+    ]
+    titles = ("arm", *map(escape, names.values()), ledger.metric, "95 % interval", *(with_unit(r) for r in costs))
+    out.print()
+    table((*titles, "trainings"), rows)
+
+
+def _print_effects(response: Response) -> None:
+    if not response.effects:
+        return
+    rows = [
+        (
+            escape(" × ".join(effect.factors)),
+            escape(effect.name),
+            signed(effect.estimate),
+            _ends(effect.low, effect.high),
+            _ends(effect.simultaneous_low, effect.simultaneous_high),
+            percent(next((v.eta_squared for v in response.variance if v.factors == effect.factors), None)),
+            escape(conclusion(effect)),
+        )
+        for effect in response.effects
+    ]
+    out.print()
+    columns = ("factor", "effect", "estimate", "95 % interval", "all together", "of differences", "conclusion")
+    table(columns, rows, title=f"effects on {escape(with_unit(response))}, {response.direction}")
+
+
+def _say(text: str, *, style: str = "") -> None:
+    out.print(text, style=style, markup=False)
+
+
+# ------------------------------------------------------------------------------------------------------- in sentences
+
+
+def verdict(ledger: Ledger) -> str:
+    """One sentence: the winner and why, or why there is none."""
+    if ledger.winner is None:
+        return f"No clear winner: {ledger.reason}."
+    row = next(row for row in ledger.arms if row.arm == ledger.winner)
+    return f"{row.arm} wins with {ledger.metric} {number(row.mean)}{between(row.low, row.high)}: {ledger.reason}."
+
+
+def findings(ledger: Ledger) -> Iterator[str]:
+    """What is clear beside the winner, a sentence each: main effects before interactions, large ones first."""
+    units = {response.name: response.unit for response in ledger.responses}
+    for comparison in ledger.traditional_against_deep[:2]:  # quality and seconds: dollars say the same as seconds
+        yield _comparison_sentence(comparison, units.get(comparison.response, ""))
+    for response in ledger.responses[:1]:
+        clear = sorted((e for e in response.effects if e.clear), key=lambda e: (len(e.factors), -abs(e.estimate)))
+        yield from (_effect_sentence(effect, response) for effect in clear)
+        if response.effects and not clear:
+            yield f"No single choice has a clear effect on {response.name}."
+
+
+def notes(ledger: Ledger) -> list[str]:
+    """What failed, what could not be estimated, and what else a reader must know; each once."""
+    found = dict.fromkeys(ledger.notes, "")
+    for i, response in enumerate(ledger.responses):
+        found = dict.fromkeys(response.notes, f"{response.name}: " if i else "") | found
+    return [f"{response}{note}" for note, response in found.items()]
+
+
+def conclusion(effect: Effect) -> str:
+    """What an effect says, in a word or two."""
+    if not effect.clear:
+        return "not clear" if effect.low is not None else "–"
+    return f"{effect.better} is better" if effect.better else "clear"
+
+
+def short_names(ledger: Ledger) -> dict[str, str]:
+    """Every factor, or setting if none varies -> the last part of its name, where no other one ends alike."""
+    names = list(ledger.factors) or list(dict.fromkeys(name for row in ledger.arms for name in row.settings))
+    lasts = [name.rpartition(".")[2] for name in names]
+    return {name: last if lasts.count(last) == 1 else name for name, last in zip(names, lasts, strict=True)}
+
+
+def level_of(row: ArmSummary, factor: str) -> str | None:
+    """The arm's choice; ``None`` where the factor does not apply."""
+    return level_name(row.settings[factor]) if factor in row.settings else None
+
+
+def choices(ledger: Ledger, arm: str) -> str:
+    """Levels of an arm that distinguish it from others."""
+    row = next(row for row in ledger.arms if row.arm == arm)
+    return ", ".join(level for name in short_names(ledger) if (level := level_of(row, name)) is not None)
+
+
+def trainings(row: ArmSummary) -> str:
+    """How many an arm's mean is from."""
+    return f"{row.finished}" + (f" ({row.failed} failed)" if row.failed else "")
+
+
+def with_unit(response: Response) -> str:
+    """Such as ``dollars to target ($)``."""
+    name = response.name.replace("_", " ")
+    return f"{name} ({response.unit})" if response.unit else name
+
+
+def signed(value: float | None) -> str:
+    """A difference."""
+    return ("+" if value is not None and value > 0 else "") + number(value)
+
+
+def percent(share: float | None) -> str:
+    """A share, of which small ones matter little."""
+    return "–" if share is None else f"{100 * share:.1f} %"
+
+
+def between(low: float | None, high: float | None) -> str:
+    """An interval after its estimate."""
+    return "" if low is None else f" ({number(low)} … {number(high)})"
+
+
+def counted(count: int, what: str) -> str:
+    """Such as ``3 seeds``."""
+    return f"{count} {what}" + ("s" if count != 1 else "")
+
+
+def _comparison_sentence(found: Comparison, unit: str) -> str:
+    value = f"{signed(found.estimate)} {unit}".strip() + between(found.low, found.high)
+    base = f"over {counted(len(found.arms), 'pair')} of arms and {counted(found.seeds, 'seed')}"
+    if found.better is None:
+        return f"Deep against traditional: no clear difference in {found.response}, {value}, {base}."
+    other = "traditional" if found.better == "deep" else "deep"
+    ranks = f"{found.better.capitalize()} is better than {other} in {found.response}"
+    return f"{ranks}: deep − traditional is {value}, {base}."
+
+
+def _effect_sentence(effect: Effect, response: Response) -> str:
+    value = f"{signed(effect.estimate)} {response.unit}".strip()
+    value += between(effect.simultaneous_low, effect.simultaneous_high)
+    if effect.better is None:
+        first, second = effect.factors
+        return f"What {first} does to {response.name} depends on {second}: {effect.name} is {value}."
+    worse = effect.base[0] if effect.better == effect.to[0] else effect.to[0]
+    return f"{effect.factors[0]}: {effect.better} is better than {worse} in {response.name}; {effect.name} is {value}."
+
+
+def _ends(low: float | None, high: float | None) -> str:
+    return "–" if low is None else f"{number(low)} … {number(high)}"

@@ -1,0 +1,492 @@
+"""The report of a sweep: its numbers are the ledger's, and the page is one safe file that is readable at any size."""
+
+import html
+import itertools
+import json
+import math
+import random
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+import pytest
+
+from cluster.errors import ConfigError
+from orchestrator.config import Experiment
+from orchestrator.configfile import parse_document, validate
+from orchestrator.display import number, plain
+from orchestrator.ledger import Cell, summarize
+from orchestrator.report import commands, experiment_yaml, notebook_html, render_report, write_report
+from orchestrator.report_charts import Offer, Scale, average, pareto_front, scale_of
+from orchestrator.report_tables import print_report, report_data, write_parquet
+from orchestrator.sweep import Arm, SweepRecord, SweepResult
+
+TECHNIQUES: dict[str, list[Any]] = {
+    "techniques.activation": ["tanh", "relu"],
+    "techniques.initialization": ["constant", "normalized"],
+    "techniques.regularization": ["penalty", "layers"],
+    "techniques.gradient": ["batch", "stochastic"],
+}
+EFFECTS = {"relu": 0.06, "normalized": 0.02, "stochastic": 0.11}
+VOID = {"meta", "link", "br"}
+HOSTILE = "<script>alert(1)</script>\"'&{{ 7*7 }} \u202e漢字"
+
+
+def sweep_result(
+    factors: dict[str, list[Any]] = TECHNIQUES,
+    *,
+    seeds: int = 5,
+    failing: tuple[tuple[int, int], ...] = (),
+    why: bool = True,
+    epochs: int = 6,
+    error: str = "Traceback\nOutOfMemoryError: no memory left",
+    **options: Any,
+) -> SweepResult:
+    """A sweep with known effects: `EFFECTS`, relu's doubled by normalized, and seeds that differ."""
+    experiment = Experiment.model_validate(
+        {
+            "data": {"name": "digits"},
+            "model": {"type": "mlp", "hidden": [64, 64]},
+            "train": {"epochs": epochs, "batch_size": 64, "learning_rate": 0.05},
+            "sweep": {"vary": {"techniques.activation": ["tanh", "relu"]}, "seeds": seeds},
+        }
+    )
+    combinations = [dict(zip(factors, levels, strict=True)) for levels in itertools.product(*factors.values())]
+    arms = [Arm(name=f"arm-{i:02d}", settings=s, experiment=experiment) for i, s in enumerate(combinations)]
+    cells = [
+        _cell(i, arm, seed, failed=(i, seed) in failing, why=why, epochs=epochs, error=error)
+        for seed in range(seeds)
+        for i, arm in enumerate(arms)
+    ]
+    record = SweepRecord(
+        sweep="digits-mlp-20261122-101500-a1b2-sweep",
+        state="finished",
+        created="2026-11-22T10:15:00Z",
+        experiment=experiment,
+        arms=arms,
+        seeds=list(range(seeds)),
+        metric="accuracy",
+        higher_is_better=True,
+    )
+    chosen = {arm.name: arm.settings for arm in arms}
+    ledger = summarize(cells, arms=chosen, metric="accuracy", higher_is_better=True, **options)
+    return SweepResult(record.sweep, ledger, cells, record, 81.5)
+
+
+def _cell(index: int, arm: Arm, seed: int, *, failed: bool, why: bool, epochs: int, error: str) -> Cell:
+    noise = random.Random(f"{index} {seed}")
+    levels = {str(level) for level in arm.settings.values()}
+    accuracy = 0.7 + sum(EFFECTS.get(level, 0.0) for level in levels) + noise.gauss(0, 0.008) + 0.004 * seed
+    accuracy += 0.04 * ({"relu", "normalized"} <= levels)
+    seconds = 2.0 + ("layers" in levels) + 1.5 * ("stochastic" in levels) + noise.random() / 5
+    run = f"digits-mlp-sweep.{arm.name}.s{seed}"
+    if failed:
+        return Cell(arm=arm.name, seed=seed, run=run, state="failed", seconds=seconds / 3, error=error)
+    history: list[dict[str, Any]] = []
+    for epoch in range(epochs):
+        reached = accuracy - 0.5 * math.exp(-1.1 * epoch) + noise.gauss(0, 0.01)
+        history.append({"epoch": epoch + 1, "accuracy": reached, "seconds": seconds / epochs})
+        if why:
+            history[-1]["why"] = [_why(layer, epoch, levels, noise) for layer in range(3)]
+    # without validation: the shape of an entry is the ledger's affair
+    cell = Cell(arm=arm.name, seed=seed, run=run, state="finished", metrics={"accuracy": accuracy}, seconds=seconds)
+    return cell.model_copy(update={"history": history})
+
+
+def _why(layer: int, epoch: int, levels: set[str], noise: random.Random) -> dict[str, Any]:
+    relu, depth = "relu" in levels, 1.0 if "normalized" in levels else 0.25 ** (layer + 1)
+    return {
+        "layer": f"hidden.{layer}",
+        "samples": 64,
+        "dead": 0.02 * (layer + epoch) + noise.random() / 50 if relu else 0.0,
+        "saturated": None if relu else 0.1 + 0.05 * epoch + noise.random() / 20,
+        "variance": depth * (1 + noise.random() / 5),
+        "gradient_norm": depth * math.exp(-0.2 * epoch) * (1 + noise.random() / 5),
+        "update_ratio": 1e-3 * (1 + noise.random()) / (1 + layer),
+    }
+
+
+class Parsed(HTMLParser):
+    """Text, addresses and exact numbers of a page whose tags are all closed."""
+
+    def __init__(self, page: str) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.tags: list[str] = []
+        self.attributes: list[tuple[str, str]] = []
+        self.ids: list[str] = []
+        self.numbers: list[tuple[float, str]] = []
+        self.words: list[str] = []
+        self._value: str | None = None
+        self.feed(page)
+        self.close()
+        assert self.open == []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append(tag)
+        self.attributes += [(name, value or "") for name, value in attrs]
+        self.ids += [value or "" for name, value in attrs if name == "id"]
+        self._value = dict(attrs).get("value") if tag == "data" else None
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.handle_starttag(tag, attrs)
+        self.handle_endtag(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        self.words.append(data)
+        if self._value is not None and self.open[-1] == "data":
+            if self._value != "None":
+                self.numbers.append((float(self._value), data))
+            self._value = None
+
+    @property
+    def text(self) -> str:
+        return " ".join(self.words)
+
+
+def page_of(result: SweepResult) -> Parsed:
+    """The page, after checks that hold for every one."""
+    page = render_report(result)
+    parsed = Parsed(page)
+    assert not {"script", "img", "iframe", "object", "embed", "base", "form"} & set(parsed.tags)
+    addresses = [
+        value for name, value in parsed.attributes if name in ("src", "href", "srcset", "xlink:href", "action")
+    ]
+    assert addresses == ["data:,"]
+    styles = "".join(re.findall(r"<style>.*?</style>", page, flags=re.S))
+    assert not re.search(r"https?:|//|@import|url\(", styles)
+    assert not [name for name, _ in parsed.attributes if name.startswith("on")]
+    assert "@media print" in styles
+    assert "prefers-color-scheme: dark" in styles
+    assert not re.search(
+        r"\bnan\b|\binf\b", " ".join(v for n, v in parsed.attributes if n in ("d", "x", "width", "style"))
+    )
+    return parsed
+
+
+def row_of(page: str, first: str) -> list[float]:
+    """Exact numbers of the table row whose first cell has this text."""
+    row = re.search(rf"<tr[^>]*><td>{re.escape(html.escape(first))}(?: ★ winner)?</td>.*?</tr>", page, flags=re.S)
+    assert row, first
+    return [float(v) for v in re.findall(r'<data value="([^"]+)">', row[0]) if v != "None"]
+
+
+def part(page: str, section: str) -> str:
+    found = re.search(rf'<section class="card" id="{section}">.*?</section>', page, flags=re.S)
+    assert found, section
+    return found[0]
+
+
+FAILING = ((3, 1), (7, 0), (7, 4))
+
+
+@pytest.fixture(scope="module")
+def result() -> SweepResult:
+    price = {f"arm-{i:02d}": 3.6 for i in range(16)}
+    return sweep_result(failing=FAILING, target=0.75, dollars_per_hour=price)
+
+
+@pytest.fixture(scope="module")
+def page(result: SweepResult) -> str:
+    return render_report(result)
+
+
+def test_the_page_is_one_safe_well_formed_file(result: SweepResult, tmp_path: Path) -> None:
+    parsed = page_of(result)
+    wanted = {"verdict", "arms", "presets", "effects-accuracy", "why", "curves", "cost", "time", "notes", "repeat"}
+    assert wanted <= set(parsed.ids)
+    written = write_report(result, tmp_path / "report.html")
+    assert written.read_text("utf-8") == render_report(result)
+    assert written.stat().st_size < 1_000_000
+
+
+def test_every_exact_number_is_shown_as_the_terminal_shows_it(page: str) -> None:
+    shown = Parsed(page).numbers
+    assert len(shown) > 500
+    for value, text in shown:
+        assert text in (number(value), f"{100 * value:.1f} %", f"{value:.0f}")
+
+
+def test_the_verdict_and_what_is_clear_are_said_in_sentences(result: SweepResult) -> None:
+    text = Parsed(render_report(result)).text
+    row = next(row for row in result.ledger.arms if row.arm == result.ledger.arms[0].arm)
+    assert result.ledger.reason in text
+    assert number(row.mean) in text
+    assert "Deep is better than traditional in accuracy" in text
+    assert "techniques.gradient: stochastic is better than batch in accuracy" in text
+
+
+def test_the_scoreboard_holds_every_arm_as_in_the_ledger(result: SweepResult, page: str) -> None:
+    board = part(page, "arms")
+    for row in result.ledger.arms:
+        found = row_of(board, row.arm)
+        costs = [row.responses[r.name].mean for r in result.ledger.responses[1:] if r.name in row.responses]
+        assert found == [row.mean, row.low, row.high, *costs, row.reached]
+    order = re.findall(r"<td>(arm-\d\d)", board)
+    assert order == [row.arm for row in result.ledger.arms]
+    assert "4 (1 failed)" in board
+    assert "3 (2 failed)" in board
+
+
+def test_every_effect_and_its_intervals_are_the_ledgers(result: SweepResult, page: str) -> None:
+    for response in result.ledger.responses:
+        section = part(page, f"effects-{response.name}")
+        for e in response.effects:
+            numbers = [e.estimate, e.low, e.high, e.simultaneous_low, e.simultaneous_high, e.p, e.adjusted_p]
+            assert row_of(section, f"{' × '.join(e.factors)}: {e.name}") == numbers
+
+
+def test_the_shares_of_variance_and_the_means_are_the_ledgers(result: SweepResult, page: str) -> None:
+    response = result.ledger.responses[0]
+    section = part(page, "effects-accuracy")
+    for v in response.variance:
+        name = " × ".join(f.removeprefix("techniques.") for f in v.factors) or v.source
+        numbers = [v.eta_squared, v.partial_eta_squared, v.sum_of_squares, v.f, v.p]
+        assert row_of(section, name) == [n for n in numbers if n is not None]
+    for m in response.means:
+        name = ", ".join(f"{f.removeprefix('techniques.')} = {v}" for f, v in zip(m.factors, m.levels, strict=True))
+        assert row_of(section, name)[-3:] == [m.mean, m.low, m.high]
+
+
+def test_the_forest_plot_is_drawn_to_scale(result: SweepResult, page: str) -> None:
+    forest = part(page, "effects-accuracy").split('class="effect foot"')[0]
+    effects = result.ledger.responses[0].effects
+    places = [
+        [float(x) for x in found]
+        for found in re.findall(
+            r'class="zero" d="M([\d.]+) .*?class="outer" d="M([\d.]+) 5H([\d.]+)".*?class="dot" d="M([\d.]+) ',
+            forest,
+            flags=re.S,
+        )
+    ]
+    assert len(places) == len(effects)
+    per_percent = (effects[0].simultaneous_high - effects[0].simultaneous_low) / (places[0][2] - places[0][1])  # type: ignore[operator]
+    for effect, (zero, low, high, at) in zip(effects, places, strict=True):
+        assert (at - zero) * per_percent == pytest.approx(effect.estimate, abs=2 * per_percent / 100 + 1e-4)
+        assert (high - low) * per_percent == pytest.approx(effect.simultaneous_high - effect.simultaneous_low, rel=0.01)  # type: ignore[operator]
+    assert "← traditional is better" in forest
+    assert "deep is better →" in forest
+
+
+def test_sides_follow_the_direction_of_the_response(page: str) -> None:
+    seconds = part(page, "effects-seconds")
+    assert seconds.index("← deep is better") < seconds.index("traditional is better →")
+
+
+def test_the_pareto_front_is_what_no_arm_beats_at_its_price(result: SweepResult, page: str) -> None:
+    arms = [row for row in result.ledger.arms if row.mean is not None]
+    price = {row.arm: row.responses["seconds"].mean for row in arms}
+    best = {
+        row.arm
+        for row in arms
+        if not any(price[o.arm] <= price[row.arm] and o.mean > row.mean for o in arms)  # type: ignore[operator]
+    }
+    table = part(page, "cost").split("the Pareto front")[1]
+    assert set(re.findall(r"<tr><td>(arm-\d\d)", table)) == best
+
+
+def test_of_arms_at_one_price_or_quality_the_front_keeps_one() -> None:
+    offers = [Offer("a", 1, 0.5), Offer("b", 1, 0.6), Offer("c", 2, 0.6), Offer("d", 3, 0.4), Offer("e", 4, 0.9)]
+    assert [o.arm for o in pareto_front(offers, higher_is_better=True)] == ["b", "e"]
+    assert [o.arm for o in pareto_front(offers, higher_is_better=False)] == ["a", "d"]
+
+
+def test_failed_trainings_are_named_with_their_errors(page: str) -> None:
+    notes = part(page, "notes")
+    assert len(re.findall(r"OutOfMemoryError: no memory left<details>", notes)) == len(FAILING)
+    assert page.count('<rect class="bad"') == len(FAILING)
+
+
+def test_the_why_panel_stands_beside_the_effect_that_it_explains(result: SweepResult, page: str) -> None:
+    why = part(page, "why")
+    relu = [
+        c
+        for c in result.cells
+        if c.state == "finished" and result.record.arms[int(c.arm[-2:])].settings["techniques.activation"] == "relu"
+    ]
+    by_arm: dict[str, list[float]] = {}
+    for cell in relu:
+        rows: Any = cell.history[-1]["why"]
+        by_arm.setdefault(cell.arm, []).append(rows[2]["dead"])
+    expected = math.fsum(math.fsum(v) / len(v) for v in by_arm.values()) / len(by_arm)
+    row = re.search(r'<td>hidden\.2</td><td class="text">relu</td><td><data value="([^"]+)"', why)
+    assert row
+    assert float(row[1]) == pytest.approx(expected, rel=1e-9)
+    activation = re.search(r"<h3>activation</h3>.*?<h4>", why, flags=re.S)
+    assert activation
+    assert "relu − tanh" in activation[0]
+
+
+def test_without_data_there_is_no_why_panel() -> None:
+    assert "why" not in page_of(sweep_result(why=False)).ids
+
+
+def test_a_deep_model_shows_some_layers_and_tables_all() -> None:
+    one = sweep_result({"train.epochs": [1]}, seeds=2)
+    rows = [{"layer": f"hidden.{i}", "dead": i / 30, "update_ratio": 1e-3} for i in range(30)]
+    deep = [c.model_copy(update={"history": [{"accuracy": 0.5, "seconds": 1.0, "why": rows}]}) for c in one.cells]
+    why = part(render_report(one._replace(cells=deep)), "why")
+    assert why.count("<h4>") == 8
+    assert "22 more layers" in why
+    assert row_of(why, "hidden.29") == [29 / 30, 1e-3]
+
+
+def test_hostile_names_are_shown_and_do_nothing() -> None:
+    long = "x" * 3000
+    factors = {f"model.{HOSTILE}": [HOSTILE, "plain", long], "model.b</style><style>": ["</title>", '" onload="x']}
+    result = sweep_result(factors, failing=((0, 0),), error=f"Traceback\n{HOSTILE}\n{HOSTILE}")
+    record = result.record.model_copy(update={"sweep": f"{HOSTILE}"})
+    result = result._replace(sweep=HOSTILE, record=record)
+    text = page_of(result).text
+    assert HOSTILE in text
+    assert long in text
+    assert "<script" not in render_report(result)
+    assert "<script" not in notebook_html(result).replace("&lt;script", "")
+
+
+@pytest.mark.parametrize("seeds", [1, 5])
+def test_one_arm_makes_a_page(seeds: int) -> None:
+    parsed = page_of(sweep_result({"techniques.activation": ["relu"]}, seeds=seeds))
+    assert "fewer than two arms have a result" in parsed.text
+    assert "curves" in parsed.ids
+
+
+def test_one_seed_makes_a_page_without_intervals() -> None:
+    two = {"techniques.activation": ["tanh", "relu"]}
+    parsed = page_of(sweep_result(two, seeds=1, epochs=1))
+    assert "one seed tells nothing of chance" in parsed.text
+    assert "effects-accuracy" in parsed.ids
+
+
+def test_a_sweep_of_which_all_failed_makes_a_page() -> None:
+    everything = tuple(itertools.product(range(16), range(5)))
+    parsed = page_of(sweep_result(failing=everything))
+    assert "0 of 80 trainings finished" in parsed.text
+    assert parsed.text.count("OutOfMemoryError") >= 80
+    assert not {"curves", "cost", "why"} & set(parsed.ids)
+
+
+def test_64_arms_make_a_page_of_bounded_size() -> None:
+    factors = TECHNIQUES | {"model.dropout": [0.0, 0.2], "train.weight_decay": [0.0, 1e-4]}
+    result = sweep_result(factors, seeds=3, epochs=20)
+    parsed = page_of(result)
+    assert "52 more arms" in parsed.text
+    assert len(render_report(result)) < 1_500_000
+
+
+@pytest.mark.parametrize("value", [0.0, 1e300, -1e300, 5e-324, 1.7e308])
+def test_extreme_values_stay_drawable(value: float) -> None:
+    result = sweep_result({"techniques.activation": ["tanh", "relu"]}, seeds=2)
+    cells = [
+        c.model_copy(update={"metrics": {"accuracy": value * (1 - c.seed / 2)}, "history": [{"accuracy": value}]})
+        for c in result.cells
+    ]
+    arms = {arm.name: arm.settings for arm in result.record.arms}
+    if abs(value) > 1e150:
+        cells = [c.model_copy(update={"metrics": {"accuracy": 0.5}}) for c in cells]  # squares overflow in any ledger
+    ledger = summarize(cells, arms=arms, metric="accuracy", higher_is_better=False)
+    page_of(result._replace(cells=cells, ledger=ledger))
+
+
+def test_scales_hold_their_values_with_round_ticks() -> None:
+    scale = scale_of([0.0, 0.97])
+    assert scale.low == 0
+    assert [tick.label for tick in scale.ticks()] == ["0", "0.5", "1"]
+    assert scale.at(0.5) == pytest.approx(100 * 0.5 / scale.high, abs=0.01)
+    logarithmic = scale_of([1e-6, 1.0], can_be_log=True)
+    assert logarithmic.at(1e-3) == pytest.approx(50)
+    assert [tick.label for tick in logarithmic.ticks(4)] == ["1e-06", "0.0001", "0.01", "1"]
+    assert scale_of([3.0, 3.0]).at(3.0) == pytest.approx(50)
+    assert scale_of([]) == Scale(0.0, 1.05)
+
+
+def test_averages_pass_over_what_is_missing() -> None:
+    assert average([[1.0, None, 3.0], [3.0, math.nan]]) == [(1, 2.0, 1.0, 3.0), (3, 3.0, 3.0, 3.0)]
+
+
+def test_the_settings_on_the_page_are_the_sweeps(result: SweepResult) -> None:
+    assert validate(parse_document(experiment_yaml(result), source="page")) == result.record.experiment
+
+
+def test_the_commands_name_the_best_training_and_what_is_missing(result: SweepResult) -> None:
+    lines = [line for _, line in commands(result)]
+    assert not any("--resume" in line for line in lines)
+    assert any(f"orchestrator show {result.ledger.best_run}" == line for line in lines)
+    alone = next(line for line in lines if line.startswith("orchestrator train"))
+    assert "techniques.activation=relu" in alone
+    assert f"train.seed={result.ledger.best_run.rpartition('s')[2]}" in alone  # type: ignore[union-attr]
+    unfinished = result._replace(cells=result.cells[:-1])
+    assert f"orchestrator sweep --resume {result.sweep}" in [line for _, line in commands(unfinished)]
+
+
+def test_a_notebook_shows_the_page_in_a_frame(result: SweepResult, page: str) -> None:
+    frame = notebook_html(result)
+    source = re.search(r'srcdoc="([^"]*)"></iframe>$', frame)
+    assert source
+    assert html.unescape(source[1]) == page
+
+
+def test_json_holds_the_ledger_and_the_cells() -> None:
+    result = sweep_result(why=False)
+    data = json.loads(json.dumps(plain(report_data(result)), allow_nan=False))
+    assert data["ledger"]["responses"][0]["effects"][0]["estimate"] == result.ledger.responses[0].effects[0].estimate
+    assert len(data["cells"]) == 80
+    assert data["cells"][0]["metrics"]["accuracy"] == result.cells[0].metrics["accuracy"]
+
+
+def test_parquet_has_a_row_for_each_training_and_one_for_each_effect(result: SweepResult, tmp_path: Path) -> None:
+    cells_path, effects_path = write_parquet(result, tmp_path / "sweep.parquet")
+    rows = pq.read_table(cells_path).to_pylist()
+    assert len(rows) == 80
+    for row, cell in zip(rows, result.cells, strict=True):
+        assert (row["arm"], row["seed"], row["state"], row["seconds"]) == (
+            cell.arm,
+            cell.seed,
+            cell.state,
+            cell.seconds,
+        )
+        assert row["metrics.accuracy"] == cell.metrics.get("accuracy")
+        assert row["techniques.gradient"] == result.record.arms[int(cell.arm[-2:])].settings["techniques.gradient"]
+    effects = pq.read_table(effects_path).to_pylist()
+    expected = [(r.name, e.name, e.estimate, e.adjusted_p) for r in result.ledger.responses for e in r.effects]
+    assert [(e["response"], e["effect"], e["estimate"], e["adjusted_p"]) for e in effects] == expected
+
+
+def test_parquet_keeps_the_types_of_settings(tmp_path: Path) -> None:
+    factors = {"model.dropout": [0, 0.2], "train.batch_size": [32, 64], "model.hidden": [[8], [8, 8]]}
+    result = sweep_result(factors, seeds=1)
+    row = pq.read_table(write_parquet(result, tmp_path / "x.parquet")[0]).to_pylist()[-1]
+    assert (row["model.dropout"], row["train.batch_size"], row["model.hidden"]) == (0.2, 64, "[8, 8]")
+
+
+def test_the_terminal_shows_the_same_numbers(result: SweepResult, capsys: pytest.CaptureFixture[str]) -> None:
+    print_report(result.ledger)
+    text = capsys.readouterr().out
+    assert result.ledger.reason in text
+    for row in result.ledger.arms:
+        assert re.search(rf"{row.arm} .*{re.escape(number(row.mean))}", text)
+    for response in result.ledger.responses:
+        assert f"effects on {response.name.replace('_', ' ')} ({response.unit})".replace(" ()", "") in text
+        for effect in response.effects:
+            assert effect.name in text
+            assert number(effect.estimate) in text
+
+
+def test_the_terminal_prints_names_as_they_are(capsys: pytest.CaptureFixture[str]) -> None:
+    print_report(sweep_result({"model.x": ["[red]", "[/]"]}, seeds=2).ledger)
+    text = capsys.readouterr().out
+    assert "[/] − [red]" in text
+
+
+def test_a_file_that_cannot_be_written_is_named(result: SweepResult, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"--html must be a file that can be written, got .*missing"):
+        write_report(result, tmp_path / "missing" / "report.html")
+    with pytest.raises(ConfigError, match=r"--parquet must be a file that can be written, got .*missing"):
+        write_parquet(result, tmp_path / "missing" / "sweep.parquet")
