@@ -284,6 +284,9 @@ def ray_environment(token_file: Path, temp_dir: str) -> dict[str, str]:
         "RAY_AUTH_MODE": "token",
         "RAY_AUTH_TOKEN_PATH": str(token_file),
         "RAY_USAGE_STATS_ENABLED": "0",
+        # Processes started ahead, which cannot serve our work: they lack our code, and take its CPUs while it starts
+        "RAY_prestart_worker_first_driver": "0",
+        "RAY_enable_worker_prestart": "0",
         # Despite its name: off, Ray keeps 127.0.0.1 as its address and listens there alone; on, it listens everywhere.
         "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
         "PATH": os.pathsep.join((str(Path(sys.executable).parent), os.environ.get("PATH", ""))),  # `python` of a job

@@ -1,4 +1,4 @@
-"""Fits one experiment on the cluster: checks everything, starts Ray Train, follows it, records what came out."""
+"""Fits one experiment on the cluster: checks everything, drives its workers, follows it, records what came out."""
 
 import importlib
 import importlib.metadata
