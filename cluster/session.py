@@ -21,6 +21,13 @@ from cluster.storage import is_loopback
 
 NAMESPACE = "orchestrator"
 ADDRESS_VARIABLES = ("RAY_ADDRESS", "RAY_API_SERVER_ADDRESS", "RAY_DASHBOARD_ADDRESS")
+STORE_VARIABLES = (
+    "ORCHESTRATOR_STORE",
+    "AWS_ENDPOINT_URL",
+    "AWS_REGION",
+    "AWS_PROFILE",
+    "AWS_SHARED_CREDENTIALS_FILE",
+)
 JOB_VARIABLE = "RAY_JOB_CONFIG_JSON_ENV_VAR"  # Ray sets it in the driver of a submitted job
 CONNECT_S = 10.0
 START_CURE = "Run `orchestrator up`, or `ray start --head` and give its address."
@@ -157,14 +164,8 @@ def store_environment(store: StoreSettings | None) -> dict[str, str]:
     """Return the variables that tell boto3 and us where the store is; no key is among them."""
     if store is None:
         return {}
-    values = {
-        "ORCHESTRATOR_STORE": store.url,
-        "AWS_ENDPOINT_URL": store.endpoint_url,
-        "AWS_REGION": store.region,
-        "AWS_PROFILE": store.profile,
-        "AWS_SHARED_CREDENTIALS_FILE": store.credentials_file,
-    }
-    return {name: value for name, value in values.items() if value is not None}
+    values = (store.url, store.endpoint_url, store.region, store.profile, store.credentials_file)
+    return {name: value for name, value in zip(STORE_VARIABLES, values, strict=True) if value is not None}
 
 
 @contextmanager

@@ -27,6 +27,8 @@ class Pulse:
     first_step_at: float | None = None
     """Unix time of this attempt's first weight update."""
     slowest_step_s: float = 0.0
+    in_group: bool = False
+    """Whether this process has joined a process group."""
     stop: StopReason | None = None
     """Set by the driver: end after the next step that all workers can agree on."""
     _since: float = field(default_factory=time.monotonic)

@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 
 from cluster.errors import ClusterError, OrchestratorError, RunFailedError, StoreError
 from cluster.preemption import draining_nodes
+from cluster.session import store_environment
 from cluster.storage import Store
 from orchestrator.attempts import Attempt, End, begin_attempt, write_attempt
 from orchestrator.config import Experiment
@@ -280,6 +281,10 @@ def _give_back(place: Any) -> None:
     util.remove_placement_group(place)
 
 
+def _environment(job: Job, store: Store) -> dict[str, str]:
+    return {**store_environment(store.settings), **job.environment}
+
+
 def _start(record: RunRecord, job: Job, place: Any, workers: int, watch: Watch) -> dict[str, Any]:
     if workers == 1:
         return _run_alone(record, job, place, watch)
@@ -289,7 +294,7 @@ def _start(record: RunRecord, job: Job, place: Any, workers: int, watch: Watch) 
         place=place,
         workers=workers,
         resources=resources_of(record),
-        environment=job.environment,
+        environment=_environment(job, watch.store),
         threads=threads_of(record),
         hang_timeout_s=record.experiment.scaling.hang_timeout_s,
     )
@@ -306,7 +311,9 @@ def threads_of(record: RunRecord) -> int:
 def _run_alone(record: RunRecord, job: Job, place: Any, watch: Watch) -> dict[str, Any]:
     """One worker needs no group."""
     ray: Any = importlib.import_module("ray")
-    leased = lease_workers(place, resources_of(record), environment=job.environment, threads=threads_of(record))
+    leased = lease_workers(
+        place, resources_of(record), environment=_environment(job, watch.store), threads=threads_of(record)
+    )
     device = "cuda" if record.techniques.processor == "gpu" else "cpu"
     actor, ended = leased[0].actor, False
     try:

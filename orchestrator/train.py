@@ -261,6 +261,7 @@ def train_worker(settings: Mapping[str, Any], *, rank: int, workers: int, device
     import torch
 
     from orchestrator.baseline import baseline
+    from orchestrator.checkpoint import list_checkpoints
     from orchestrator.trainer import World, evaluate, fit
 
     check_packages()
@@ -280,6 +281,7 @@ def train_worker(settings: Mapping[str, Any], *, rank: int, workers: int, device
         "metrics": metrics,
         "baseline": rule and rule.name,
         "baseline_metrics": rule.metrics if rule else {},
+        "checkpoint": next(c.prefix for c in list_checkpoints(store, run=record.run) if c.complete),
         "history": trainer.history,
         "first_step_at": trainer.first_step_at,
     }
@@ -362,14 +364,11 @@ def _run(
     except Exception as error:
         write(record.model_copy(update={"state": "failed", "error": str(error)}))
         raise
-    from orchestrator.checkpoint import checkpoint_prefixes
-
     first_step_at = outcome["first_step_at"]
     finished = record.model_copy(
         update={
             "state": "finished",
-            **{name: outcome[name] for name in ("metrics", "baseline", "baseline_metrics")},
-            "checkpoint": next(checkpoint_prefixes(store, run=record.run)),
+            **{name: outcome[name] for name in ("metrics", "baseline", "baseline_metrics", "checkpoint")},
             "seconds": round(time.time() - started, 3),
             "first_step_s": first_step_at and round(first_step_at - started, 3),
         }

@@ -265,7 +265,7 @@ def train_epoch(trainer: Trainer, epoch: int, writer: CheckpointWriter | None = 
         PULSE.step = epoch * plan.num_steps + step + 1
         PULSE.slowest_step_s = max(PULSE.slowest_step_s, time.monotonic() - began)
         _report_step(trainer, plan, position.samples - trained, clock, waited_s)
-        if writer and not _is_mid_update(trainer, plan):
+        if writer and not _is_mid_update(trainer, plan) and (stop or step + 1 < plan.num_steps):  # else: _save_epoch
             _save_step(trainer, writer, loss, stop=stop)
         failpoint("train.after_step", rank=trainer.world.rank)
         PULSE.enter("data")
@@ -530,7 +530,7 @@ def _save_epoch(trainer: Trainer, writer: CheckpointWriter, checkpoints: Literal
 
 def _write_checkpoint(trainer: Trainer, state: State) -> None:
     run = trainer.record.run
-    save_checkpoint(trainer.store, run=run, attempt=trainer.attempt, state=state)
+    save_checkpoint(trainer.store, run=run, attempt=secrets.token_hex(4), state=state)
     prune(trainer.store, run=run, keep=trainer.settings.keep_checkpoints)
     if trainer.log:
         trainer.log.status(checkpoint_update=state.progress.update, checkpoint_at=time.time())
@@ -576,7 +576,7 @@ def _agreed_checkpoint(trainer: Trainer) -> Restored | None:
 def _newest_checkpoint(trainer: Trainer) -> Restored | None:
     if not trainer.lease:
         return newest_valid(trainer.store, run=trainer.record.run)
-    restored, passed_over = recover(trainer.store, run=trainer.record.run)
+    restored, passed_over = recover(trainer.store, run=trainer.record.run, keep=trainer.settings.keep_checkpoints)
     PULSE.passed_over = passed_over
     if trainer.log and passed_over:
         trainer.log.status(passed_over=passed_over)

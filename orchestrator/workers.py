@@ -12,7 +12,6 @@ import json
 import os
 import secrets
 import socket
-import sys
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -22,7 +21,7 @@ from typing import Any, NamedTuple, TypeVar
 
 from cluster.errors import ClusterError
 from cluster.preemption import draining_nodes
-from cluster.session import NAMESPACE
+from cluster.session import NAMESPACE, STORE_VARIABLES
 from orchestrator.pulse import PULSE, StopReason
 
 T = TypeVar("T")
@@ -48,7 +47,7 @@ class TrainingProcess:
     def __init__(self, idle_s: float) -> None:
         self._idle_s, self._idle_since = idle_s, time.monotonic()
         self._owner: str | None = None
-        self._environment: dict[str, str] = {}
+        self._before: dict[str, str | None] = {}
         self._alone: _Outcome | None = None
         self._train: Any = None  # Ray Train's half, only in a group
         threading.Thread(target=self._watch, name="watch", daemon=True).start()
@@ -58,8 +57,9 @@ class TrainingProcess:
         """Belong to a driver's job from now on, unless another has been faster."""
         if self._owner is not None:
             return False
-        self._owner, self._environment, self._alone = owner, dict(environment), None
-        os.environ.update(environment)
+        self._owner, self._alone = owner, None
+        self._before = {name: os.environ.get(name) for name in environment}
+        _set_environment(environment)
         PULSE.begin()
         return True
 
@@ -67,10 +67,8 @@ class TrainingProcess:
         """Belong to nobody again; ``False`` where the training has not ended: this process is of no use."""
         if not _training_has_ended(RELEASE_S / 2):
             return False
-        if "torch" in sys.modules:
-            _leave_group()
-        for name in self._environment:
-            os.environ.pop(name, None)
+        leave_group()
+        _set_environment(self._before)
         PULSE.begin()  # who waits for work must not look like one that trains
         self._owner, self._idle_since = None, time.monotonic()
         return True
@@ -253,6 +251,7 @@ def join_group(address: str, rank: int, *, workers: int, backend: str, timeout_s
 
     import torch.distributed as dist
 
+    PULSE.in_group = True
     dist.init_process_group(
         backend, init_method=f"tcp://{address}", rank=rank, world_size=workers, timeout=timedelta(seconds=timeout_s)
     )
@@ -267,6 +266,13 @@ def free_address() -> str:
         return f"{host}:{probe.getsockname()[1]}"
 
 
+def _set_environment(values: Mapping[str, str | None]) -> None:
+    for name, value in values.items():
+        os.environ.pop(name, None)
+        if value is not None:
+            os.environ[name] = value
+
+
 def _training_has_ended(patience_s: float) -> bool:
     """Wait for the training's thread; one whose peers have gone notices at its next exchange."""
     ends = time.monotonic() + patience_s
@@ -276,7 +282,10 @@ def _training_has_ended(patience_s: float) -> bool:
     return not any(thread.is_alive() for thread in threads)
 
 
-def _leave_group() -> None:
+def leave_group() -> None:
+    """Leave the default process group, where this process is in one."""
+    if not PULSE.in_group:
+        return
     import torch.distributed as dist
 
     if dist.is_initialized():
@@ -304,7 +313,9 @@ def _key(threads: int) -> str:
     """Only workers of the same code, environment and threads may stand in for each other."""
     ray: Any = importlib.import_module("ray")
     runtime_env = dict(ray.get_runtime_context().runtime_env)
-    text = json.dumps([runtime_env, threads], sort_keys=True, default=str)
+    variables = runtime_env.pop("env_vars", {})
+    own = {name: value for name, value in variables.items() if name not in STORE_VARIABLES}  # those come with a lease
+    text = json.dumps([runtime_env, own, threads], sort_keys=True, default=str)
     return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
