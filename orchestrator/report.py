@@ -7,7 +7,7 @@ import html
 import json
 import math
 import shlex
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -49,9 +49,9 @@ from orchestrator.report_tables import (
     percent,
     short_names,
     signed,
+    title_of,
     trainings,
     verdict,
-    with_unit,
 )
 from orchestrator.report_why import why_groups
 
@@ -90,7 +90,7 @@ def render_report(result: "SweepResult") -> str:
         "signed": signed,
         "percent": percent,
         "duration": duration,
-        "with_unit": with_unit,
+        "title_of": title_of,
         "conclusion": conclusion,
     }
     names = short_names(ledger)
@@ -102,11 +102,11 @@ def render_report(result: "SweepResult") -> str:
         verdict=verdict(ledger),
         findings=list(findings(ledger)),
         board=_board(ledger),
-        responses=[_response_section(response) for response in ledger.responses],
+        responses=[_response_section(response, names) for response in ledger.responses],
         curves=_curves(ledger, cells),
         costs=_costs(ledger),
         timeline=_timeline(ledger, cells),
-        why=[(group, _effects_of(group.factor, ledger)) for group in why_groups(ledger, cells)],
+        why=[(group, _effects_of(group.factor, ledger, names)) for group in why_groups(ledger, cells)],
         failed=[(c, choices(ledger, c.arm)) for c in cells if _failed(c, ledger)],
         notes=notes(ledger),
         commands=commands(result),
@@ -158,8 +158,6 @@ class Board:
     factors: tuple[str, ...]
     rows: tuple[BoardRow, ...]
     ticks: tuple[Tick, ...]
-    costs: tuple[tuple[str, str], ...]
-    """Names and units of the responses beside the metric."""
 
 
 @dataclass(frozen=True)
@@ -202,12 +200,14 @@ def _board(ledger: Ledger) -> Board:
         BoardRow(row, tuple(level_of(row, f) for f in factors), strip, trainings(row))
         for row, strip in zip(ledger.arms, strips, strict=True)
     )
-    return Board(tuple(factors), rows, ticks, tuple((r.name, r.unit) for r in ledger.responses[1:]))
+    return Board(tuple(factors), rows, ticks)
 
 
-def _response_section(response: Response, factor: str | None = None) -> ResponseSection:
-    """All of a response, or only what concerns one factor."""
-    effects = [e for e in response.effects if factor is None or factor in e.factors]
+def _response_section(response: Response, names: Mapping[str, str], factor: str | None = None) -> ResponseSection:
+    """All of a response, or only what is clear of one factor, and its main effects."""
+    effects = [
+        e for e in response.effects if factor is None or e.factors == (factor,) or (e.clear and factor in e.factors)
+    ]
     scale = effect_scale(effects)
     rows = [EffectRow(effect, effect_strip(effect, scale)) for effect in effects]
     main = tuple(row for row in rows if len(row.effect.factors) == 1)
@@ -218,12 +218,12 @@ def _response_section(response: Response, factor: str | None = None) -> Response
         sides=sides([row.effect for row in main], higher_is_better=response.higher_is_better),
         ticks=scale.ticks(),
         variance=tuple(sorted(response.variance, key=_variance_order)),
-        charts=tuple(interaction_charts(response)) if factor is None else (),
+        charts=tuple(interaction_charts(response, names)) if factor is None else (),
     )
 
 
-def _effects_of(factor: str | None, ledger: Ledger) -> ResponseSection | None:
-    return _response_section(ledger.responses[0], factor) if factor and ledger.responses else None
+def _effects_of(factor: str | None, ledger: Ledger, names: Mapping[str, str]) -> ResponseSection | None:
+    return _response_section(ledger.responses[0], names, factor) if factor and ledger.responses else None
 
 
 def _variance_order(row: Variance) -> tuple[bool, float]:

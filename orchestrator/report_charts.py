@@ -33,7 +33,7 @@ class Scale(NamedTuple):
         low, high, place = (math.log10(v) if self.is_log else v for v in (self.low, self.high, value))
         return round(100 * (_drawable(place) - low) / (high - low), 2)
 
-    def ticks(self, most: int = 5) -> tuple[Tick, ...]:
+    def ticks(self, most: int = 6) -> tuple[Tick, ...]:
         """At most about ``most`` round values."""
         values = _log_ticks(self.low, self.high, most) if self.is_log else _linear_ticks(self.low, self.high, most)
         return tuple(Tick(self.at(value), f"{value:.4g}") for value in values)
@@ -63,15 +63,19 @@ def epoch_scale(series: Iterable[Sequence[Any]]) -> Scale:
 def _linear_ticks(low: float, high: float, most: int) -> list[float]:
     raw = (high - low) / most
     power = 10.0 ** math.floor(math.log10(raw))
-    step = power * next(factor for factor in (1, 2, 5, 10) if factor * power >= raw * (1 - 1e-9))
+    step = power * next(factor for factor in (1, 2, 2.5, 5, 10) if factor * power >= raw * (1 - 1e-9))
     first, last = math.ceil(low / step - 1e-9), math.floor(high / step + 1e-9)
     return [i * step for i in range(first, last + 1)]
 
 
 def _log_ticks(low: float, high: float, most: int) -> list[float]:
+    """Powers of ten, or also their double and fivefold where there are few."""
     first, last = math.ceil(math.log10(low)), math.floor(math.log10(high))
-    every = max(1, math.ceil((last - first + 1) / most))
-    return [10.0**power for power in range(first, last + 1, every)]
+    if last - first >= 1:
+        return [10.0**power for power in range(first, last + 1, max(1, math.ceil((last - first + 1) / most)))]
+    return [
+        v for power in range(first - 1, last + 1) for factor in (1, 2, 5) if low <= (v := factor * 10.0**power) <= high
+    ]
 
 
 class Mark(NamedTuple):
@@ -81,6 +85,7 @@ class Mark(NamedTuple):
     y: float
     kind: str
     title: str
+    label: str = ""
 
 
 class Line(NamedTuple):
@@ -152,7 +157,7 @@ def spread_chart(
     x_label: str = "",
     y_label: str = "",
     behind: Series = (),
-    num_ticks: int = 5,
+    num_ticks: int = 6,
 ) -> Chart:
     """A line of means in a band of the range for each series; that of ``behind`` for comparison."""
     drawn = [(kind(i), label, points) for i, (label, points) in enumerate(series.items()) if points]
@@ -214,7 +219,7 @@ class Strip:
 def mean_strips(means: Sequence[Mean | None]) -> tuple[list[Strip | None], tuple[Tick, ...]]:
     """Means with their intervals on one common scale, and its ticks; a mean that is absent stays so."""
     scale = scale_of(v for m in means if m for v in (m.low, m.mean, m.high) if v is not None)
-    return [None if m is None else _mean_strip(m, scale) for m in means], scale.ticks()
+    return [None if m is None else _mean_strip(m, scale) for m in means], scale.ticks(3)
 
 
 def _mean_strip(mean: Mean, scale: Scale) -> Strip:
@@ -229,8 +234,8 @@ def effect_scale(effects: Iterable[Effect]) -> Scale:
 
 
 def effect_strip(effect: Effect, scale: Scale) -> Strip:
-    """An effect with its own interval in the simultaneous one, coloured by the side on which it is clear."""
-    side = "s0" if effect.estimate > 0 else "s1"
+    """An effect with its own interval in the simultaneous one, coloured by the level that is better."""
+    side = "s2" if effect.better is None else "s0" if effect.better == effect.to[0] else "s1"
     return Strip(
         at=scale.at(effect.estimate),
         kind=side if effect.clear else "unclear",
@@ -254,17 +259,24 @@ def sides(effects: Sequence[Effect], *, higher_is_better: bool) -> tuple[str, st
     return f"{left} is better", f"{right} is better"
 
 
-def interaction_charts(response: Response) -> list[Chart]:
-    """For each pair of factors the mean at every pair of levels, on one scale; parallel lines are no interaction."""
+def interaction_charts(response: Response, names: Mapping[str, str]) -> list[Chart]:
+    """For each pair of factors the mean at every pair of levels, on one scale; parallel lines are no interaction.
+
+    Args:
+        response: with its means.
+        names: factor -> how it is written.
+    """
     pairs = dict.fromkeys(m.factors for m in response.means if len(m.factors) == 2)
     shown = [m for m in response.means if len(m.factors) == 2]
     scale = scale_of(v for m in shown for v in (m.low, m.mean, m.high) if v is not None)
     clear = {e.factors for e in response.effects if e.clear}
     order = sorted(pairs, key=lambda pair: pair not in clear)
-    return [_interaction(response, pair, scale, is_clear=pair in clear) for pair in order]
+    return [_interaction(response, pair, names, scale, is_clear=pair in clear) for pair in order]
 
 
-def _interaction(response: Response, pair: tuple[str, ...], scale: Scale, *, is_clear: bool) -> Chart:
+def _interaction(
+    response: Response, pair: tuple[str, ...], names: Mapping[str, str], scale: Scale, *, is_clear: bool
+) -> Chart:
     means = [m for m in response.means if m.factors == pair]
     firsts = list(dict.fromkeys(m.levels[0] for m in means))
     lines = list(dict.fromkeys(m.levels[1] for m in means))
@@ -280,10 +292,10 @@ def _interaction(response: Response, pair: tuple[str, ...], scale: Scale, *, is_
             for shift in [1.2 * (i - (len(lines) - 1) / 2)]  # bars of several levels lie beside each other
             if m.low is not None and m.high is not None
         ]
-    first, second = pair
+    first, second = (names.get(factor, factor) for factor in pair)
     return Chart(
         title=f"{first} × {second}",
-        description=f"{'clear' if is_clear else 'not clear'}; a line for each level of {second}",
+        description=f"{'clear' if is_clear else 'not clear'}; lines: {second}",
         x_ticks=tuple(Tick(x.at(i), level) for i, level in enumerate(firsts)),
         y_ticks=_from_top(scale.ticks()),
         bands=tuple(bars),
@@ -332,16 +344,19 @@ def cost_chart(offers: Sequence[Offer], *, quality: str, cost: str, unit: str, h
     front = pareto_front(offers, higher_is_better=higher_is_better)
     places = {o: (x.at(o.cost), round(100 - y.at(o.quality), 2)) for o in offers}
     steps = "H".join(f"{places[o][0]:g}{'V' if i else ' '}{places[o][1]:g}" for i, o in enumerate(front))
+    numbers = {offer: str(i + 1) for i, offer in enumerate(front)}
     marks = [
-        Mark(*places[o], "s0" if o in front else "unclear", f"{o.arm}: {number(o.quality)} for {number(o.cost)} {unit}")
-        for o in sorted(offers, key=lambda o: o in front)  # those of the front on top
+        Mark(
+            *at, "s0" if o in numbers else "unclear", f"{o.arm}: {number(o.quality)} for {number(o.cost)} {unit}", label
+        )
+        for label, o, at in sorted((numbers.get(o, ""), o, places[o]) for o in offers)  # those of the front on top
     ]
     return Chart(
         title=f"{quality} against {cost}",
         description=f"a point for each arm; no arm is both better and cheaper than one of the {len(front)} on the line",
         x_ticks=x.ticks(),
         y_ticks=_from_top(y.ticks()),
-        x_label=f"{cost} per training ({unit})",
+        x_label=f"{cost} per training",
         y_label=quality,
         lines=(Line(f"M{steps}H100", "s0", "Pareto front"),) if front else (),
         marks=tuple(marks),

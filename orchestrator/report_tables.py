@@ -136,7 +136,7 @@ def _print_arms(ledger: Ledger) -> None:
         )
         for row in ledger.arms
     ]
-    titles = ("arm", *map(escape, names.values()), ledger.metric, "95 % interval", *(with_unit(r) for r in costs))
+    titles = ("arm", *map(escape, names.values()), ledger.metric, "95 % interval", *(title_of(r) for r in costs))
     out.print()
     table((*titles, "trainings"), rows)
 
@@ -158,7 +158,7 @@ def _print_effects(response: Response) -> None:
     ]
     out.print()
     columns = ("factor", "effect", "estimate", "95 % interval", "all together", "of differences", "conclusion")
-    table(columns, rows, title=f"effects on {escape(with_unit(response))}, {response.direction}")
+    table(columns, rows, title=f"effects on {escape(title_of(response))}, {response.direction}")
 
 
 def _say(text: str, *, style: str = "") -> None:
@@ -226,10 +226,9 @@ def trainings(row: ArmSummary) -> str:
     return f"{row.finished}" + (f" ({row.failed} failed)" if row.failed else "")
 
 
-def with_unit(response: Response) -> str:
-    """Such as ``dollars to target ($)``."""
-    name = response.name.replace("_", " ")
-    return f"{name} ({response.unit})" if response.unit else name
+def title_of(response: Response) -> str:
+    """Such as ``dollars to target``: what has a unit has it in its name."""
+    return response.name.replace("_", " ")
 
 
 def signed(value: float | None) -> str:

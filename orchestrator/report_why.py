@@ -25,6 +25,8 @@ class WhyGroup:
     """What the layers did at each level of one factor, beside its effect."""
 
     factor: str | None
+    clear: bool
+    """Whether the factor has a clear effect on the metric."""
     layers: tuple[tuple[str, tuple[Chart, ...]], ...]
     hidden_layers: int
     rows: tuple[tuple[Any, ...], ...]
@@ -38,13 +40,14 @@ def why_groups(ledger: Ledger, cells: Sequence[Cell]) -> list[WhyGroup]:
         return []
     scales = _scales(seen)
     if not ledger.factors:
-        return [_group(None, {arm: [arm] for arm in seen}, seen, scales)]
+        return [_group(None, {arm: [arm] for arm in seen}, seen, scales, clear=True)]
     clear = {e.factors[0] for r in ledger.responses[:1] for e in r.effects if e.clear and len(e.factors) == 1}
     arms_at = {
         factor: {level: [row.arm for row in ledger.arms if level_of(row, factor) == level] for level in levels}
         for factor, levels in ledger.factors.items()
     }
-    return [_group(f, arms_at[f], seen, scales) for f in sorted(arms_at, key=lambda factor: factor not in clear)]
+    order = sorted(arms_at, key=lambda factor: factor not in clear)
+    return [_group(factor, arms_at[factor], seen, scales, clear=factor in clear) for factor in order]
 
 
 _Seen = dict[str, dict[tuple[str, str], list[float | None]]]
@@ -91,6 +94,8 @@ def _group(
     arms: Mapping[str, Sequence[str]],
     seen: _Seen,
     scales: Mapping[str, tuple[Scale, Scale]],
+    *,
+    clear: bool,
 ) -> WhyGroup:
     layers = list(dict.fromkeys(layer for places in seen.values() for layer, _ in places))
     shown = [layers[i] for i in _spread(len(layers), _MOST_LAYERS)]
@@ -109,7 +114,7 @@ def _group(
         for layer in layers
         for level in arms
     )
-    return WhyGroup(factor, tuple(charts), len(layers) - len(shown), tuple(rows))
+    return WhyGroup(factor, clear, tuple(charts), len(layers) - len(shown), tuple(rows))
 
 
 def _chart(layer: str, measure: str, series: Mapping[str, Sequence[Point]], x: Scale, y: Scale) -> Chart:

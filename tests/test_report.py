@@ -173,7 +173,7 @@ def page_of(result: SweepResult) -> Parsed:
 
 def row_of(page: str, first: str) -> list[float]:
     """Exact numbers of the table row whose first cell has this text."""
-    row = re.search(rf"<tr[^>]*><td>{re.escape(html.escape(first))}(?: ★ winner)?</td>.*?</tr>", page, flags=re.S)
+    row = re.search(rf"<tr[^>]*><td[^>]*>{re.escape(html.escape(first))}(?: ★ winner)?</td>.*?</tr>", page, flags=re.S)
     assert row, first
     return [float(v) for v in re.findall(r'<data value="([^"]+)">', row[0]) if v != "None"]
 
@@ -227,9 +227,11 @@ def test_the_scoreboard_holds_every_arm_as_in_the_ledger(result: SweepResult, pa
     board = part(page, "arms")
     for row in result.ledger.arms:
         found = row_of(board, row.arm)
-        costs = [row.responses[r.name].mean for r in result.ledger.responses[1:] if r.name in row.responses]
-        assert found == [row.mean, row.low, row.high, *costs, row.reached]
-    order = re.findall(r"<td>(arm-\d\d)", board)
+        costs = [row.responses[name].mean for name in ("seconds", "dollars")]
+        assert found == [row.mean, row.low, row.high, row.reached, *costs]
+        everything = [v for m in row.responses.values() for v in (m.mean, m.low, m.high)]
+        assert row_of(board.split("Every response")[1], row.arm) == everything
+    order = re.findall(r'<td class="arm">(arm-\d\d)', board.split("Every response")[0])
     assert order == [row.arm for row in result.ledger.arms]
     assert "4 (1 failed)" in board
     assert "3 (2 failed)" in board
@@ -289,7 +291,7 @@ def test_the_pareto_front_is_what_no_arm_beats_at_its_price(result: SweepResult,
         if not any(price[o.arm] <= price[row.arm] and o.mean > row.mean for o in arms)  # type: ignore[operator]
     }
     table = part(page, "cost").split("the Pareto front")[1]
-    assert set(re.findall(r"<tr><td>(arm-\d\d)", table)) == best
+    assert set(re.findall(r'<tr><td class="arm">(arm-\d\d)', table)) == best
 
 
 def test_of_arms_at_one_price_or_quality_the_front_keeps_one() -> None:
@@ -398,7 +400,7 @@ def test_extreme_values_stay_drawable(value: float) -> None:
 def test_scales_hold_their_values_with_round_ticks() -> None:
     scale = scale_of([0.0, 0.97])
     assert scale.low == 0
-    assert [tick.label for tick in scale.ticks()] == ["0", "0.5", "1"]
+    assert [tick.label for tick in scale.ticks()] == ["0", "0.2", "0.4", "0.6", "0.8", "1"]
     assert scale.at(0.5) == pytest.approx(100 * 0.5 / scale.high, abs=0.01)
     logarithmic = scale_of([1e-6, 1.0], can_be_log=True)
     assert logarithmic.at(1e-3) == pytest.approx(50)
@@ -473,7 +475,7 @@ def test_the_terminal_shows_the_same_numbers(result: SweepResult, capsys: pytest
     for row in result.ledger.arms:
         assert re.search(rf"{row.arm} .*{re.escape(number(row.mean))}", text)
     for response in result.ledger.responses:
-        assert f"effects on {response.name.replace('_', ' ')} ({response.unit})".replace(" ()", "") in text
+        assert f"effects on {response.name.replace('_', ' ')}, {response.direction}" in text
         for effect in response.effects:
             assert effect.name in text
             assert number(effect.estimate) in text
