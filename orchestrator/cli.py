@@ -516,6 +516,34 @@ def show(run: str, json: Json = False, store: StoreUrl = None) -> None:
     emit({"record": record, "history": history, "status": status, "receipt": spent}, as_json=json, show=print_run)
 
 
+@_command(app, "orchestrator gc --dry-run")
+def gc(
+    run: Annotated[str | None, typer.Argument(help="One run; default: all that nobody works on.")] = None,
+    dry_run: DryRun = False,
+    json: Json = False,
+    store: StoreUrl = None,
+) -> None:
+    """Remove checkpoints whose upload never ended: what a killed run leaves behind. Resuming does it too."""
+    from orchestrator.checkpoint import collect_garbage
+    from orchestrator.display import emit, out
+    from orchestrator.lease import Lease
+    from orchestrator.runs import list_runs, read_run
+
+    opened = _store(store)
+    names = [read_run(opened, run).run] if run else [r.run for r in list_runs(opened) if r.state != "running"]
+    found = []
+    for name in names:
+        garbage = collect_garbage(opened, run=name, dry_run=True)
+        if garbage and not dry_run:
+            with Lease(opened, run=name):  # refuses a run that somebody works on
+                garbage = collect_garbage(opened, run=name, dry_run=False)
+        found += garbage
+    verb = "would remove" if dry_run else "removed"
+    lines = [f"{verb} {c.prefix} ({c.bytes / 2**20:.1f} MiB)" for c in found] or ["no unfinished upload was found"]
+    rows = [{"prefix": c.prefix, "bytes": c.bytes} for c in found]
+    emit({"removed": not dry_run, "checkpoints": rows}, as_json=json, show=lambda: out.print("\n".join(lines)))
+
+
 @_command(app, "orchestrator drill digits-cnn --workers 2")
 def drill(
     config: Annotated[str | None, typer.Argument(metavar="CONFIG", help="YAML file, or the name of a recipe.")] = None,

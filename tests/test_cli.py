@@ -8,10 +8,13 @@ from pathlib import Path
 
 import pytest
 
+from cluster.session import store_environment
 from cluster.state import StoreState
 from cluster.storage import Store
+from orchestrator.checkpoint import list_checkpoints
 from orchestrator.cli import app
 from orchestrator.data.push import push
+from tests.example_runs import write_run
 
 ROOT = Path(__file__).parents[1]
 
@@ -140,3 +143,17 @@ def test_a_store_that_refuses_the_keys_is_said_so(store: Store, tmp_path: Path) 
     assert found.returncode == 2, found.stderr
     assert "Traceback" not in found.stderr
     assert "key" in found.stderr
+
+
+@pytest.mark.store
+def test_what_a_killed_upload_left_is_listed_and_removed(store: Store) -> None:
+    write_run(store, run="half", kind="table")
+    (whole,) = list_checkpoints(store, run="half")
+    leftover = "runs/half/checkpoints/00000099-0123abcd/"
+    store.write(leftover + "weights.safetensors", b"half")
+    words = ["gc", "--json", "--store", store.settings.url]
+    place = store_environment(store.settings)
+    listed = json.loads(run(*words, "--dry-run", **place).stdout)
+    assert listed == {"removed": False, "checkpoints": [{"prefix": leftover, "bytes": 4}]}
+    assert json.loads(run(*words, "half", **place).stdout) == listed | {"removed": True}
+    assert list_checkpoints(store, run="half") == [whole]
