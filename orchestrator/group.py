@@ -11,12 +11,14 @@ import logging
 import os
 import tempfile
 import threading
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
 import ray.train
+from ray.exceptions import ActorUnavailableError
 from ray.train.backend import Backend, BackendConfig
 from ray.train.v2._internal.callbacks.backend_setup import BackendSetupCallback
 from ray.train.v2._internal.execution.controller.controller import TrainController
@@ -27,9 +29,11 @@ from ray.train.v2._internal.execution.worker_group.worker import Worker as Train
 from ray.train.v2._internal.execution.worker_group.worker_group import WorkerGroup
 from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
 
+from orchestrator.recovery import _is_collateral, _unwrapped
 from orchestrator.workers import Worker, free_address, join_group, kill_workers, lease_workers, release_workers
 
 POLL_S = 0.1
+ECHO_S = 30.0  # a cluster needs 15 to be sure that a node is gone
 ENVIRONMENT = {
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": str(POLL_S),
     "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",
@@ -148,6 +152,7 @@ class _Group(WorkerGroup):
     leased: tuple[Worker, ...] = ()
     ranked: tuple[Worker, ...] = ()
     """By rank."""
+    echo_since: float | None = None
 
     def end(self) -> None:
         """End what still runs; after an orderly shutdown nothing does."""
@@ -164,14 +169,25 @@ class _Group(WorkerGroup):
 
     def poll_status(self, timeout: float | None = None) -> Any:
         """Ray Train's poll; an error that `watch` finds is the first worker's."""
-        found = super().poll_status(timeout)
-        statuses = found.worker_statuses
-        pulses = [getattr(statuses[rank], "pulse", None) for rank in sorted(statuses)]
+        polled = super().poll_status(timeout)
+        pulses = [getattr(status, "pulse", None) for _, status in sorted(polled.worker_statuses.items())]
+        found = self._without_echoes(polled)
         error = self.watch(pulses, self.ranked)  # of the last poll, too: it tells what was reached
         if error is None or found.errors or found.finished:
             return found
-        first = replace(statuses[0], error=error, running=False)
-        return replace(found, worker_statuses={**statuses, 0: first})
+        first = replace(found.worker_statuses[0], error=error, running=False)
+        return replace(found, worker_statuses={**found.worker_statuses, 0: first})
+
+    def _without_echoes(self, found: Any) -> Any:
+        """Hold back what a lost worker does to others, and its own silence, until it is known whether its node died."""
+        errors = [_unwrapped(error) for error in found.errors.values()]
+        if not errors or not all(isinstance(e, ActorUnavailableError) or _is_collateral(e) for e in errors):
+            return found
+        self.echo_since = self.echo_since or time.monotonic()
+        if time.monotonic() - self.echo_since > ECHO_S:
+            return found
+        held = {rank: replace(found.worker_statuses[rank], error=None, running=True) for rank in found.errors}
+        return replace(found, worker_statuses={**found.worker_statuses, **held})
 
     def _create_placement_group(self, scaling_config: Any, worker_group_context: Any) -> Any:  # noqa: ARG002
         return _Place(self.plan.place)
