@@ -165,13 +165,23 @@ class SweepConfig(_Frozen):
     """Which settings to compare, and how often to repeat each combination."""
 
     vary: dict[str, Annotated[list[Any], Field(min_length=1)]] = Field(min_length=1)
-    """Dotted name of a setting, and the values to try. All combinations are run."""
+    """Dotted name of a setting, and the values to try."""
+    resolution: Literal[3, 4, 5] | None = None
+    """Train a fraction of the combinations only, in which effects are told apart this well. 3: main effects from each
+    other; 4: also from interactions of two; 5: these from each other, too. Default: all combinations."""
     seeds: int = Field(default=3, gt=0, le=1000)
     """Repetitions of each combination, with seeds `train.seed`, `train.seed` + 1, ..."""
     metric: str | None = None
     """Metric of the evaluation that decides; default: the task's own (accuracy, rmse, mse)."""
+    target: float | None = None
+    """Value of the metric, on the split that every epoch is judged on; what it takes in seconds and dollars to get
+    there is compared, too."""
+    dollars_per_hour: dict[Literal["cpu", "gpu"], Annotated[float, Field(gt=0)]] = {}
+    """Price of one worker by its processor, such as `{cpu: 0.05, gpu: 1.2}`; default: `scaling.dollars_per_hour`."""
     concurrency: int | None = Field(default=None, gt=0)
     """Trainings at the same time; default: as many as the cluster has CPUs (or GPUs) for."""
+    cell_timeout_minutes: float | None = Field(default=None, gt=0)
+    """A training that takes longer is ended and counts as failed; the others go on. Default: no limit."""
 
 
 class Experiment(_Frozen):

@@ -49,6 +49,12 @@ class Cell(_Frozen):
     history: list[dict[str, float]] = []
     """Metrics of every epoch, with the `seconds` that it took."""
     error: str | None = None
+    started: float | None = None
+    """Unix time."""
+    lane: int | None = None
+    """Which of the trainings at the same time it was among."""
+    learning_rate: float | None = None
+    """Of the training."""
 
 
 class ArmSummary(_Frozen):

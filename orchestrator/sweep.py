@@ -1,42 +1,46 @@
-"""Compares many trainings: the factorial of `sweep.vary` times the seeds, on a few long-lived Ray Tune trials.
+"""Compares many trainings: the arms of a design times the seeds, on a few long-lived Ray Tune trials.
 
     sweeps/SWEEP/
-        sweep.json               the experiment, the arms, the state
-        claims/ATTEMPT/CELL      which lane of which attempt took a cell (conditional PUT)
-        cells/CELL.json          a finished cell, written once: the source of truth
-        result.json              the ledger
+        sweep.json    the experiment, the arms, the state
+        cells/        see `orchestrator/lanes.py`
+        result.json   the ledger
 
 A trial costs Ray Tune seconds, a small training takes less: so a trial is a *lane* that trains one cell after the
 other, in its own process when one worker is asked for. Since results do not depend on where a cell runs, killing
-the driver loses only the cells in work, and `resume` does the rest.
+the driver loses only the cells in work, and `resume` does the rest. A cell whose process dies is tried once more.
 """
 
-import itertools
 import logging
 import os
-import secrets
 import tempfile
 import time
-import traceback
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal, NamedTuple
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict
 
 from cluster.config import StoreSettings
-from cluster.errors import ConfigError, NotFoundError, OrchestratorError, PreconditionError, RunUnfinishedError
+from cluster.errors import ConfigError, NotFoundError, RunInterruptedError, RunUnfinishedError
 from cluster.session import cluster_resources, ray_session, require_resources
-from cluster.staging import check_packages
 from cluster.storage import Store, open_store
 from models.config import has_activation
 from orchestrator.config import Experiment
 from orchestrator.configfile import Document, near_miss, set_dotted, setting_names, validate
+from orchestrator.data.dataset import Dataset
+from orchestrator.design import Design, Settings, plan_design
+from orchestrator.lanes import LanePlan, Task, finish_tasks, parse_cell, read_stored, run_lane
 from orchestrator.ledger import Cell, Ledger, summarize
 from orchestrator.polling import polling
-from orchestrator.runs import RunRecord, update_run, utc_now
-from orchestrator.train import dataset_of, describe, fit_on_ray, plan_run
+from orchestrator.runs import RunRecord, utc_now
+from orchestrator.train import dataset_of, describe, plan_run
 
 ACTIVATION = "techniques.activation"
+LANE_RESTARTS = 3  # by Tune, which is faster than another round of all lanes
+TUNE_ENVIRONMENT = {
+    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
+    "TUNE_DISABLE_SIGINT_HANDLER": "1",  # Ctrl-C ends the sweep, not only this attempt
+    "RAY_AIR_NEW_OUTPUT": "0",
+}
 
 
 class _Frozen(BaseModel):
@@ -66,6 +70,14 @@ class SweepRecord(_Frozen):
     seeds: list[int]
     metric: str
     higher_is_better: bool
+    dollars_per_hour: dict[str, float] = {}
+    """Arm -> price of all workers of one training, where it is known."""
+    resolution: int | None = None
+    """Of a fraction of the combinations; see `orchestrator.design.Design`."""
+    generators: list[str] = []
+    aliases: list[str] = []
+    notes: list[str] = []
+    """What else the reader of the plan should know."""
 
 
 class SweepProgress(NamedTuple):
@@ -112,15 +124,14 @@ def sweep(
     """
     store = store or open_store()
     store.check()
-    arms = plan_arms(experiment)
+    design, arms = plan_sweep(experiment)
     with ray_session(address, store=store.settings):
-        gpus = cluster_resources().get("GPU", 0)
-        records = [_checked(arm, store, gpus) for arm in arms]
-        record = _sweep_record(experiment, arms, records[0], name)
+        runs = _planned_runs(arms, store)
+        record = _sweep_record(experiment, design, arms, runs, name)
         store.write(f"sweeps/{record.sweep}/sweep.json", _body(record), only_if_absent=True)
         if on_start:
             on_start(record)
-        return _run_cells(record, store=store, on_progress=on_progress)
+        return _run_cells(record, runs, store=store, on_progress=on_progress)
 
 
 def resume_sweep(
@@ -131,18 +142,30 @@ def resume_sweep(
     on_start: Callable[[SweepRecord], None] | None = None,
     on_progress: Callable[[SweepProgress], None] | None = None,
 ) -> SweepResult:
-    """Do the cells that a stopped sweep has not finished; finished ones are neither lost nor repeated."""
+    """Do the cells that a stopped sweep has not finished; finished ones are neither lost nor repeated.
+
+    Args:
+        name: of the sweep.
+        store: see `sweep`.
+        address: see `sweep`.
+        on_start: see `sweep`.
+        on_progress: see `sweep`.
+
+    Raises:
+        NotFoundError: there is no such sweep. Else see `sweep`.
+    """
     store = store or open_store()
     store.check()
     record = read_sweep(store, name)
     with ray_session(address, store=store.settings):
+        runs = _planned_runs(record.arms, store)
         if on_start:
             on_start(record)
-        return _run_cells(record, store=store, on_progress=on_progress)
+        return _run_cells(record, runs, store=store, on_progress=on_progress)
 
 
-def plan_arms(experiment: Experiment) -> list[Arm]:
-    """All combinations of `sweep.vary`, each validated; one that differs only in what its model lacks is dropped.
+def plan_sweep(experiment: Experiment) -> tuple[Design, list[Arm]]:
+    """The design of `sweep.vary`, and its arms, each validated; one that differs only in what its model lacks is none.
 
     Raises:
         ConfigError: naming the setting or the combination that is wrong.
@@ -152,16 +175,18 @@ def plan_arms(experiment: Experiment) -> list[Arm]:
             "sweep must be given, got nothing. Add what to vary, such as sweep: {vary: {model.dropout: [0, 0.2]}}."
         )
     _check_names(experiment.sweep.vary)
-    arms: dict[str, Arm] = {}
-    for values in itertools.product(*experiment.sweep.vary.values()):
-        settings, missing = _applicable(dict(zip(experiment.sweep.vary, values, strict=True)), experiment)
-        key = repr(sorted(settings.items()))
-        if key not in arms:
-            arm_experiment = _with_settings(experiment, settings)
-            arms[key] = Arm(
-                name=f"arm-{len(arms):02d}", settings=settings, not_applicable=missing, experiment=arm_experiment
-            )
-    return list(arms.values())
+    design = plan_design(
+        experiment.sweep.vary,
+        resolution=experiment.sweep.resolution,
+        applicable=lambda settings: _applicable(settings, experiment),
+    )
+    arms = [Arm(**dict(arm), experiment=_with_settings(experiment, arm.settings)) for arm in design.arms]
+    return design, arms
+
+
+def plan_arms(experiment: Experiment) -> list[Arm]:
+    """The arms of `plan_sweep`."""
+    return plan_sweep(experiment)[1]
 
 
 def read_sweep(store: Store, name: str) -> SweepRecord:
@@ -180,130 +205,40 @@ def read_sweep(store: Store, name: str) -> SweepRecord:
 
 
 def read_cells(store: Store, name: str) -> list[Cell]:
-    """Every finished cell, in the order of its arm and seed; an object that is no cell counts as not done."""
-    cells = []
-    for info in store.list(f"sweeps/{name}/cells/"):
-        try:
-            cells.append(Cell.model_validate_json(store.read(info.key)))
-        except ValidationError:
-            continue
-    return sorted(cells, key=lambda c: (c.arm, c.seed))
+    """Every finished cell, in the order of its arm and seed; an object that is damaged counts as not done."""
+    return read_stored(store, name).cells
 
 
 def ledger_of(record: SweepRecord, cells: list[Cell]) -> Ledger:
-    """The table and the verdict."""
-    arms = {arm.name: arm.settings for arm in record.arms}
-    return summarize(cells, arms=arms, metric=record.metric, higher_is_better=record.higher_is_better)
-
-
-def run_lane(config: Mapping[str, Any]) -> None:
-    """Train cells until none is left unclaimed. Runs as one Ray Tune trial."""
-    from ray import tune
-
-    check_packages()
-    store = Store(StoreSettings.model_validate(config["store"]))
-    record = read_sweep(store, config["sweep"])
-    done = 0
-    for arm, seed in _unclaimed(store, record, attempt=config["attempt"], lane=config["lane"], lanes=config["lanes"]):
-        cell = run_cell(record, arm, seed, store=store)
-        _write_cell(store, record.sweep, cell)
-        done += 1
-        tune.report({"cells_done": done})
-    if not done:
-        tune.report({"cells_done": 0})
-
-
-def run_cell(record: SweepRecord, arm: Arm, seed: int, *, store: Store) -> Cell:
-    """Train one arm with one seed; an error becomes a failed cell, so that the others go on."""
-    started = time.perf_counter()
-    run = f"{record.sweep}.{arm.name}.s{seed}"
-    try:
-        metrics = _train_cell(arm, seed, run=run, sweep=record.sweep, store=store)
-        state, error = "finished", None
-    except OrchestratorError as failure:
-        metrics, state, error = {}, "failed", str(failure)
-    except Exception:  # whatever a cell does, the sweep goes on; the traceback is kept
-        metrics, state, error = {}, "failed", traceback.format_exc(limit=-5)
-    seconds = round(time.perf_counter() - started, 3)
-    return Cell(arm=arm.name, seed=seed, run=run, state=state, metrics=metrics, seconds=seconds, error=error)
-
-
-def _train_cell(arm: Arm, seed: int, *, run: str, sweep: str, store: Store) -> dict[str, float]:
-    import torch
-
-    from orchestrator.checkpoint import checkpoint_prefixes
-    from orchestrator.trainer import World, evaluate, fit
-
-    train = arm.experiment.train.model_copy(update={"seed": seed})
-    experiment = arm.experiment.model_copy(update={"train": train, "sweep": None})
-    dataset = dataset_of(experiment, store)
-    record = plan_run(experiment, dataset, run=run, gpus=cluster_resources().get("GPU", 0))
-    record = record.model_copy(update={"sweep": sweep})
-    update_run(store, record)
-    if experiment.scaling.max_workers > 1:
-        metrics: dict[str, float] = fit_on_ray(record, store)["metrics"]
-    else:
-        world = World(device=torch.device("cuda" if record.techniques.processor == "gpu" else "cpu"))
-        trainer = fit(record, store=store, world=world, checkpoints="last")
-        metrics = evaluate(trainer, record.evaluated_on)
-    prefix = next(checkpoint_prefixes(store, run=run))
-    update_run(store, record.model_copy(update={"state": "finished", "metrics": metrics, "checkpoint": prefix}))
-    return metrics
-
-
-def _unclaimed(store: Store, record: SweepRecord, *, attempt: str, lane: int, lanes: int) -> Iterator[tuple[Arm, int]]:
-    """Claim one open cell after the other; lanes begin at different places, so that they seldom collide."""
-    done = {(c.arm, c.seed) for c in read_cells(store, record.sweep)}
-    open_cells = [(a, s) for s in record.seeds for a in record.arms if (a.name, s) not in done]
-    start = len(open_cells) * lane // lanes
-    for arm, seed in open_cells[start:] + open_cells[:start]:
-        try:
-            # the lane's number tells, after a lost answer, whose claim it is that exists
-            claim = f"sweeps/{record.sweep}/claims/{attempt}/{arm.name}-s{seed}"
-            store.write(claim, str(lane).encode(), only_if_absent=True)
-        except PreconditionError:
-            continue
-        yield arm, seed
-
-
-def _write_cell(store: Store, sweep: str, cell: Cell) -> None:
-    """Append to the ledger. A cell that is there already stays: the first result counts."""
-    try:
-        store.write(_cell_key(sweep, cell), cell.model_dump_json().encode(), only_if_absent=True)
-    except PreconditionError:
-        if _is_cell(store.read(_cell_key(sweep, cell))):
-            return
-        store.write(_cell_key(sweep, cell), cell.model_dump_json().encode())  # what was there was damaged
-
-
-def _cell_key(sweep: str, cell: Cell) -> str:
-    return f"sweeps/{sweep}/cells/{cell.arm}-s{cell.seed}.json"
-
-
-def _is_cell(body: bytes) -> bool:
-    try:
-        Cell.model_validate_json(body)
-    except ValidationError:
-        return False
-    return True
+    """The table, the effects and the verdict."""
+    sweep = record.experiment.sweep
+    assert sweep is not None
+    return summarize(
+        cells,
+        arms={arm.name: arm.settings for arm in record.arms},
+        metric=record.metric,
+        higher_is_better=record.higher_is_better,
+        target=sweep.target,
+        dollars_per_hour=record.dollars_per_hour or None,
+        factors=sweep.vary,
+    )
 
 
 def _run_cells(
-    record: SweepRecord, *, store: Store, on_progress: Callable[[SweepProgress], None] | None
+    record: SweepRecord,
+    runs: Mapping[str, RunRecord],
+    *,
+    store: Store,
+    on_progress: Callable[[SweepProgress], None] | None,
 ) -> SweepResult:
     started = time.perf_counter()
-    total = len(record.arms) * len(record.seeds)
-    attempt = secrets.token_hex(4)
-    todo = total - len(read_cells(store, record.sweep))
-    if todo:
-        with polling(_teller(store, record.sweep, total, on_progress)):
-            _run_lanes(record, store.settings, attempt=attempt, lanes=_num_lanes(record, todo))
+    tasks = [Task(name=f"{arm.name}-s{s}", arm=arm.name, seed=s) for s in record.seeds for arm in record.arms]
+    try:
+        with polling(_teller(store, record.sweep, len(tasks), on_progress)):
+            _finish(record, runs, tasks, store=store)
+    except KeyboardInterrupt:
+        raise RunInterruptedError(f"sweep {record.sweep} was stopped. {_continue(record)}") from None
     cells = read_cells(store, record.sweep)
-    if len(cells) < total:
-        raise RunUnfinishedError(
-            f"sweep {record.sweep} must finish {total} trainings, got {len(cells)}. "
-            f"Continue it: orchestrator sweep --resume {record.sweep}."
-        )
     ledger = ledger_of(record, cells)
     finished = record.model_copy(update={"state": "finished"})
     store.write(f"sweeps/{record.sweep}/result.json", ledger.model_dump_json(indent=1).encode())
@@ -311,23 +246,46 @@ def _run_cells(
     return SweepResult(record.sweep, ledger, cells, finished, time.perf_counter() - started)
 
 
-def _run_lanes(record: SweepRecord, store: StoreSettings, *, attempt: str, lanes: int) -> None:
-    os.environ |= {"TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1", "RAY_AIR_NEW_OUTPUT": "0"}
-    logging.getLogger("ray.tune").setLevel(logging.ERROR)  # it misses result files that we do not let it write
+def _finish(record: SweepRecord, runs: Mapping[str, RunRecord], tasks: Sequence[Task], *, store: Store) -> None:
+    assert record.experiment.sweep is not None
+    try:
+        finish_tasks(
+            tasks,
+            sweep=record.sweep,
+            arms={arm.name: runs[arm.name].model_copy(update={"experiment": arm.experiment}) for arm in record.arms},
+            timeout_minutes=record.experiment.sweep.cell_timeout_minutes,
+            store=store,
+            launch=lambda plan: _run_lanes(record, plan, store.settings),
+        )
+    except RunUnfinishedError as error:
+        raise RunUnfinishedError(f"{error} {_continue(record)}") from None
+
+
+def _continue(record: SweepRecord) -> str:
+    return f"Continue it: orchestrator sweep --resume {record.sweep}."
+
+
+def _run_lanes(record: SweepRecord, plan: LanePlan, store: StoreSettings) -> str:
+    """Run the lanes of one attempt to their end; return an error of one, if any had one."""
+    os.environ |= TUNE_ENVIRONMENT
+    logging.getLogger("ray.tune").setLevel(logging.CRITICAL)  # of what it would say, we say what matters
     from ray import tune
 
-    shared = {"store": store.model_dump(mode="json"), "sweep": record.sweep, "attempt": attempt, "lanes": lanes}
+    lanes = _num_lanes(record, len(plan.tasks))
+    shared = {"store": store.model_dump(mode="json"), "plan": plan.key, "lanes": lanes}
     with tempfile.TemporaryDirectory(prefix="orchestrator-sweep-") as folder:
         results = tune.Tuner(
             tune.with_resources(run_lane, _lane_resources(record)),
             param_space={**shared, "lane": tune.grid_search(list(range(lanes)))},
             tune_config=tune.TuneConfig(max_concurrent_trials=lanes),
-            # Tune's own state holds pickles: it stays on the driver's disk, and ours is in the store
-            run_config=tune.RunConfig(name=record.sweep, storage_path=folder, verbose=0),
+            run_config=tune.RunConfig(
+                name=record.sweep,
+                storage_path=folder,  # Tune's own state holds pickles: it stays on the driver's disk
+                verbose=0,
+                failure_config=tune.FailureConfig(max_failures=LANE_RESTARTS),
+            ),
         ).fit()
-    errors = [str(e) for e in results.errors]
-    if len(errors) == lanes:
-        raise RunUnfinishedError(f"sweep {record.sweep} must keep a lane alive, got: {errors[0].strip()}")
+    return next((str(error) for error in results.errors), "")
 
 
 def _num_lanes(record: SweepRecord, todo: int) -> int:
@@ -353,18 +311,28 @@ def _lane_resources(record: SweepRecord) -> dict[str, float]:
     return {kind.lower(): amount for kind, amount in _cell_resources(record).items()}
 
 
-def _checked(arm: Arm, store: Store, gpus: float) -> RunRecord:
-    """Validate one arm against its dataset and the cluster, as a single training would be."""
-    scaling = arm.experiment.scaling
-    dataset = dataset_of(arm.experiment, store)
-    record = plan_run(arm.experiment, dataset, gpus=gpus)
-    gpus_needed = scaling.max_workers if record.techniques.processor == "gpu" else 0
-    require_resources(cpus=scaling.max_workers * scaling.cpus_per_worker, gpus=gpus_needed)
-    return describe(record, dataset)[0]
+def _planned_runs(arms: Sequence[Arm], store: Store) -> dict[str, RunRecord]:
+    """Validate every arm against its dataset and the cluster, as a single training would be."""
+    gpus = cluster_resources().get("GPU", 0)
+    datasets: dict[tuple[str, str | None], Dataset] = {}
+    runs = {}
+    for arm in arms:
+        data, scaling = arm.experiment.data, arm.experiment.scaling
+        if (data.name, data.version) not in datasets:
+            datasets[data.name, data.version] = dataset_of(arm.experiment, store)
+        dataset = datasets[data.name, data.version]
+        run = plan_run(arm.experiment, dataset, gpus=gpus)
+        gpus_needed = scaling.max_workers if run.techniques.processor == "gpu" else 0
+        require_resources(cpus=scaling.max_workers * scaling.cpus_per_worker, gpus=gpus_needed)
+        runs[arm.name] = describe(run, dataset)[0]
+    return runs
 
 
-def _sweep_record(experiment: Experiment, arms: list[Arm], first: RunRecord, name: str | None) -> SweepRecord:
+def _sweep_record(
+    experiment: Experiment, design: Design, arms: list[Arm], runs: Mapping[str, RunRecord], name: str | None
+) -> SweepRecord:
     assert experiment.sweep is not None
+    first = runs[arms[0].name]
     metric = experiment.sweep.metric or first.primary_metric
     known = {"accuracy": True, "loss": False, "rmse": False, "mse": False, "mae": False}
     if metric not in known:
@@ -375,11 +343,33 @@ def _sweep_record(experiment: Experiment, arms: list[Arm], first: RunRecord, nam
         state="running",
         created=utc_now(),
         experiment=experiment,
-        arms=arms,
+        arms=[_with_version(arm, runs[arm.name].dataset.version) for arm in arms],
         seeds=list(range(seed, seed + experiment.sweep.seeds)),
         metric=metric,
         higher_is_better=known[metric],
+        dollars_per_hour=_prices(experiment, runs),
+        resolution=design.resolution,
+        generators=design.generators,
+        aliases=design.aliases,
+        notes=design.notes,
     )
+
+
+def _with_version(arm: Arm, version: str) -> Arm:
+    """Every cell reads the same data, also where a newer version is pushed before the sweep ends."""
+    data = arm.experiment.data.model_copy(update={"version": version})
+    return arm.model_copy(update={"experiment": arm.experiment.model_copy(update={"data": data})})
+
+
+def _prices(experiment: Experiment, runs: Mapping[str, RunRecord]) -> dict[str, float]:
+    assert experiment.sweep is not None
+    prices = {}
+    for arm, run in runs.items():
+        scaling = run.experiment.scaling
+        price = experiment.sweep.dollars_per_hour.get(run.techniques.processor, scaling.dollars_per_hour)
+        if price is not None:
+            prices[arm] = price * scaling.max_workers
+    return prices
 
 
 def _check_names(vary: Mapping[str, list[Any]]) -> None:
@@ -389,7 +379,7 @@ def _check_names(vary: Mapping[str, list[Any]]) -> None:
             raise ConfigError(f"sweep.vary.{name} must name a setting, got {name!r}. {near_miss(name, known)}")
 
 
-def _applicable(settings: dict[str, Any], experiment: Experiment) -> tuple[dict[str, Any], tuple[str, ...]]:
+def _applicable(settings: Settings, experiment: Experiment) -> tuple[Settings, tuple[str, ...]]:
     """Split an arm's settings into those that apply and the names of those that its model lacks."""
     without = {k: v for k, v in settings.items() if k != ACTIVATION}
     if ACTIVATION not in settings or has_activation(_with_settings(experiment, without).model):
@@ -421,9 +411,9 @@ def _teller(
         keys = {info.key for info in store.list(f"sweeps/{sweep}/cells/")} if on_progress else set()
         for key in sorted(keys - seen):
             seen.add(key)
-            if not _is_cell(body := store.read(key)):
+            newest = parse_cell(store.read(key))
+            if newest is None:
                 continue  # damaged: a lane will do it again
-            newest = Cell.model_validate_json(body)
             failed += newest.state == "failed"
             assert on_progress
             on_progress(SweepProgress(len(seen), failed, total, newest))

@@ -1,5 +1,11 @@
 """Sweeps: what is planned, what is run, and that nothing is run twice."""
 
+import json
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -9,9 +15,19 @@ from cluster.state import RayState
 from cluster.storage import Store
 from orchestrator.config import Experiment
 from orchestrator.data.push import push
+from orchestrator.lanes import LanePlan, Task, claim_tasks, finish_tasks, parse_cell, read_stored, run_task
 from orchestrator.ledger import Cell
 from orchestrator.runs import list_runs, read_run
-from orchestrator.sweep import plan_arms, read_cells, read_sweep, resume_sweep, sweep
+from orchestrator.sweep import (
+    SweepRecord,
+    ledger_of,
+    plan_arms,
+    plan_sweep,
+    read_cells,
+    read_sweep,
+    resume_sweep,
+    sweep,
+)
 
 BASE: dict[str, Any] = {
     "data": {"name": "digits"},
@@ -71,6 +87,57 @@ def test_an_experiment_without_a_sweep_has_no_plan() -> None:
         plan_arms(Experiment.model_validate(BASE))
 
 
+def test_a_fraction_of_the_combinations_names_its_aliases() -> None:
+    vary = {
+        "techniques.activation": ["tanh", "relu"],
+        "techniques.initialization": ["constant", "normalized"],
+        "techniques.regularization": ["penalty", "layers"],
+    }
+    base = experiment(vary)
+    assert base.sweep is not None
+    third = base.sweep.model_copy(update={"resolution": 3})
+    design, arms = plan_sweep(base.model_copy(update={"sweep": third}))
+    assert len(arms) == 4
+    assert design.generators == [
+        "techniques.regularization = techniques.activation × techniques.initialization",
+    ]
+    assert (
+        "techniques.activation is aliased with techniques.initialization × techniques.regularization" in design.aliases
+    )
+    assert arms[0].experiment.techniques.regularization == "layers"  # the product of two minus signs
+
+
+def record_of(cells_of: Experiment, **fields: Any) -> SweepRecord:
+    known = {"state": "running", "created": "", "seeds": [0, 1], "metric": "accuracy", "higher_is_better": True}
+    return SweepRecord(sweep="s", experiment=cells_of, arms=plan_arms(cells_of), **known | fields)
+
+
+def test_the_ledger_counts_dollars_and_the_way_to_the_target() -> None:
+    base = experiment({"techniques.activation": ["tanh", "relu"]})
+    assert base.sweep is not None
+    base = base.model_copy(update={"sweep": base.sweep.model_copy(update={"target": 0.8})})
+    cells = [
+        Cell(
+            arm=arm,
+            seed=seed,
+            run=f"{arm}-{seed}",
+            state="finished",
+            metrics={"accuracy": 0.9},
+            seconds=seconds,
+            history=[{"accuracy": 0.5, "seconds": 1.0}, {"accuracy": 0.9, "seconds": seconds}],
+        )
+        for arm, seconds in (("arm-00", 10.0), ("arm-01", 20.0))
+        for seed in (0, 1)
+    ]
+    ledger = ledger_of(record_of(base, dollars_per_hour={"arm-00": 36.0, "arm-01": 18.0}), cells)
+    found = {response.name: response for response in ledger.responses}
+    assert list(found) == ["accuracy", "seconds", "seconds_to_target", "dollars", "dollars_to_target"]
+    assert ledger.target == 0.8
+    assert found["seconds_to_target"].effects[0].estimate == pytest.approx(10.0)
+    assert found["dollars"].effects[0].estimate == pytest.approx(0.0)  # twice as long at half the price
+    assert [r.name for r in ledger_of(record_of(base), cells).responses] == ["accuracy", "seconds", "seconds_to_target"]
+
+
 @pytest.mark.ray
 @pytest.mark.store
 def test_a_sweep_runs_every_cell_once_and_resuming_runs_only_what_is_missing(
@@ -97,7 +164,8 @@ def test_a_sweep_runs_every_cell_once_and_resuming_runs_only_what_is_missing(
     assert {r.sweep for r in list_runs(store)} == {"all"}
 
     key = "sweeps/all/cells/arm-02-s1.json"
-    lost = Cell.model_validate_json(store.read(key))
+    lost = parse_cell(store.read(key))
+    assert lost is not None
     store.delete([key])
     others = {info.key: info.etag for info in store.list("sweeps/all/cells/")}
     assert len(others) == 7
@@ -120,6 +188,81 @@ def test_a_sweep_of_data_parallel_trainings_gives_the_results_of_single_ones(
     alone = sweep(experiment(vary), store=store, address=ray_cluster.address, name="alone")
     nested = sweep(experiment(vary, scaling={"workers": 2}), store=store, address=ray_cluster.address, name="nested")
     assert [c.metrics for c in nested.cells] == [c.metrics for c in alone.cells]
+
+
+TWELVE: dict[str, Any] = BASE | {
+    "sweep": {
+        "vary": {"techniques.activation": ["tanh", "relu"], "techniques.initialization": ["constant", "normalized"]},
+        "seeds": 3,
+    }
+}
+
+
+@pytest.mark.ray
+@pytest.mark.store
+@pytest.mark.timeout(900)  # four drivers start, one after the other
+def test_a_driver_that_is_killed_three_times_loses_and_repeats_nothing(
+    store: Store, ray_cluster: RayState, tmp_path: Path
+) -> None:
+    push(store, "sklearn:digits")
+    config = tmp_path / "sweep.yaml"
+    config.write_text(json.dumps(TWELVE))
+    before: list[set[str]] = []
+    for kill_at, words in ((2, [str(config), "--name", "killed"]), (5, RESUME), (8, RESUME)):
+        before.append(cell_keys(store))
+        kill_driver(words, store, ray_cluster, when=lambda at=kill_at: len(cell_keys(store)) >= at)  # type: ignore[misc]
+    etags = {info.key: info.etag for info in store.list("sweeps/killed/cells/")}
+    before.append(set(etags))
+    result = resume_sweep("killed", store=store, address=ray_cluster.address)
+
+    assert len(result.cells) == 12
+    assert {i.key: i.etag for i in store.list("sweeps/killed/cells/") if i.key in etags} == etags
+    plans = [LanePlan.model_validate_json(store.read(i.key)) for i in store.list("sweeps/killed/attempts/")]
+    asked = sorted(({f"sweeps/killed/cells/{t.name}.json" for t in p.tasks} for p in plans), key=len, reverse=True)
+    assert len(asked) == 4
+    for cells, done in zip(asked, before, strict=True):
+        assert not cells & done, "what was finished is not even asked for again"
+    expected = unbroken(result.record, plans[0], store)
+    assert [c.metrics for c in result.cells] == [c.metrics for c in expected]
+    ledger = ledger_of(result.record, expected)
+    assert (result.ledger.winner, [row.arm for row in result.ledger.arms]) == (
+        ledger.winner,
+        [row.arm for row in ledger.arms],
+    )
+
+
+RESUME = ["--resume", "killed"]
+
+
+def cell_keys(store: Store) -> set[str]:
+    return {info.key for info in store.list("sweeps/killed/cells/")}
+
+
+def kill_driver(words: list[str], store: Store, cluster: RayState, *, when: Callable[[], bool]) -> None:
+    """Start a sweep as a user does, and SIGKILL it."""
+    options = ["--store", store.settings.url, "--address", cluster.address]
+    command = [sys.executable, "-m", "orchestrator", "sweep", *words, *options]
+    driver = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    try:
+        while not when():
+            assert driver.poll() is None, driver.stderr and driver.stderr.read()
+            time.sleep(0.02)
+    finally:
+        driver.kill()
+        driver.communicate()
+
+
+def unbroken(record: SweepRecord, plan: LanePlan, store: Store) -> list[Cell]:
+    """The same cells, trained one after the other in this process."""
+
+    def launch(attempt: LanePlan) -> str:
+        for task in claim_tasks(store, attempt, lane=0, lanes=1):
+            run_task(attempt, task, store=store)
+        return ""
+
+    tasks = [Task(name=f"{arm.name}-s{seed}", arm=arm.name, seed=seed) for seed in record.seeds for arm in record.arms]
+    finish_tasks(tasks, sweep="unbroken", arms=plan.arms, timeout_minutes=None, store=store, launch=launch)
+    return read_stored(store, "unbroken").cells
 
 
 @pytest.mark.store

@@ -1,0 +1,333 @@
+"""Trains the cells of a sweep one after the other, each claimed, timed and written down: what a Ray Tune trial runs.
+
+    sweeps/SWEEP/
+        attempts/ATTEMPT.json    what one driver asked its lanes to do
+        claims/ATTEMPT/TASK      which lane of which attempt took a task (conditional PUT)
+        cells/TASK.json          a finished cell, written once: the source of truth
+
+Results do not depend on where a cell runs. So nothing is kept but finished cells: whatever dies, the cells in work are
+trained again from their beginning.
+"""
+
+import hashlib
+import json
+import logging
+import os
+import secrets
+import threading
+import time
+import traceback
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from typing import Any, Literal, NamedTuple
+
+from pydantic import BaseModel, ConfigDict
+
+from cluster.config import StoreSettings
+from cluster.errors import OrchestratorError, PreconditionError, RunUnfinishedError, StoreUnavailableError
+from cluster.failpoints import failpoint
+from cluster.staging import check_packages
+from cluster.storage import Store
+from orchestrator.ledger import Cell
+from orchestrator.runs import Metrics, RunRecord, update_run, utc_now
+from orchestrator.train import fit_on_ray
+
+log = logging.getLogger(__name__)
+
+FORGIVEN_LOSSES = 1  # deaths of the process that trains a cell: the first may be its node's fault
+READERS = 8  # a cell is a few kilobytes: reading many takes the round trips, not the bytes
+
+
+class _Frozen(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Task(_Frozen):
+    """One cell to train."""
+
+    name: str
+    """Of the object and of the claim; with the sweep's in front, of the run."""
+    arm: str
+    seed: int
+    folder: Literal["cells", "tuning"] = "cells"
+    learning_rate: float | None = None
+    """To be tried instead of the arm's."""
+    evaluated_on: str | None = None
+    """Split to be judged on instead of the arm's."""
+
+
+class LanePlan(_Frozen):
+    """`attempts/ATTEMPT.json`."""
+
+    sweep: str
+    attempt: str
+    arms: dict[str, RunRecord]
+    """What each arm trains, but for the seed and the name of the run."""
+    tasks: list[Task]
+    timeout_minutes: float | None
+    """Of one task."""
+
+    @property
+    def key(self) -> str:
+        """Where it is."""
+        return f"sweeps/{self.sweep}/attempts/{self.attempt}.json"
+
+
+class StoredCells(NamedTuple):
+    """What a folder of cells holds."""
+
+    cells: list[Cell]
+    """In the order of arms and seeds."""
+    damaged: list[str]
+    """Keys of objects that are not as they were written."""
+
+
+def finish_tasks(
+    tasks: Sequence[Task],
+    *,
+    sweep: str,
+    arms: Mapping[str, RunRecord],
+    timeout_minutes: float | None,
+    store: Store,
+    launch: Callable[[LanePlan], str],
+) -> None:
+    """Launch lanes until every task has a cell; one whose process dies again and again gets a failed one.
+
+    Args:
+        tasks: in the order in which they are to be begun.
+        sweep: name of the sweep.
+        arms: what each arm trains.
+        timeout_minutes: of one task.
+        store: where the cells go.
+        launch: runs the lanes of one attempt to their end, and returns what ended one of them, if anything did.
+
+    Raises:
+        RunUnfinishedError: no lane could begin any of them.
+    """
+    losses: Counter[str] = Counter()
+    while still_open := open_tasks(tasks, sweep=sweep, store=store):
+        plan = LanePlan(
+            sweep=sweep,
+            attempt=secrets.token_hex(4),
+            arms=dict(arms),
+            tasks=sorted(still_open, key=lambda task: losses[task.name]),
+            timeout_minutes=timeout_minutes,
+        )
+        store.write(plan.key, plan.model_dump_json().encode(), only_if_absent=True)
+        error = launch(plan)
+        claimed = claimed_tasks(store, plan)
+        if not claimed:
+            raise RunUnfinishedError(f"sweep {sweep} must keep a lane alive, got {error.strip() or 'none'}.")
+        for task in open_tasks(still_open, sweep=sweep, store=store):
+            losses[task.name] += task.name in claimed
+            if losses[task.name] > FORGIVEN_LOSSES:
+                write_cell(store, sweep, _lost(plan, task), folder=task.folder)
+
+
+def open_tasks(tasks: Sequence[Task], *, sweep: str, store: Store) -> list[Task]:
+    """Those without a cell that is as it was written."""
+    stored = [read_stored(store, sweep, folder=folder) for folder in sorted({task.folder for task in tasks})]
+    for key in (key for found in stored for key in found.damaged):
+        log.warning("%s is damaged: its cell is trained again", key)
+    done = {cell.run for found in stored for cell in found.cells}
+    return [task for task in tasks if f"{sweep}.{task.name}" not in done]
+
+
+def run_lane(config: Mapping[str, Any]) -> None:
+    """Train tasks until none is left unclaimed. Runs as one Ray Tune trial.
+
+    Args:
+        config: `store` settings, the key of the `plan`, the number of this `lane` and that of all `lanes`.
+    """
+    from ray import tune
+
+    check_packages()
+    store = Store(StoreSettings.model_validate(config["store"]))
+    plan = LanePlan.model_validate_json(store.read(config["plan"]))
+    done = 0
+    for task in claim_tasks(store, plan, lane=config["lane"], lanes=config["lanes"]):
+        run_task(plan, task, store=store, lane=config["lane"])
+        done += 1
+    tune.report({"cells_done": done})
+
+
+def claim_tasks(store: Store, plan: LanePlan, *, lane: int, lanes: int) -> Iterator[Task]:
+    """Claim one task after the other; lanes begin at different places, so that they seldom collide."""
+    start = len(plan.tasks) * lane // lanes
+    for task in plan.tasks[start:] + plan.tasks[:start]:
+        try:
+            # the lane's number tells, after a lost answer, whose claim it is that exists
+            store.write(_claims(plan) + task.name, str(lane).encode(), only_if_absent=True)
+        except PreconditionError:
+            continue
+        yield task
+
+
+def claimed_tasks(store: Store, plan: LanePlan) -> set[str]:
+    """Names of the tasks that a lane of this attempt has begun."""
+    return {info.key.removeprefix(_claims(plan)) for info in store.list(_claims(plan))}
+
+
+def run_task(plan: LanePlan, task: Task, *, store: Store, lane: int = 0) -> Cell:
+    """Train one task within its time limit and write its cell; one that takes longer ends this process."""
+
+    def give_up() -> None:
+        write_cell(store, plan.sweep, _timed_out(plan, task, lane), folder=task.folder)
+        os._exit(1)  # a thread that hangs cannot be ended by itself; Tune starts the lane again, for the next task
+
+    with _time_limit(plan.timeout_minutes, give_up):
+        cell = run_cell(plan, task, store=store, lane=lane)
+        failpoint("sweep.before_cell")
+        write_cell(store, plan.sweep, cell, folder=task.folder)
+        failpoint("sweep.after_cell")
+    return cell
+
+
+def run_cell(plan: LanePlan, task: Task, *, store: Store, lane: int = 0) -> Cell:
+    """Train one task; an error becomes a failed cell, so that the others go on.
+
+    Raises:
+        StoreUnavailableError: no fault of the cell, which stays to be done.
+    """
+    started, clock = time.time(), time.perf_counter()
+    record = run_record(plan, task)
+    found: dict[str, Any]
+    try:
+        metrics, history = _train(record, store)
+        found = {"state": "finished", "metrics": metrics, "history": history}
+    except StoreUnavailableError:
+        raise
+    except OrchestratorError as failure:
+        found = {"state": "failed", "error": str(failure)}
+    except Exception:  # whatever a cell does, the sweep goes on; the traceback is kept
+        found = {"state": "failed", "error": traceback.format_exc(limit=-5)}
+    if found["state"] == "failed":
+        update_run(store, record.model_copy(update=found))
+    return Cell(
+        arm=task.arm,
+        seed=task.seed,
+        run=record.run,
+        seconds=round(time.perf_counter() - clock, 3),
+        started=round(started, 3),
+        lane=lane,
+        learning_rate=record.experiment.train.learning_rate,
+        **found,
+    )
+
+
+def failed_cell(plan: LanePlan, task: Task, error: str, *, seconds: float = 0.0, lane: int | None = None) -> Cell:
+    """A cell that could not say itself how it ended."""
+    run = run_record(plan, task).run
+    return Cell(arm=task.arm, seed=task.seed, run=run, state="failed", seconds=seconds, lane=lane, error=error)
+
+
+def run_record(plan: LanePlan, task: Task) -> RunRecord:
+    """The run that trains a task."""
+    arm = plan.arms[task.arm]
+    rate = task.learning_rate or arm.experiment.train.learning_rate
+    train = arm.experiment.train.model_copy(update={"seed": task.seed, "learning_rate": rate})
+    return arm.model_copy(
+        update={
+            "run": f"{plan.sweep}.{task.name}",
+            "sweep": plan.sweep,
+            "created": utc_now(),
+            "experiment": arm.experiment.model_copy(update={"train": train, "sweep": None}),
+            "evaluated_on": task.evaluated_on or arm.evaluated_on,
+        }
+    )
+
+
+def write_cell(store: Store, sweep: str, cell: Cell, *, folder: str = "cells") -> None:
+    """Append to the ledger. A cell that is there already stays: the first result counts."""
+    key, body = f"sweeps/{sweep}/{folder}/{cell.run.removeprefix(f'{sweep}.')}.json", _body(cell)
+    try:
+        store.write(key, body, only_if_absent=True)
+    except PreconditionError:
+        if parse_cell(store.read(key)) is None:
+            store.write(key, body)
+
+
+def read_stored(store: Store, sweep: str, *, folder: str = "cells") -> StoredCells:
+    """Read every cell of a sweep, and see which objects are no longer what was written."""
+    keys = [info.key for info in store.list(f"sweeps/{sweep}/{folder}/")]
+    with ThreadPoolExecutor(READERS) as pool:
+        found = dict(zip(keys, pool.map(lambda key: parse_cell(store.read(key)), keys), strict=True))
+    cells = sorted((cell for cell in found.values() if cell), key=lambda c: (c.arm, c.seed, c.run))
+    return StoredCells(cells, [key for key, cell in found.items() if cell is None])
+
+
+def parse_cell(body: bytes) -> Cell | None:
+    """The cell of an object; ``None`` if it is not as it was written."""
+    try:
+        found = json.loads(body)
+        return Cell.model_validate(found["cell"]) if found["sha256"] == _sha256(found["cell"]) else None
+    except (ValueError, KeyError, TypeError):  # a ValidationError and a UnicodeDecodeError are ValueErrors
+        return None
+
+
+def _train(record: RunRecord, store: Store) -> tuple[Metrics, list[Metrics]]:
+    """Metrics of the split that the record names, and those of every epoch."""
+    import torch
+
+    from orchestrator.checkpoint import checkpoint_prefixes
+    from orchestrator.trainer import World, evaluate, fit
+
+    update_run(store, record)
+    if record.experiment.scaling.max_workers > 1:
+        outcome = fit_on_ray(record, store)
+        metrics, history = outcome["metrics"], outcome["history"]
+    else:
+        world = World(device=torch.device("cuda" if record.techniques.processor == "gpu" else "cpu"))
+        trainer = fit(record, store=store, world=world, checkpoints="last")
+        metrics, history = evaluate(trainer, record.evaluated_on), trainer.history
+    prefix = next(checkpoint_prefixes(store, run=record.run))
+    update_run(store, record.model_copy(update={"state": "finished", "metrics": metrics, "checkpoint": prefix}))
+    return metrics, history
+
+
+@contextmanager
+def _time_limit(minutes: float | None, give_up: Callable[[], None]) -> Iterator[None]:
+    """Call ``give_up`` from another thread if the block has not ended in time."""
+    if minutes is None:
+        yield
+        return
+    timer = threading.Timer(minutes * 60, give_up)
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
+
+
+def _lost(plan: LanePlan, task: Task) -> Cell:
+    error = (
+        f"a training must not end its process, got {FORGIVEN_LOSSES + 1} deaths in a row. Its machine may be out of "
+        "memory: use a smaller model, batch or sweep.concurrency; or see the logs of the cluster."
+    )
+    return failed_cell(plan, task, error)
+
+
+def _timed_out(plan: LanePlan, task: Task, lane: int) -> Cell:
+    assert plan.timeout_minutes is not None
+    error = (
+        f"a training must end within sweep.cell_timeout_minutes ({plan.timeout_minutes:g}), got no end. "
+        "Allow more, or find out where it hangs: train this arm alone."
+    )
+    return failed_cell(plan, task, error, seconds=plan.timeout_minutes * 60, lane=lane)
+
+
+def _claims(plan: LanePlan) -> str:
+    return f"sweeps/{plan.sweep}/claims/{plan.attempt}/"
+
+
+def _body(cell: Cell) -> bytes:
+    content = json.loads(cell.model_dump_json())
+    return json.dumps({"sha256": _sha256(content), "cell": content}).encode()
+
+
+def _sha256(content: Any) -> str:
+    """Of JSON in its one shortest form, so that fields which a later release adds to a cell change nothing."""
+    return hashlib.sha256(json.dumps(content, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
