@@ -12,11 +12,13 @@ from typing import Any
 
 import pytest
 
+from cluster import local
 from cluster.errors import ClusterError, ConfigError, RunFailedError
 from cluster.session import ray_session
 from cluster.state import RayState
 from cluster.storage import Store
 from models.features import ClassTarget
+from orchestrator.attempts import read_attempts
 from orchestrator.checkpoint import checkpoint_prefixes, load_checkpoint
 from orchestrator.config import Experiment
 from orchestrator.data.push import push
@@ -165,6 +167,17 @@ def test_a_run_that_works_cannot_be_resumed(digits: Store, ray_cluster: RayState
     )
     thread.join()
     assert "run working must be stopped to be resumed" in str(refused)
+
+
+def test_a_dashboard_that_does_not_answer_restarts_nothing(digits: Store, ray_cluster: RayState) -> None:
+    """The training's driver needs the cluster's control service, but neither dashboard nor job server."""
+    (dashboard,) = [p for p in local.processes_of(local.status()) if "dashboard/dashboard.py" in " ".join(p.cmdline())]
+    dashboard.suspend()
+    try:
+        train(experiment(scaling={"workers": 2}), store=digits, address=ray_cluster.address, run="undisturbed")
+    finally:
+        dashboard.resume()
+    assert [attempt.end for attempt in read_attempts(digits, "undisturbed")] == ["finished"]
 
 
 def test_a_failing_run_says_why_and_can_be_found(digits: Store, ray_cluster: RayState) -> None:
