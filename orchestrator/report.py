@@ -43,6 +43,7 @@ from orchestrator.report_tables import (
     choices,
     conclusion,
     counted,
+    design_notes,
     findings,
     level_of,
     notes,
@@ -101,14 +102,16 @@ def render_report(result: "SweepResult") -> str:
         facts=list(_facts(result)),
         verdict=verdict(ledger),
         findings=list(findings(ledger)),
-        board=_board(ledger),
+        board=_board(ledger, cells),
         responses=[_response_section(response, names) for response in ledger.responses],
         curves=_curves(ledger, cells),
         costs=_costs(ledger),
         timeline=_timeline(ledger, cells),
+        has_clock=all(c.started is not None for c in cells),
         why=[(group, _effects_of(group.factor, ledger, names)) for group in why_groups(ledger, cells)],
         failed=[(c, choices(ledger, c.arm)) for c in cells if _failed(c, ledger)],
         notes=notes(ledger),
+        design=design_notes(result.record),
         commands=commands(result),
         settings=experiment_yaml(result),
     )
@@ -149,6 +152,7 @@ class BoardRow:
     """Of each factor; ``None`` where it does not apply."""
     strip: Strip | None
     trainings: str
+    learning_rates: str
 
 
 @dataclass(frozen=True)
@@ -192,15 +196,21 @@ class CostSection:
     unit: str
 
 
-def _board(ledger: Ledger) -> Board:
+def _board(ledger: Ledger, cells: Sequence[Cell]) -> Board:
     factors = short_names(ledger)
     means = [None if r.mean is None else Mean(mean=r.mean, low=r.low, high=r.high) for r in ledger.arms]
     strips, ticks = mean_strips(means)
     rows = tuple(
-        BoardRow(row, tuple(level_of(row, f) for f in factors), strip, trainings(row))
+        BoardRow(row, tuple(level_of(row, f) for f in factors), strip, trainings(row), _rates(cells, row.arm))
         for row, strip in zip(ledger.arms, strips, strict=True)
     )
     return Board(tuple(factors), rows, ticks)
+
+
+def _rates(cells: Sequence[Cell], arm: str) -> str:
+    return ", ".join(
+        map(number, sorted({c.learning_rate for c in cells if c.arm == arm and c.learning_rate is not None}))
+    )
 
 
 def _response_section(response: Response, names: Mapping[str, str], factor: str | None = None) -> ResponseSection:
@@ -261,15 +271,24 @@ def _cost_section(ledger: Ledger, response: Response) -> CostSection:
 
 
 def _timeline(ledger: Ledger, cells: Sequence[Cell]) -> Timeline:
-    """Trainings one after the other, a row for each arm, the best first."""
+    """A row for each lane, by the clock; where starts are not known, one for each arm, one training after the other."""
+    starts = [c.started for c in cells if c.started is not None]
+    if starts and len(starts) == len(cells):
+        by_lane = sorted(cells, key=lambda c: (c.lane is None, c.lane or 0))
+        return timeline([_task(c, f"lane {c.lane}", (c.started or 0.0) - min(starts), ledger) for c in by_lane])
     tasks = []
     for row in ledger.arms:
-        start = 0.0
+        start_s = 0.0
         for cell in sorted((c for c in cells if c.arm == row.arm), key=lambda c: c.seed):
-            title = f"{cell.arm}, seed {cell.seed}: {duration(cell.seconds)}, {cell.state}"
-            tasks.append(Task(title, row.arm, start, cell.seconds, failed=_failed(cell, ledger)))
-            start += cell.seconds
+            tasks.append(_task(cell, row.arm, start_s, ledger))
+            start_s += cell.seconds
     return timeline(tasks)
+
+
+def _task(cell: Cell, row: str, start_s: float, ledger: Ledger) -> Task:
+    state = "failed" if _failed(cell, ledger) else "finished"
+    title = f"{cell.arm}, seed {cell.seed}: {duration(cell.seconds)}, {state}"
+    return Task(title, row, start_s, cell.seconds, failed=state == "failed")
 
 
 # ---------------------------------------------------------------------------------------------------- how to repeat it

@@ -11,6 +11,7 @@ from orchestrator.effects import Effect, LevelMean, Mean, Response, role_of
 LARGEST = 1e300  # drawn: sums and differences of larger numbers overflow
 LOG_FROM = 30.0  # largest to smallest value, from which on a scale of equal steps hides the small ones
 MARGIN = 0.05  # of a scale, free at both ends
+PAUSE_S = 60.0  # without any training: longer than a start of workers, so the sweep was stopped
 NUM_KINDS = 6  # colours and dashes of series
 
 
@@ -218,8 +219,9 @@ class Strip:
 
 def mean_strips(means: Sequence[Mean | None]) -> tuple[list[Strip | None], tuple[Tick, ...]]:
     """Means with their intervals on one common scale, and its ticks; a mean that is absent stays so."""
-    scale = scale_of(v for m in means if m for v in (m.low, m.mean, m.high) if v is not None)
-    return [None if m is None else _mean_strip(m, scale) for m in means], scale.ticks(3)
+    known = [v for m in means if m for v in (m.low, m.mean, m.high) if v is not None]
+    scale = scale_of(known)
+    return [None if m is None else _mean_strip(m, scale) for m in means], scale.ticks(3) if known else ()
 
 
 def _mean_strip(mean: Mean, scale: Scale) -> Strip:
@@ -353,7 +355,7 @@ def cost_chart(offers: Sequence[Offer], *, quality: str, cost: str, unit: str, h
     ]
     return Chart(
         title=f"{quality} against {cost}",
-        description=f"a point for each arm; no arm is both better and cheaper than one of the {len(front)} on the line",
+        description="a point for each arm; no arm is both better and cheaper than those on the line",
         x_ticks=x.ticks(),
         y_ticks=_from_top(y.ticks()),
         x_label=f"{cost} per training",
@@ -390,14 +392,26 @@ class Timeline(NamedTuple):
 
     rows: dict[str, list[Bar]]
     ticks: tuple[Tick, ...]
+    pauses_s: float
+    """Time in which nothing ran, cut out."""
 
 
 def timeline(tasks: Sequence[Task]) -> Timeline:
-    """Every training as long as it took, in its row."""
-    end = max((task.start_s + task.seconds for task in tasks), default=0.0) or 1.0
-    scale = Scale(0.0, end)
-    rows: dict[str, list[Bar]] = {}
-    for task in tasks:
+    """Every training as long as it took, in its row; without the time from a stop of the sweep to its resumption."""
+    kept, pauses_s = _without_pauses(tasks)
+    scale = Scale(0.0, max((task.start_s + task.seconds for task in kept), default=0.0) or 1.0)
+    rows: dict[str, list[Bar]] = {row: [] for row in dict.fromkeys(task.row for task in tasks)}
+    for task in kept:
         bar = Bar(scale.at(task.start_s), scale.at(task.seconds), "bad" if task.failed else "s0", task.title)
-        rows.setdefault(task.row, []).append(bar)
-    return Timeline(rows, tuple(Tick(tick.at, duration(float(tick.label))) for tick in scale.ticks()))
+        rows[task.row].append(bar)
+    return Timeline(rows, tuple(Tick(tick.at, duration(float(tick.label))) for tick in scale.ticks()), pauses_s)
+
+
+def _without_pauses(tasks: Sequence[Task]) -> tuple[list[Task], float]:
+    kept, pauses_s, busy_until = [], 0.0, 0.0
+    for task in sorted(tasks, key=lambda t: t.start_s):
+        if task.start_s - busy_until > PAUSE_S:
+            pauses_s += task.start_s - busy_until
+        kept.append(task._replace(start_s=task.start_s - pauses_s))
+        busy_until = max(busy_until, task.start_s + task.seconds)
+    return kept, pauses_s

@@ -1,6 +1,6 @@
 """What a sweep showed, as sentences and tables: on the terminal, as JSON and as Parquet."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,18 +15,19 @@ from orchestrator.ledger import ArmSummary, Cell, Comparison, Ledger
 if TYPE_CHECKING:
     import pyarrow as pa
 
-    from orchestrator.sweep import SweepResult
+    from orchestrator.sweep import SweepRecord, SweepResult
 
 
-def print_report(ledger: Ledger) -> None:
+def print_report(result: "SweepResult") -> None:
     """The verdict, the table of arms, and what every choice does to every response."""
+    ledger = result.ledger
     _say(verdict(ledger), style="bold")
     for line in findings(ledger):
         _say(line)
     _print_arms(ledger)
     for response in ledger.responses:
-        _print_effects(response)
-    for line in notes(ledger):
+        _print_effects(response, short_names(ledger))
+    for line in [*design_notes(result.record), *notes(ledger)]:
         _say(line, style="dim")
 
 
@@ -78,6 +79,9 @@ def cell_table(ledger: Ledger, cells: Sequence[Cell]) -> "pa.Table":
             "run": pa.array([c.run for c in cells], pa.string()),
             "state": pa.array([c.state for c in cells], pa.string()),
             "seconds": pa.array([c.seconds for c in cells], pa.float64()),
+            "started": pa.array([c.started for c in cells], pa.float64()),
+            "lane": pa.array([c.lane for c in cells], pa.int64()),
+            "learning_rate": pa.array([c.learning_rate for c in cells], pa.float64()),
             "error": pa.array([c.error for c in cells], pa.string()),
             **{name: _setting_column(values) for name, values in chosen.items()},
             **{f"metrics.{name}": pa.array([c.metrics.get(name) for c in cells], pa.float64()) for name in metrics},
@@ -128,7 +132,7 @@ def _print_arms(ledger: Ledger) -> None:
     rows = [
         (
             escape(row.arm),
-            *(escape(level_of(row, factor) or "–") for factor in names),
+            *(escape(level_of(row, factor) or "not applicable") for factor in names),
             row.mean,
             _ends(row.low, row.high),
             *(row.responses[r.name].mean if r.name in row.responses else None for r in costs),
@@ -141,12 +145,12 @@ def _print_arms(ledger: Ledger) -> None:
     table((*titles, "trainings"), rows)
 
 
-def _print_effects(response: Response) -> None:
+def _print_effects(response: Response, names: Mapping[str, str]) -> None:
     if not response.effects:
         return
     rows = [
         (
-            escape(" × ".join(effect.factors)),
+            escape(" × ".join(names.get(factor, factor) for factor in effect.factors)),
             escape(effect.name),
             signed(effect.estimate),
             _ends(effect.low, effect.high),
@@ -192,8 +196,17 @@ def notes(ledger: Ledger) -> list[str]:
     """What failed, what could not be estimated, and what else a reader must know; each once."""
     found = dict.fromkeys(ledger.notes, "")
     for i, response in enumerate(ledger.responses):
-        found = dict.fromkeys(response.notes, f"{response.name}: " if i else "") | found
-    return [f"{response}{note}" for note, response in found.items()]
+        for note in response.notes:
+            found.setdefault(note, f"{response.name}: " if i else "")
+    return [f"{of}{note}" for note, of in found.items()]
+
+
+def design_notes(record: "SweepRecord") -> list[str]:
+    """What the choice of arms leaves open: of a fraction, what it cannot tell apart."""
+    fraction = []
+    if record.resolution is not None:
+        fraction.append(f"a fraction of resolution {record.resolution}: {', '.join(record.generators)}")
+    return [*fraction, *record.aliases, *record.notes]
 
 
 def conclusion(effect: Effect) -> str:

@@ -179,7 +179,8 @@ def row_of(page: str, first: str) -> list[float]:
 
 
 def part(page: str, section: str) -> str:
-    found = re.search(rf'<section class="card" id="{section}">.*?</section>', page, flags=re.S)
+    """From one anchor to the next."""
+    found = re.search(rf' id="{section}">.*?(?= id="|</main>)', page, flags=re.S)
     assert found, section
     return found[0]
 
@@ -302,7 +303,7 @@ def test_of_arms_at_one_price_or_quality_the_front_keeps_one() -> None:
 
 def test_failed_trainings_are_named_with_their_errors(page: str) -> None:
     notes = part(page, "notes")
-    assert len(re.findall(r"OutOfMemoryError: no memory left<details>", notes)) == len(FAILING)
+    assert len(re.findall(r"OutOfMemoryError: no memory left</span><details>", notes)) == len(FAILING)
     assert page.count('<rect class="bad"') == len(FAILING)
 
 
@@ -318,12 +319,50 @@ def test_the_why_panel_stands_beside_the_effect_that_it_explains(result: SweepRe
         rows: Any = cell.history[-1]["why"]
         by_arm.setdefault(cell.arm, []).append(rows[2]["dead"])
     expected = math.fsum(math.fsum(v) / len(v) for v in by_arm.values()) / len(by_arm)
-    row = re.search(r'<td>hidden\.2</td><td class="text">relu</td><td><data value="([^"]+)"', why)
+    row = re.search(
+        r'<td>hidden\.2</td><td class="text"><span [^>]*>relu</span></td><td><data value="([^"]+)"',
+        why,
+    )
     assert row
     assert float(row[1]) == pytest.approx(expected, rel=1e-9)
     activation = re.search(r"<h3>activation</h3>.*?<h4>", why, flags=re.S)
     assert activation
     assert "relu − tanh" in activation[0]
+
+
+def test_trainings_lie_by_the_clock_where_it_is_known(result: SweepResult) -> None:
+    two = result.cells[:3]
+    known = [(1000.0, 0), (1001.0, 1), (1000.0 + 7200.0, 0)]
+    cells = [
+        c.model_copy(update={"started": s, "lane": lane, "seconds": 4.0})
+        for c, (s, lane) in zip(two, known, strict=True)
+    ]
+    time = part(render_report(result._replace(cells=cells)), "time")
+    rows = re.findall(r'aria-label="(lane \d): \d trainings">(.*?)</svg>', time, flags=re.S)
+    places = {name: [float(x) for x in re.findall(r'<rect class="s0" x="([\d.]+)"', bars)] for name, bars in rows}
+    assert places == {
+        "lane 0": [0.0, pytest.approx(100 * 5 / 9, abs=0.01)],
+        "lane 1": [pytest.approx(100 / 9, abs=0.01)],
+    }
+    assert "119.9 min in which the sweep was stopped are cut out" in time
+
+
+def test_a_fraction_says_what_it_cannot_tell_apart(result: SweepResult, capsys: pytest.CaptureFixture[str]) -> None:
+    alias = "a × b is aliased with c × d"
+    plan = {"resolution": 4, "generators": ["d = a × b × c"], "aliases": [alias], "notes": ["8 of 16 combinations"]}
+    fraction = result._replace(record=result.record.model_copy(update=plan))
+    print_report(fraction)
+    for text in (Parsed(render_report(fraction)).text, capsys.readouterr().out):
+        assert "a fraction of resolution 4: d = a × b × c" in text
+        assert alias in text
+        assert "8 of 16 combinations" in text
+
+
+def test_the_winner_is_marked() -> None:
+    won = sweep_result({"techniques.gradient": ["batch", "stochastic"]})
+    text = page_of(won).text
+    assert f"arm-01 wins with accuracy {number(won.ledger.arms[0].mean)}" in text
+    assert "arm-01 ★ winner" in text
 
 
 def test_without_data_there_is_no_why_panel() -> None:
@@ -469,7 +508,7 @@ def test_parquet_keeps_the_types_of_settings(tmp_path: Path) -> None:
 
 
 def test_the_terminal_shows_the_same_numbers(result: SweepResult, capsys: pytest.CaptureFixture[str]) -> None:
-    print_report(result.ledger)
+    print_report(result)
     text = capsys.readouterr().out
     assert result.ledger.reason in text
     for row in result.ledger.arms:
@@ -482,7 +521,7 @@ def test_the_terminal_shows_the_same_numbers(result: SweepResult, capsys: pytest
 
 
 def test_the_terminal_prints_names_as_they_are(capsys: pytest.CaptureFixture[str]) -> None:
-    print_report(sweep_result({"model.x": ["[red]", "[/]"]}, seeds=2).ledger)
+    print_report(sweep_result({"model.x": ["[red]", "[/]"]}, seeds=2))
     text = capsys.readouterr().out
     assert "[/] − [red]" in text
 
