@@ -321,7 +321,11 @@ def _run_alone(record: RunRecord, job: Job, place: Any, watch: Watch) -> dict[st
         asked = actor.look.remote()
         while True:
             answered, _ = ray.wait([asked], timeout=LOOK_S)
-            look = ray.get(asked) if answered else None
+            try:
+                look = ray.get(asked) if answered else None
+            except ray.exceptions.ActorUnavailableError:  # asked again, it is dead once its node is known to be
+                look, asked = None, actor.look.remote()
+                time.sleep(LOOK_S)
             error = watch([look and look.pulse], leased)
             if look and not look.is_running:
                 ended = True
