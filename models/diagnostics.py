@@ -15,9 +15,9 @@ For every layer and epoch it tells
 - `update_ratio`: norm of the change of the layer's weights in an update, over their norm. About 1e-3 is healthy.
 - `samples`: how many the first three are of.
 
-`None` stands for what a layer does not have. The first three are measured on logical worker 0's share of the batch, in
-the real forward pass; the next two on the update that follows it. So no process needs to hear of another, and the
-numbers are the same for every worker count. Nothing here changes what a training computes.
+`None` stands for what a layer does not have, or is not a finite number. The first three are measured on logical worker
+0's share of the batch, in the real forward pass; the next two on the update that follows it. So no process needs to
+hear of another, and the numbers are the same for every worker count. Nothing here changes what a training computes.
 """
 
 # B = batch, T = time steps, H = hidden units, X = numbers read at a step, G = gates times hidden units, U = units
@@ -359,4 +359,6 @@ def _gradient(weight: nn.Parameter) -> Tensor:
 
 
 def _ratio(part: float, whole: float) -> float | None:
-    return float(f"{part / whole:.{SIGNIFICANT_DIGITS}g}") if whole else None
+    if not whole or not math.isfinite(part / whole):
+        return None  # JSON has no word for infinity
+    return float(f"{part / whole:.{SIGNIFICANT_DIGITS}g}")
