@@ -26,7 +26,7 @@ check: $(INSTALLED)  ## formatting, lint, types
 	$(BIN)/mypy
 
 bench: $(INSTALLED)  ## side-by-side measurements; figures of a full run go into docs/benchmarks.md
-	for name in train start reduction streaming; do $(BIN)/python -m tests.benchmarks.$$name --quick || exit 1; done
+	for name in train start sweep reduction streaming; do $(BIN)/python -m tests.benchmarks.$$name --quick || exit 1; done
 
 chaos: $(INSTALLED)  ## the tests that kill processes on purpose
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m chaos

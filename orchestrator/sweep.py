@@ -10,9 +10,11 @@ other, in its own process when one worker is asked for. Since results do not dep
 the driver loses only the cells in work, and `resume` does the rest. A cell whose process dies is tried once more.
 """
 
+import importlib
 import logging
 import os
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal, NamedTuple
@@ -32,7 +34,8 @@ from orchestrator.lanes import LanePlan, Task, finish_tasks, parse_cell, read_st
 from orchestrator.ledger import Cell, Ledger, summarize
 from orchestrator.polling import polling
 from orchestrator.runs import RunRecord, utc_now
-from orchestrator.train import dataset_of, describe, plan_run
+from orchestrator.train import dataset_of, describe_stored, plan_run
+from orchestrator.workers import call_in_worker
 
 ACTIVATION = "techniques.activation"
 LANE_RESTARTS = 3  # by Tune, which is faster than another round of all lanes
@@ -313,19 +316,27 @@ def _lane_resources(record: SweepRecord) -> dict[str, float]:
 
 def _planned_runs(arms: Sequence[Arm], store: Store) -> dict[str, RunRecord]:
     """Validate every arm against its dataset and the cluster, as a single training would be."""
+    ahead = threading.Thread(target=importlib.import_module, args=("ray.tune",), daemon=True)
+    ahead.start()
     gpus = cluster_resources().get("GPU", 0)
     datasets: dict[tuple[str, str | None], Dataset] = {}
-    runs = {}
+    runs = []
     for arm in arms:
         data, scaling = arm.experiment.data, arm.experiment.scaling
         if (data.name, data.version) not in datasets:
             datasets[data.name, data.version] = dataset_of(arm.experiment, store)
-        dataset = datasets[data.name, data.version]
-        run = plan_run(arm.experiment, dataset, gpus=gpus)
+        run = plan_run(arm.experiment, datasets[data.name, data.version], gpus=gpus)
         gpus_needed = scaling.max_workers if run.techniques.processor == "gpu" else 0
         require_resources(cpus=scaling.max_workers * scaling.cpus_per_worker, gpus=gpus_needed)
-        runs[arm.name] = describe(run, dataset)[0]
-    return runs
+        runs.append(run.model_dump(mode="json"))
+    described = call_in_worker(describe_all, runs, store.settings.model_dump(mode="json"), threads=1)
+    ahead.join()  # a thread that imports must not outlive the process's other threads
+    return {arm.name: run for arm, run in zip(arms, described, strict=True)}
+
+
+def describe_all(records: list[dict[str, Any]], store: dict[str, Any]) -> list[RunRecord]:
+    """`orchestrator.train.describe` of many runs, where PyTorch is: the driver does without it."""
+    return [describe_stored(record, store)[0] for record in records]
 
 
 def _sweep_record(

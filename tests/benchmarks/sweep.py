@@ -1,0 +1,173 @@
+"""80 small trainings as one sweep, side by side with a plain loop and with Ray Tune's one trial for each.
+
+    sweep_vs_loop   seconds of a loop over the same cells in one process / ours: higher is better
+    sweep_vs_tune   seconds of Ray Tune, one trial for each cell, reuse_actors=True / ours: higher is better
+
+The cells are a feed-forward net and a CNN on digits, with the traditional and the deep form of three techniques. All
+sides train each cell with the same code and write the same objects to the store; their metrics are compared bit by bit.
+Each is timed from its command to its end, imports included, on a cluster of 2 CPUs that runs already. Ours also plans
+and validates the sweep and makes the ledger; the others are given the finished plan.
+"""
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from cluster import local
+from cluster.session import ray_session
+from cluster.storage import Store, open_store
+from orchestrator.config import Experiment
+from orchestrator.data.dataset import open_dataset
+from orchestrator.data.push import push
+from orchestrator.lanes import LanePlan, Task, read_stored, run_cell, write_cell
+from orchestrator.sweep import plan_arms
+from orchestrator.train import plan_run
+from tests.benchmarks.measure import print_report
+
+ROOT = Path(__file__).parents[2]
+TIMEOUT_S = 3600
+SIDES = ("ours", "loop", "tune")
+
+
+def main() -> None:
+    """Measure and report; or be one of the peers."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--quick", action="store_true", help="8 cells once, within a minute")
+    parser.add_argument("--pairs", type=int, default=3)
+    parser.add_argument("--peer", choices=["loop", "tune"], help=argparse.SUPPRESS)
+    parser.add_argument("--plan", help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.peer:
+        {"loop": run_loop, "tune": run_tune}[arguments.peer](arguments.plan)
+        return
+    pairs = 1 if arguments.quick else arguments.pairs
+    seconds = measure(settings(quick=arguments.quick), pairs=pairs)
+    print_report(
+        "sweep",
+        ratios={
+            f"sweep_vs_{peer}": [a / b for a, b in zip(seconds[peer], seconds["ours"], strict=True)]
+            for peer in ("loop", "tune")
+        },
+        values={f"{side}_s": seconds[side] for side in SIDES},
+    )
+
+
+def settings(*, quick: bool) -> dict[str, Any]:
+    """The experiment: 16 arms with 5 seeds, or 8 arms with one."""
+    vary: dict[str, list[Any]] = {
+        "model": [{"type": "mlp", "hidden": [64, 64]}, {"type": "cnn", "channels": [8, 16]}],
+        "techniques.activation": ["tanh", "relu"],
+        "techniques.regularization": ["penalty", "layers"],
+        "techniques.initialization": ["constant", "normalized"],
+    }
+    if quick:
+        vary.pop("techniques.initialization")
+    return {
+        "data": {"name": "digits"},
+        "model": {"type": "mlp"},
+        "train": {"epochs": 3, "batch_size": 128, "learning_rate": 0.05},
+        "sweep": {"seeds": 1 if quick else 5, "vary": vary},
+    }
+
+
+def measure(values: dict[str, Any], *, pairs: int) -> dict[str, list[float]]:
+    """Seconds of each side, taken in turns."""
+    seconds: dict[str, list[float]] = {side: [] for side in SIDES}
+    with tempfile.TemporaryDirectory(prefix="orchestrator-bench-") as folder:
+        os.environ |= {"ORCHESTRATOR_HOME": f"{folder}/home", "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+        state = local.up(cpus=2)
+        try:
+            assert state.store is not None
+            store = Store(state.store.settings)
+            push(store, "sklearn:digits")
+            config = Path(folder) / "sweep.yaml"
+            config.write_text(json.dumps(values))
+            for pair in range(pairs):
+                names = {side: f"{side}-{pair}" for side in SIDES}
+                ours = ("orchestrator", "sweep", str(config), "--name", names["ours"], "--json")
+                seconds["ours"].append(timed(ours))
+                for peer in ("loop", "tune"):
+                    key = write_plan(store, values, sweep=names[peer])
+                    seconds[peer].append(timed(("tests.benchmarks.sweep", "--peer", peer, "--plan", key)))
+                require_same_metrics(store, list(names.values()))
+                found = ", ".join(f"{side} {seconds[side][-1]:.1f} s" for side in SIDES)
+                print(f"pair {pair + 1}/{pairs}: {found}", file=sys.stderr)
+        finally:
+            local.down()
+    return seconds
+
+
+def timed(words: Sequence[str]) -> float:
+    """Seconds that a command takes."""
+    started = time.perf_counter()
+    subprocess.run([sys.executable, "-m", *words], stdout=subprocess.DEVNULL, check=True, cwd=ROOT, timeout=TIMEOUT_S)
+    return time.perf_counter() - started
+
+
+def write_plan(store: Store, values: dict[str, Any], *, sweep: str) -> str:
+    """Put all cells where a peer finds them; return the key."""
+    experiment = Experiment.model_validate(values)
+    arms, dataset = plan_arms(experiment), open_dataset(store, experiment.data.name)
+    assert experiment.sweep is not None
+    plan = LanePlan(
+        sweep=sweep,
+        attempt="peer",
+        arms={arm.name: plan_run(arm.experiment, dataset) for arm in arms},
+        tasks=[Task(name=f"{a.name}-s{s}", arm=a.name, seed=s) for s in range(experiment.sweep.seeds) for a in arms],
+        timeout_minutes=None,
+    )
+    store.write(plan.key, plan.model_dump_json().encode())
+    return plan.key
+
+
+def require_same_metrics(store: Store, sweeps: Sequence[str]) -> None:
+    """See that all sides have done the same work."""
+    found = [[(c.arm, c.seed, c.state, c.metrics) for c in read_stored(store, sweep).cells] for sweep in sweeps]
+    assert found[0], "there are cells"
+    assert all(cells == found[0] for cells in found), "all sides end with the same metrics"
+
+
+def run_loop(key: str) -> None:
+    """A peer: one cell after the other, here."""
+    store = open_store()
+    plan = LanePlan.model_validate_json(store.read(key))
+    for task in plan.tasks:
+        write_cell(store, plan.sweep, run_cell(plan, task, store=store))
+
+
+def run_tune(key: str) -> None:
+    """A peer: each cell is a trial of Ray Tune, in actors that are used again."""
+    from ray import tune
+
+    store = open_store()
+    plan = LanePlan.model_validate_json(store.read(key))
+    with ray_session(store=store.settings), tempfile.TemporaryDirectory() as folder:
+        results = tune.Tuner(
+            tune.with_resources(train_trial, {"cpu": 1}),
+            param_space={"plan": key, "task": tune.grid_search(list(range(len(plan.tasks))))},
+            tune_config=tune.TuneConfig(reuse_actors=True),
+            run_config=tune.RunConfig(name=plan.sweep, storage_path=folder, verbose=0),
+        ).fit()
+    assert not results.errors
+
+
+def train_trial(config: dict[str, Any]) -> None:
+    """One trial."""
+    from ray import tune
+
+    store = open_store()
+    plan = LanePlan.model_validate_json(store.read(config["plan"]))
+    cell = run_cell(plan, plan.tasks[config["task"]], store=store)
+    write_cell(store, plan.sweep, cell)
+    tune.report(cell.metrics)
+
+
+if __name__ == "__main__":
+    main()
