@@ -1,5 +1,6 @@
 """The `orchestrator` command. Every command is a thin view of a function of the same name in another module."""
 
+import math
 import sys
 import time
 from collections.abc import Callable
@@ -13,7 +14,6 @@ from cluster.errors import ConfigError, OrchestratorError
 if TYPE_CHECKING:
     from cluster.storage import Store
     from orchestrator.attempts import Receipt
-    from orchestrator.ledger import Ledger
     from orchestrator.runs import RunRecord
     from orchestrator.sweep import SweepRecord, SweepResult
     from orchestrator.train import Arithmetic, RunResult
@@ -763,19 +763,37 @@ def sweep(
     _print_sweep(result, as_json=json)
 
 
-@_command(app, "orchestrator report digits-cnn-20261122-101500-a1b2-sweep")
-def report(sweep: str, json: Json = False, store: StoreUrl = None) -> None:
-    """Show what a sweep found so far: every arm's mean with its 95 % interval, and the verdict."""
+@_command(app, "orchestrator report digits-cnn-20261122-101500-a1b2-sweep --html report.html")
+def report(
+    sweep: str,
+    html: Annotated[
+        Path | None, typer.Option("--html", metavar="FILE", help="Write it as one HTML page, with charts.")
+    ] = None,
+    parquet: Annotated[
+        Path | None,
+        typer.Option("--parquet", metavar="FILE", help="Write all trainings there, all effects to FILE-effects."),
+    ] = None,
+    json: Json = False,
+    store: StoreUrl = None,
+) -> None:
+    """Show what a sweep found so far: the verdict, every arm, what each choice does, and what it cost."""
+    from orchestrator import report_tables
     from orchestrator import sweep as sweeps
-    from orchestrator.display import emit
+    from orchestrator.display import emit, note
 
     opened = _store(store)
     record = sweeps.read_sweep(opened, sweep)
     cells = sweeps.read_cells(opened, sweep)
-    ledger = sweeps.ledger_of(record, cells)
-    emit(
-        {"sweep": sweep, "ledger": ledger, "cells": cells}, as_json=json, show=lambda: print_ledger(ledger, record.arms)
-    )
+    # how long all took is not known: it may still run, or have been resumed
+    result = sweeps.SweepResult(sweep, sweeps.ledger_of(record, cells), cells, record, seconds=math.nan)
+    written = list(report_tables.write_parquet(result, parquet)) if parquet else []
+    if html:
+        from orchestrator.report import write_report
+
+        written.append(write_report(result, html))
+    for path in written:
+        note(f"wrote {path}")
+    emit(report_tables.report_data(result), as_json=json, show=lambda: report_tables.print_report(result))
 
 
 def not_applicable_lines(arms: Any) -> list[str]:
@@ -806,12 +824,13 @@ def _print_plan(experiment: Any, *, as_json: bool) -> None:
 
 def _print_sweep(result: "SweepResult", *, as_json: bool) -> None:
     from orchestrator.display import emit, next_steps, out
+    from orchestrator.report_tables import print_report
 
     def show() -> None:
-        print_ledger(result.ledger, result.record.arms)
+        print_report(result)
         out.print(f"{len(result.cells)} trainings in {result.seconds:.1f} s")
         name = result.record.experiment.data.name
-        steps = [f"orchestrator report {result.sweep}"]
+        steps = [f"orchestrator report {result.sweep} --html report.html"]
         if result.ledger.best_run:
             steps += [f"orchestrator models promote {result.ledger.best_run} {name}", f"orchestrator deploy {name}"]
         next_steps(*steps)
@@ -821,28 +840,6 @@ def _print_sweep(result: "SweepResult", *, as_json: bool) -> None:
         as_json=as_json,
         show=show,
     )
-
-
-def print_ledger(ledger: "Ledger", arms: Any) -> None:
-    """The table of arms and the verdict."""
-    from orchestrator.display import number, out, table
-
-    names = list(dict.fromkeys(name for arm in arms for name in arm.settings))
-    rows = [
-        (
-            row.arm,
-            *(str(row.settings.get(n, "not applicable")) for n in names),
-            row.mean,
-            "–" if row.low is None else f"{number(row.low)} … {number(row.high)}",
-            row.seconds,
-            f"{row.finished}" + (f" (+{row.failed} failed)" if row.failed else ""),
-        )
-        for row in ledger.arms
-    ]
-    short = [name.removeprefix("techniques.") for name in names]
-    table(("arm", *short, ledger.metric, "95 % interval", "seconds", "seeds"), rows)
-    verdict = f"winner: {ledger.winner}" if ledger.winner else "no clear winner"
-    out.print(f"{verdict}: {ledger.reason}", style="bold")
 
 
 # ---------------------------------------------------------------------------------------------- registry and serving
