@@ -182,6 +182,18 @@ class SweepConfig(_Frozen):
     """Trainings at the same time; default: as many as the cluster has CPUs (or GPUs) for."""
     cell_timeout_minutes: float | None = Field(default=None, gt=0)
     """A training that takes longer is ended and counts as failed; the others go on. Default: no limit."""
+    tune_learning_rate: int | None = Field(default=None, ge=2, le=15)
+    """Trainings that choose a learning rate for each combination before it is compared, on a grid of factors of √10
+    around `train.learning_rate`. Default: all are compared at one learning rate."""
+
+    @model_validator(mode="after")
+    def _learning_rate_is_either_tuned_or_compared(self) -> "SweepConfig":
+        if self.tune_learning_rate and "train.learning_rate" in self.vary:
+            raise ValueError(
+                "sweep.tune_learning_rate must be left out where sweep.vary compares learning rates, "
+                f"got {self.tune_learning_rate}"
+            )
+        return self
 
 
 class Experiment(_Frozen):

@@ -75,6 +75,10 @@ class LanePlan(_Frozen):
         return f"sweeps/{self.sweep}/attempts/{self.attempt}.json"
 
 
+Launch = Callable[[LanePlan], str]
+"""Runs the lanes of one attempt to their end, and returns what ended one of them before its time, if anything did."""
+
+
 class StoredCells(NamedTuple):
     """What a folder of cells holds."""
 
@@ -91,7 +95,7 @@ def finish_tasks(
     arms: Mapping[str, RunRecord],
     timeout_minutes: float | None,
     store: Store,
-    launch: Callable[[LanePlan], str],
+    launch: Launch,
 ) -> None:
     """Launch lanes until every task has a cell; one whose process dies again and again gets a failed one.
 
@@ -101,7 +105,7 @@ def finish_tasks(
         arms: what each arm trains.
         timeout_minutes: of one task.
         store: where the cells go.
-        launch: runs the lanes of one attempt to their end, and returns what ended one of them, if anything did.
+        launch: see `Launch`.
 
     Raises:
         RunUnfinishedError: no lane could begin any of them.

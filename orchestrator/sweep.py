@@ -2,6 +2,7 @@
 
     sweeps/SWEEP/
         sweep.json    the experiment, the arms, the state
+        tuning/       trainings that choose learning rates, as cells
         cells/        see `orchestrator/lanes.py`
         result.json   the ledger
 
@@ -12,11 +13,13 @@ the driver loses only the cells in work, and `resume` does the rest. A cell whos
 
 import importlib
 import logging
+import math
 import os
 import tempfile
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any, Literal, NamedTuple
 
 from pydantic import BaseModel, ConfigDict
@@ -28,13 +31,14 @@ from cluster.storage import Store, open_store
 from models.config import has_activation
 from orchestrator.config import Experiment
 from orchestrator.configfile import Document, near_miss, set_dotted, setting_names, validate
-from orchestrator.data.dataset import Dataset
+from orchestrator.data.dataset import Dataset, open_dataset
 from orchestrator.design import Design, Settings, plan_design
-from orchestrator.lanes import LanePlan, Task, finish_tasks, parse_cell, read_stored, run_lane
+from orchestrator.lanes import LanePlan, Launch, Task, finish_tasks, parse_cell, read_stored, run_lane
 from orchestrator.ledger import Cell, Ledger, summarize
 from orchestrator.polling import polling
 from orchestrator.runs import RunRecord, utc_now
 from orchestrator.train import dataset_of, describe_stored, plan_run
+from orchestrator.tuning import Trial, Tuned, choose, learning_rates, tuning_notes
 from orchestrator.workers import call_in_worker
 
 ACTIVATION = "techniques.activation"
@@ -59,6 +63,8 @@ class Arm(_Frozen):
     not_applicable: tuple[str, ...] = ()
     """Varied settings that this arm's model does not have."""
     experiment: Experiment
+    """At the learning rate that was chosen, once that is done."""
+    tuned: Tuned | None = None
 
 
 class SweepRecord(_Frozen):
@@ -134,7 +140,9 @@ def sweep(
         store.write(f"sweeps/{record.sweep}/sweep.json", _body(record), only_if_absent=True)
         if on_start:
             on_start(record)
-        return _run_cells(record, runs, store=store, on_progress=on_progress)
+        return finish_sweep(
+            record, runs, store=store, launch=partial(_run_lanes, record, store.settings), on_progress=on_progress
+        )
 
 
 def resume_sweep(
@@ -164,7 +172,44 @@ def resume_sweep(
         runs = _planned_runs(record.arms, store)
         if on_start:
             on_start(record)
-        return _run_cells(record, runs, store=store, on_progress=on_progress)
+        return finish_sweep(
+            record, runs, store=store, launch=partial(_run_lanes, record, store.settings), on_progress=on_progress
+        )
+
+
+def finish_sweep(
+    record: SweepRecord,
+    runs: Mapping[str, RunRecord],
+    *,
+    store: Store,
+    launch: Launch,
+    on_progress: Callable[[SweepProgress], None] | None = None,
+) -> SweepResult:
+    """Do what is open of a sweep, and write down what it showed.
+
+    Args:
+        record: of the sweep.
+        runs: what each arm trains, without the learning rate that tuning may choose.
+        store: where everything is.
+        launch: see `orchestrator.lanes.finish_tasks`.
+        on_progress: see `sweep`.
+    """
+    started = time.perf_counter()
+    tasks = [Task(name=f"{arm.name}-s{s}", arm=arm.name, seed=s) for s in record.seeds for arm in record.arms]
+    trials = _tuning_tasks(record, runs, store)
+    try:
+        with polling(_teller(store, record.sweep, len(trials) + len(tasks), on_progress)):
+            if trials and any(arm.tuned is None for arm in record.arms):
+                record = _tune(record, runs, trials, store=store, launch=launch)
+            _finish(record, runs, tasks, store=store, launch=launch)
+    except KeyboardInterrupt:
+        raise RunInterruptedError(f"sweep {record.sweep} was stopped. {_continue(record)}") from None
+    cells = read_cells(store, record.sweep)
+    ledger = ledger_of(record, cells)
+    finished = record.model_copy(update={"state": "finished"})
+    store.write(f"sweeps/{record.sweep}/result.json", ledger.model_dump_json(indent=1).encode())
+    store.write(f"sweeps/{record.sweep}/sweep.json", _body(finished))
+    return SweepResult(record.sweep, ledger, cells, finished, time.perf_counter() - started)
 
 
 def plan_sweep(experiment: Experiment) -> tuple[Design, list[Arm]]:
@@ -216,7 +261,7 @@ def ledger_of(record: SweepRecord, cells: list[Cell]) -> Ledger:
     """The table, the effects and the verdict."""
     sweep = record.experiment.sweep
     assert sweep is not None
-    return summarize(
+    ledger = summarize(
         cells,
         arms={arm.name: arm.settings for arm in record.arms},
         metric=record.metric,
@@ -225,31 +270,73 @@ def ledger_of(record: SweepRecord, cells: list[Cell]) -> Ledger:
         dollars_per_hour=record.dollars_per_hour or None,
         factors=sweep.vary,
     )
+    if "train.learning_rate" in sweep.vary:
+        return ledger
+    notes = tuning_notes(
+        {arm.name: arm.tuned for arm in record.arms},
+        metric=record.metric,
+        center=record.experiment.train.learning_rate,
+        dollars_per_hour=record.dollars_per_hour,
+    )
+    return ledger.model_copy(update={"notes": [*ledger.notes, *notes]})
 
 
-def _run_cells(
-    record: SweepRecord,
-    runs: Mapping[str, RunRecord],
-    *,
-    store: Store,
-    on_progress: Callable[[SweepProgress], None] | None,
-) -> SweepResult:
-    started = time.perf_counter()
-    tasks = [Task(name=f"{arm.name}-s{s}", arm=arm.name, seed=s) for s in record.seeds for arm in record.arms]
-    try:
-        with polling(_teller(store, record.sweep, len(tasks), on_progress)):
-            _finish(record, runs, tasks, store=store)
-    except KeyboardInterrupt:
-        raise RunInterruptedError(f"sweep {record.sweep} was stopped. {_continue(record)}") from None
-    cells = read_cells(store, record.sweep)
-    ledger = ledger_of(record, cells)
-    finished = record.model_copy(update={"state": "finished"})
-    store.write(f"sweeps/{record.sweep}/result.json", ledger.model_dump_json(indent=1).encode())
-    store.write(f"sweeps/{record.sweep}/sweep.json", _body(finished))
-    return SweepResult(record.sweep, ledger, cells, finished, time.perf_counter() - started)
+def _tuning_tasks(record: SweepRecord, runs: Mapping[str, RunRecord], store: Store) -> list[Task]:
+    """The trainings that choose learning rates, all with one seed that is none of the sweep's."""
+    tasks = []
+    for arm in record.arms if record.experiment.sweep and record.experiment.sweep.tune_learning_rate else ():
+        data = runs[arm.name].dataset
+        splits = open_dataset(store, data.name, version=data.version).manifest.splits
+        tasks += [
+            Task(
+                name=f"{arm.name}-lr{i}",
+                arm=arm.name,
+                seed=max(record.seeds) + 1,
+                folder="tuning",
+                learning_rate=rate,
+                evaluated_on="validation" if "validation" in splits else "test",
+            )
+            for i, rate in enumerate(_rates(record))
+        ]
+    return tasks
 
 
-def _finish(record: SweepRecord, runs: Mapping[str, RunRecord], tasks: Sequence[Task], *, store: Store) -> None:
+def _rates(record: SweepRecord) -> list[float]:
+    assert record.experiment.sweep is not None
+    trials = record.experiment.sweep.tune_learning_rate
+    return learning_rates(record.experiment.train.learning_rate, trials=trials) if trials else []
+
+
+def _tune(
+    record: SweepRecord, runs: Mapping[str, RunRecord], tasks: Sequence[Task], *, store: Store, launch: Launch
+) -> SweepRecord:
+    """Choose every arm's learning rate, and write it into the sweep's record."""
+    _finish(record, runs, tasks, store=store, launch=launch)
+    found = {cell.run: cell for cell in read_stored(store, record.sweep, folder="tuning").cells}
+    center = record.experiment.train.learning_rate
+    arms = []
+    for arm in record.arms:
+        own = [task for task in tasks if task.arm == arm.name]
+        trials = [_trial(task, found[f"{record.sweep}.{task.name}"], record.metric) for task in own]
+        rate = choose(trials, center=center, higher_is_better=record.higher_is_better)
+        tuned = Tuned(learning_rate=rate, seed=own[0].seed, split=own[0].evaluated_on or "test", trials=trials)
+        train = arm.experiment.train.model_copy(update={"learning_rate": rate})
+        experiment = arm.experiment.model_copy(update={"train": train})
+        arms.append(arm.model_copy(update={"experiment": experiment, "tuned": tuned}))
+    record = record.model_copy(update={"arms": arms})
+    store.write(f"sweeps/{record.sweep}/sweep.json", _body(record))
+    return record
+
+
+def _trial(task: Task, cell: Cell, metric: str) -> Trial:
+    value = cell.metrics.get(metric, math.nan)
+    assert task.learning_rate is not None
+    return Trial(learning_rate=task.learning_rate, value=value if math.isfinite(value) else None, seconds=cell.seconds)
+
+
+def _finish(
+    record: SweepRecord, runs: Mapping[str, RunRecord], tasks: Sequence[Task], *, store: Store, launch: Launch
+) -> None:
     assert record.experiment.sweep is not None
     try:
         finish_tasks(
@@ -258,7 +345,7 @@ def _finish(record: SweepRecord, runs: Mapping[str, RunRecord], tasks: Sequence[
             arms={arm.name: runs[arm.name].model_copy(update={"experiment": arm.experiment}) for arm in record.arms},
             timeout_minutes=record.experiment.sweep.cell_timeout_minutes,
             store=store,
-            launch=lambda plan: _run_lanes(record, plan, store.settings),
+            launch=launch,
         )
     except RunUnfinishedError as error:
         raise RunUnfinishedError(f"{error} {_continue(record)}") from None
@@ -268,7 +355,7 @@ def _continue(record: SweepRecord) -> str:
     return f"Continue it: orchestrator sweep --resume {record.sweep}."
 
 
-def _run_lanes(record: SweepRecord, plan: LanePlan, store: StoreSettings) -> str:
+def _run_lanes(record: SweepRecord, store: StoreSettings, plan: LanePlan) -> str:
     """Run the lanes of one attempt to their end; return an error of one, if any had one."""
     os.environ |= TUNE_ENVIRONMENT
     logging.getLogger("ray.tune").setLevel(logging.CRITICAL)  # of what it would say, we say what matters
@@ -419,7 +506,8 @@ def _teller(
 
     def look() -> None:
         nonlocal failed
-        keys = {info.key for info in store.list(f"sweeps/{sweep}/cells/")} if on_progress else set()
+        folders = [f"sweeps/{sweep}/tuning/", f"sweeps/{sweep}/cells/"] if on_progress else []
+        keys = {info.key for folder in folders for info in store.list(folder)}
         for key in sorted(keys - seen):
             seen.add(key)
             newest = parse_cell(store.read(key))

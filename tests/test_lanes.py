@@ -6,6 +6,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +30,7 @@ from orchestrator.lanes import (
 )
 from orchestrator.ledger import Cell
 from orchestrator.runs import read_run
-from orchestrator.sweep import SweepRecord, ledger_of, plan_arms
+from orchestrator.sweep import SweepRecord, finish_sweep, ledger_of, plan_arms, read_sweep
 from orchestrator.train import plan_run
 from tests.example_runs import JsonMemoryStore
 
@@ -312,8 +313,12 @@ def dies_after(budget: int, lanes: Lanes) -> Callable[[Task], bool]:
 
 
 def verdict(cells: list[Cell]) -> tuple[str | None, str | None]:
-    base = experiment()
-    record = SweepRecord(
+    ledger = ledger_of(sweep_record(experiment()), cells)
+    return ledger.winner, ledger.best_run
+
+
+def sweep_record(base: Experiment) -> SweepRecord:
+    return SweepRecord(
         sweep="s",
         state="running",
         created="",
@@ -323,5 +328,41 @@ def verdict(cells: list[Cell]) -> tuple[str | None, str | None]:
         metric="accuracy",
         higher_is_better=True,
     )
-    ledger = ledger_of(record, cells)
-    return ledger.winner, ledger.best_run
+
+
+# ---- learning rates
+
+
+def tuned_sweep() -> SweepRecord:
+    base = experiment(learning_rate=0.2)
+    assert base.sweep is not None
+    return sweep_record(base.model_copy(update={"sweep": base.sweep.model_copy(update={"tune_learning_rate": 3})}))
+
+
+def test_every_arm_is_compared_at_the_learning_rate_that_suits_it_and_a_kill_changes_nothing(memory: Any) -> None:
+    runs = plan(memory).arms
+    unbroken: Any = JsonMemoryStore(objects=dict(memory.objects))
+    expected = finish_sweep(tuned_sweep(), runs, store=unbroken, launch=Lanes(unbroken))
+    record, trained = tuned_sweep(), []
+    for budget in (2, 5, 99):  # within the tuning, and within what is compared
+        lanes = Lanes(memory)
+        lanes.deadly = dies_after(budget, lanes)
+        with suppress(DriverKilledError):
+            found = finish_sweep(record, runs, store=memory, launch=lanes)
+        trained += lanes.trained
+        if memory.exists("sweeps/s/sweep.json"):
+            record = read_sweep(memory, "s")
+    assert sorted(trained) == sorted(
+        [f"{arm}-lr{i}" for arm in runs for i in range(3)] + [f"{arm}-s{seed}" for arm in runs for seed in SEEDS]
+    )
+    assert [c.metrics for c in found.cells] == [c.metrics for c in expected.cells]
+    chosen = {arm.name: arm.tuned.learning_rate for arm in found.record.arms if arm.tuned}
+    assert chosen == {arm.name: arm.tuned.learning_rate for arm in expected.record.arms if arm.tuned}
+    assert {c.arm: c.learning_rate for c in found.cells} == chosen
+    assert any("every arm at a learning rate of its own, the best of 3" in note for note in found.ledger.notes)
+    tuning = read_stored(memory, "s", folder="tuning").cells
+    assert {c.seed for c in tuning} == {SEEDS[-1] + 1}
+    assert sorted({c.learning_rate for c in tuning}) == [0.0632, 0.2, 0.632]
+    for arm in found.record.arms:
+        best = max((c for c in tuning if c.arm == arm.name), key=lambda c: c.metrics["accuracy"])
+        assert best.learning_rate == chosen[arm.name]
