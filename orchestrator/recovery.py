@@ -15,12 +15,13 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
-from cluster.errors import ClusterError, OrchestratorError, RunFailedError, StoreError
+from cluster.errors import ClusterError, LeaseLostError, OrchestratorError, RunFailedError, StoreError
 from cluster.preemption import draining_nodes
 from cluster.session import store_environment
 from cluster.storage import Store
 from orchestrator.attempts import Attempt, End, begin_attempt, write_attempt
 from orchestrator.config import Experiment
+from orchestrator.lease import Lease
 from orchestrator.pulse import StopReason, TrainingStoppedError
 from orchestrator.runs import RunRecord
 from orchestrator.workers import Worker, kill_workers, lease_workers, release_workers, start_ahead
@@ -59,7 +60,7 @@ class Ending(NamedTuple):
     is_final: bool = False
 
 
-def run_to_end(record: RunRecord, job: Job, *, store: Store) -> dict[str, Any]:
+def run_to_end(record: RunRecord, job: Job, *, store: Store, lease: Lease | None = None) -> dict[str, Any]:
     """Start groups of workers until one has finished the training; return what its first worker returned.
 
     Raises:
@@ -70,7 +71,7 @@ def run_to_end(record: RunRecord, job: Job, *, store: Store) -> dict[str, Any]:
     scaling, failures = record.experiment.scaling, 0
     while True:
         place, workers = _reserve(record)
-        watch = Watch(record, store, begin_attempt(store, record.run, workers=workers))
+        watch = Watch(record, store, begin_attempt(store, record.run, workers=workers), lease)
         try:
             result = _start(record, job, place, workers, watch)
         except KeyboardInterrupt:
@@ -113,6 +114,7 @@ class Watch:
     record: RunRecord
     store: Store
     attempt: Attempt
+    lease: Lease | None = None
     lost_nodes: set[str] = field(default_factory=set)
     stopping: StopReason | None = None
     workers: Sequence[Worker] = ()
@@ -128,7 +130,7 @@ class Watch:
         if now - self._looked_at > NODES_S:
             self._looked_at = now
             self._look_at_nodes(now)
-        return self._hung(pulses, now)
+        return self._taken_over() or self._hung(pulses, now)
 
     def close(self, end: End, detail: str) -> None:
         """Record how the attempt ended."""
@@ -163,6 +165,16 @@ class Watch:
         self._room_since = (self._room_since or now) if free else None
         if self._room_since is not None and now - self._room_since >= GROW_S:
             self._ask_to_stop("resized")
+
+    def _taken_over(self) -> Exception | None:
+        """Another driver works on the run by now: this one was stopped, or cut off from the store, for too long."""
+        if self.lease is None or not self.lease.lost.is_set():
+            return None
+        try:
+            self.lease.check()
+        except LeaseLostError as error:
+            return error
+        return None
 
     def _ask_to_stop(self, reason: StopReason) -> None:
         self.stopping = reason

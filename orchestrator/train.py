@@ -223,22 +223,22 @@ def describe(record: RunRecord, dataset: Dataset) -> tuple[RunRecord, Arithmetic
 
 
 def fit_on_ray(
-    record: RunRecord, store: Store, *, lease: int = 0, environment: Mapping[str, str] | None = None
+    record: RunRecord, store: Store, *, lease: Lease | None = None, environment: Mapping[str, str] | None = None
 ) -> dict[str, Any]:
     """Run a training on the connected cluster, through every loss of workers; return what the first worker returned.
 
     Args:
         record: what to train.
         store: where everything is.
-        lease: number of the lease under which this driver works; see `orchestrator/lease.py`.
+        lease: under which this driver works; ``None``: nobody else can work on the run.
         environment: more variables for the workers.
     """
     settings = {
         "record": record.model_dump(mode="json"),
         "store": store.settings.model_dump(mode="json"),
-        "lease": lease,
+        "lease": lease.number if lease else 0,
     }
-    return run_to_end(record, Job(train_worker, worker_loop, settings, environment or {}), store=store)
+    return run_to_end(record, Job(train_worker, worker_loop, settings, environment or {}), store=store, lease=lease)
 
 
 def worker_loop(settings: dict[str, Any]) -> dict[str, Any]:
@@ -354,7 +354,7 @@ def _run(
     write(record)
     try:
         with polling(_teller(store, record.run, on_progress)), _sigterm_as_interrupt(on_sigterm):
-            outcome = fit_on_ray(record, store, lease=lease.number, environment=environment)
+            outcome = fit_on_ray(record, store, lease=lease, environment=environment)
     except (KeyboardInterrupt, RunCancelledError):
         write(cancelled)
         stopped = RunCancelledError if terminated.is_set() else RunInterruptedError

@@ -11,6 +11,7 @@ from orchestrator.attempts import begin_attempt, read_attempts
 from orchestrator.config import Experiment
 from orchestrator.data.dataset import open_dataset
 from orchestrator.data.push import push
+from orchestrator.lease import Lease, LeaseRecord
 from orchestrator.pulse import Pulse, TrainingStoppedError
 from orchestrator.recovery import HungError, Watch, classify, room, stuck_ranks
 from orchestrator.runs import RunRecord
@@ -165,6 +166,19 @@ def test_workers_are_asked_once_to_stop_before_their_node_goes(watch: Watch, mon
     for _ in range(3):
         watch([pulse("compute"), pulse("compute")], workers)
     assert [a.asked for a in actors] == [["preempted"], ["preempted"]]
+
+
+def test_a_run_that_another_driver_took_over_ends_here(watch: Watch) -> None:
+    store: Any = watch.store
+    with Lease(store, run="run", renew_s=0.01) as lease:
+        watch.lease = lease
+        assert watch([pulse("compute")], watch.workers[:1]) is None
+        taken = LeaseRecord(number=lease.number + 1, owner="7-other", host="elsewhere")
+        store.write("runs/run/lease.json", taken.model_dump_json().encode())
+        assert lease.lost.wait(10)
+        error = watch([pulse("compute")], watch.workers[:1])
+    assert isinstance(error, LeaseLostError)
+    assert "process 7 on elsewhere took it over" in str(error)
 
 
 def test_an_elastic_run_stops_to_grow_once_the_room_has_lasted(watch: Watch, monkeypatch: pytest.MonkeyPatch) -> None:
