@@ -161,6 +161,21 @@ class ScalingConfig(_Frozen):
         return self
 
 
+class BudgetConfig(_Frozen):
+    """What a sweep may take, as a short probe predicts it."""
+
+    dollars: float | None = Field(default=None, gt=0)
+    """Price of all trainings; the sweep repeats each combination as often as this pays for."""
+    minutes: float | None = Field(default=None, gt=0)
+    """Time from the start to the end, likewise."""
+
+    @model_validator(mode="after")
+    def _is_one(self) -> "BudgetConfig":
+        if self.dollars is None and self.minutes is None:
+            raise ValueError("sweep.budget must hold dollars or minutes, got neither")
+        return self
+
+
 class SweepConfig(_Frozen):
     """Which settings to compare, and how often to repeat each combination."""
 
@@ -171,6 +186,8 @@ class SweepConfig(_Frozen):
     other; 4: also from interactions of two; 5: these from each other, too. Default: all combinations."""
     seeds: int = Field(default=3, gt=0, le=1000)
     """Repetitions of each combination, with seeds `train.seed`, `train.seed` + 1, ..."""
+    budget: BudgetConfig | None = None
+    """Repeat each combination as often as this pays for: at least twice, and at most `seeds` times if that is given."""
     metric: str | None = None
     """Metric of the evaluation that decides; default: the task's own (accuracy, rmse, mse)."""
     target: float | None = None

@@ -10,6 +10,7 @@ trained again from their beginning.
 """
 
 import hashlib
+import importlib
 import json
 import logging
 import os
@@ -148,6 +149,7 @@ def run_lane(config: Mapping[str, Any]) -> None:
     from ray import tune
 
     check_packages()
+    importlib.import_module("orchestrator.trainer")  # seconds that are no part of the first cell's
     store = Store(StoreSettings.model_validate(config["store"]))
     plan = LanePlan.model_validate_json(store.read(config["plan"]))
     done = 0

@@ -29,7 +29,8 @@ from cluster.errors import ConfigError, NotFoundError, RunInterruptedError, RunU
 from cluster.session import cluster_resources, ray_session, require_resources
 from cluster.storage import Store, open_store
 from models.config import has_activation
-from orchestrator.config import Experiment
+from orchestrator.budget import Prediction, probe, seeds_within
+from orchestrator.config import Experiment, SweepConfig
 from orchestrator.configfile import Document, near_miss, set_dotted, setting_names, validate
 from orchestrator.data.dataset import Dataset, open_dataset
 from orchestrator.design import Design, Settings, plan_design
@@ -42,6 +43,7 @@ from orchestrator.tuning import Trial, Tuned, choose, learning_rates, tuning_not
 from orchestrator.workers import call_in_worker
 
 ACTIVATION = "techniques.activation"
+MOST_SEEDS = 1000
 LANE_RESTARTS = 3  # by Tune, which is faster than another round of all lanes
 TUNE_ENVIRONMENT = {
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
@@ -87,6 +89,8 @@ class SweepRecord(_Frozen):
     aliases: list[str] = []
     notes: list[str] = []
     """What else the reader of the plan should know."""
+    prediction: Prediction | None = None
+    """What it was expected to take, where that was asked."""
 
 
 class SweepProgress(NamedTuple):
@@ -137,12 +141,35 @@ def sweep(
     with ray_session(address, store=store.settings):
         runs = _planned_runs(arms, store)
         record = _sweep_record(experiment, design, arms, runs, name)
+        if experiment.sweep and experiment.sweep.budget:
+            record = _within(experiment.sweep, _predict(record, runs, store), record)
         store.write(f"sweeps/{record.sweep}/sweep.json", _body(record), only_if_absent=True)
         if on_start:
             on_start(record)
         return finish_sweep(
-            record, runs, store=store, launch=partial(_run_lanes, record, store.settings), on_progress=on_progress
+            record, runs, store=store, launch=partial(_run_lanes, record, runs, store.settings), on_progress=on_progress
         )
+
+
+def predict_sweep(experiment: Experiment, *, store: Store | None = None, address: str | None = None) -> SweepRecord:
+    """What `sweep` would begin with, and, from a short probe, what it would take. Nothing of it stays in the store.
+
+    Args:
+        experiment: see `sweep`.
+        store: see `sweep`.
+        address: see `sweep`.
+
+    Raises:
+        ConfigError, StoreAccessError, ClusterError: as `sweep` would.
+    """
+    store = store or open_store()
+    store.check()
+    design, arms = plan_sweep(experiment)
+    assert experiment.sweep is not None
+    with ray_session(address, store=store.settings):
+        runs = _planned_runs(arms, store)
+        record = _sweep_record(experiment, design, arms, runs, None)
+        return _within(experiment.sweep, _predict(record, runs, store), record)
 
 
 def resume_sweep(
@@ -173,7 +200,7 @@ def resume_sweep(
         if on_start:
             on_start(record)
         return finish_sweep(
-            record, runs, store=store, launch=partial(_run_lanes, record, store.settings), on_progress=on_progress
+            record, runs, store=store, launch=partial(_run_lanes, record, runs, store.settings), on_progress=on_progress
         )
 
 
@@ -281,6 +308,27 @@ def ledger_of(record: SweepRecord, cells: list[Cell]) -> Ledger:
     return ledger.model_copy(update={"notes": [*ledger.notes, *notes]})
 
 
+def _predict(record: SweepRecord, runs: Mapping[str, RunRecord], store: Store) -> Prediction:
+    assert record.experiment.sweep is not None
+    return probe(
+        record.sweep,
+        runs,
+        store=store,
+        launch=partial(_run_lanes, record, runs, store.settings),
+        lanes=_num_lanes(record, runs, len(record.arms) * len(record.seeds)),
+        trials=record.experiment.sweep.tune_learning_rate or 0,
+        prices=record.dollars_per_hour,
+    )
+
+
+def _within(settings: SweepConfig, prediction: Prediction, record: SweepRecord) -> SweepRecord:
+    """With the seeds that the budget pays for, if there is one."""
+    most = settings.seeds if settings.budget is None or "seeds" in settings.model_fields_set else MOST_SEEDS
+    seeds = seeds_within(settings.budget, prediction, most=most) if settings.budget else most
+    first = record.seeds[0]
+    return record.model_copy(update={"seeds": list(range(first, first + seeds)), "prediction": prediction})
+
+
 def _tuning_tasks(record: SweepRecord, runs: Mapping[str, RunRecord], store: Store) -> list[Task]:
     """The trainings that choose learning rates, all with one seed that is none of the sweep's."""
     tasks = []
@@ -355,17 +403,17 @@ def _continue(record: SweepRecord) -> str:
     return f"Continue it: orchestrator sweep --resume {record.sweep}."
 
 
-def _run_lanes(record: SweepRecord, store: StoreSettings, plan: LanePlan) -> str:
+def _run_lanes(record: SweepRecord, runs: Mapping[str, RunRecord], store: StoreSettings, plan: LanePlan) -> str:
     """Run the lanes of one attempt to their end; return an error of one, if any had one."""
     os.environ |= TUNE_ENVIRONMENT
     logging.getLogger("ray.tune").setLevel(logging.CRITICAL)  # of what it would say, we say what matters
     from ray import tune
 
-    lanes = _num_lanes(record, len(plan.tasks))
+    lanes = _num_lanes(record, runs, len(plan.tasks))
     shared = {"store": store.model_dump(mode="json"), "plan": plan.key, "lanes": lanes}
     with tempfile.TemporaryDirectory(prefix="orchestrator-sweep-") as folder:
         results = tune.Tuner(
-            tune.with_resources(run_lane, _lane_resources(record)),
+            tune.with_resources(run_lane, _lane_resources(runs)),
             param_space={**shared, "lane": tune.grid_search(list(range(lanes)))},
             tune_config=tune.TuneConfig(max_concurrent_trials=lanes),
             run_config=tune.RunConfig(
@@ -378,27 +426,26 @@ def _run_lanes(record: SweepRecord, store: StoreSettings, plan: LanePlan) -> str
     return next((str(error) for error in results.errors), "")
 
 
-def _num_lanes(record: SweepRecord, todo: int) -> int:
+def _num_lanes(record: SweepRecord, runs: Mapping[str, RunRecord], todo: int) -> int:
     """As many as the cluster has room for, the file allows and the work needs."""
-    resources, need = cluster_resources(), _cell_resources(record)
+    resources, need = cluster_resources(), _cell_resources(runs)
     room = min(int(resources.get(kind, 0) // amount) for kind, amount in need.items() if amount)
     asked = record.experiment.sweep.concurrency if record.experiment.sweep else None
     return max(1, min(asked or room, room, todo))
 
 
-def _cell_resources(record: SweepRecord) -> dict[str, float]:
+def _cell_resources(runs: Mapping[str, RunRecord]) -> dict[str, float]:
     """The most that one cell of any arm needs at a time."""
-    scaling = [arm.experiment.scaling for arm in record.arms]
-    gpu = any(arm.experiment.techniques.processor == "gpu" for arm in record.arms)
-    cpus = max(s.max_workers * s.cpus_per_worker for s in scaling)
-    return {"CPU": cpus} | ({"GPU": max(s.max_workers for s in scaling)} if gpu else {})
+    scaling = [run.experiment.scaling for run in runs.values()]
+    gpus = max(run.experiment.scaling.max_workers * (run.techniques.processor == "gpu") for run in runs.values())
+    return {"CPU": max(s.max_workers * s.cpus_per_worker for s in scaling)} | ({"GPU": gpus} if gpus else {})
 
 
-def _lane_resources(record: SweepRecord) -> dict[str, float]:
+def _lane_resources(runs: Mapping[str, RunRecord]) -> dict[str, float]:
     """A lane that trains in its own process holds the cell's share; one that starts workers leaves all to them."""
-    if any(arm.experiment.scaling.max_workers > 1 for arm in record.arms):
+    if any(run.experiment.scaling.max_workers > 1 for run in runs.values()):
         return {"cpu": 0, "memory": 1}  # bytes: Tune refuses a trial that asks for nothing
-    return {kind.lower(): amount for kind, amount in _cell_resources(record).items()}
+    return {kind.lower(): amount for kind, amount in _cell_resources(runs).items()}
 
 
 def _planned_runs(arms: Sequence[Arm], store: Store) -> dict[str, RunRecord]:
