@@ -28,8 +28,8 @@ check: $(INSTALLED)  ## formatting, lint, types
 bench: $(INSTALLED)  ## side-by-side measurements; figures of a full run go into docs/benchmarks.md
 	for name in train start sweep reduction streaming; do $(BIN)/python -m tests.benchmarks.$$name --quick || exit 1; done
 
-chaos: $(INSTALLED)  ## the tests that kill processes on purpose
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m chaos
+chaos: $(INSTALLED)  ## 100 kills of training processes, about a quarter of an hour; writes the table in docs/reliability.md
+	$(BIN)/python -m tests.chaos_run --kills 100 --seed 0
 
 clean:
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache

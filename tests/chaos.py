@@ -371,7 +371,8 @@ class _Saboteur:
                 case "worker":
                     _kill(pids[strike.pick % len(pids)])
                 case "all workers":
-                    [_kill(pid) for pid in pids]
+                    for pid in pids:
+                        _kill(pid)
                 case "all workers and a checkpoint":
                     self._damage_then_kill(pids)
 

@@ -44,7 +44,7 @@ def main() -> None:
             for kill in case["node_kills"]:
                 lose_a_node(cluster, nodes, training, **kill)
             training.join()
-    cluster.shutdown()
+    cluster.shutdown()  # type: ignore[no-untyped-call]
 
 
 class Training(threading.Thread):

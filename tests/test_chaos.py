@@ -41,7 +41,8 @@ def chaos(store_server: StoreState, ray_cluster: RayState, tmp_path_factory: pyt
 
 
 def lost_worker(name: str, model: str, workers: int, failpoints: str, *, times: int = 1) -> Case:
-    return Case(name, "worker, named point", model, (workers,), ("worker_lost",) * times, failpoints)
+    ends: tuple[End, ...] = ("worker_lost",) * times
+    return Case(name, "worker, named point", model, (workers,), ends, failpoints)
 
 
 NAMED_POINTS = [
@@ -102,7 +103,8 @@ def sequence(model: str, *workers: int) -> Case:
     cuts = len(workers) - 1
     strikes = tuple(Strike("worker", 36 * (i + 1) // (cuts + 1) + 2, pick=i) for i in range(cuts))
     name = f"{model}-{'-'.join(map(str, workers))}"
-    return Case(name, "resumed with other workers", model, workers, ("worker_lost",) * cuts, strikes=strikes)
+    ends: tuple[End, ...] = ("worker_lost",) * cuts
+    return Case(name, "resumed with other workers", model, workers, ends, strikes=strikes)
 
 
 SEQUENCES = [
