@@ -18,7 +18,7 @@ import hashlib
 import logging
 import re
 from collections.abc import Iterator
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from pydantic import BaseModel, ConfigDict, ValidationError
@@ -62,8 +62,10 @@ class Progress(_Frozen):
     dataset_version: str
     environment: dict[str, str]
     """Processor, threads and library versions; where they differ, the same bits are not promised."""
-    history: list[dict[str, float]]
-    """Metrics of every completed epoch."""
+    history: list[dict[str, Any]]
+    """Metrics and the why panel of every completed epoch, see `EpochRecord` in `orchestrator/runs.py`."""
+    why: dict[str, Any] = {}
+    """What the why panel has seen of the epoch that is under way, see `Diagnostics.state`."""
     lease: int = 0
     """Number of the lease under which it was written, see `orchestrator/lease.py`; 0 where there is none."""
 

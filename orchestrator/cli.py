@@ -14,7 +14,7 @@ from cluster.errors import ConfigError, OrchestratorError
 if TYPE_CHECKING:
     from cluster.storage import Store
     from orchestrator.attempts import Receipt
-    from orchestrator.runs import RunRecord
+    from orchestrator.runs import EpochRecord, RunRecord
     from orchestrator.sweep import SweepRecord, SweepResult
     from orchestrator.train import Arithmetic, RunResult
 
@@ -504,7 +504,7 @@ def show(run: str, json: Json = False, store: StoreUrl = None) -> None:
         out.print(f"dataset {record.dataset.name} {record.dataset.version} · code {record.code_version}")
         out.print(f"techniques {_techniques(record)}", markup=False)
         if history:
-            columns = ["epoch", *(name for name in history[-1] if name not in ("epoch", "learning_rate"))]
+            columns = ["epoch", *(name for name in history[-1] if name not in ("epoch", "learning_rate", "why"))]
             table(columns, [[entry.get(name) for name in columns] for entry in history])
         for line in result_lines(record):
             out.print(line)
@@ -697,11 +697,11 @@ def result_lines(record: "RunRecord") -> list[str]:
     return lines
 
 
-def epoch_line(metrics: dict[str, float], record: "RunRecord") -> str:
+def epoch_line(metrics: "EpochRecord", record: "RunRecord") -> str:
     """One finished epoch in one line."""
     from orchestrator.display import number
 
-    skipped = {"epoch", "train_loss", "learning_rate", "samples_per_s", "waiting_share", "seconds"}
+    skipped = {"epoch", "train_loss", "learning_rate", "samples_per_s", "waiting_share", "seconds", "why"}
     found = " · ".join(f"{k} {number(v)}" for k, v in metrics.items() if k not in skipped)
     return (
         f"epoch {metrics['epoch']:.0f}/{record.experiment.train.epochs}: train_loss {number(metrics['train_loss'])} · "

@@ -11,9 +11,9 @@ How single effects are estimated is in `orchestrator/effects.py`. Here:
 import math
 import statistics
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
 
 from orchestrator.design import level_name
 from orchestrator.effects import (
@@ -46,8 +46,8 @@ class Cell(_Frozen):
     """`finished` or `failed`."""
     metrics: dict[str, float] = {}
     seconds: float
-    history: list[dict[str, float]] = []
-    """Metrics of every epoch, with the `seconds` that it took."""
+    history: list[dict[str, Annotated[float | Any, Field(union_mode="left_to_right")]]] = []
+    """Metrics of every epoch, with the `seconds` that it took and the why panel as `why`."""
     error: str | None = None
     started: float | None = None
     """Unix time."""

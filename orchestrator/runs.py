@@ -36,6 +36,7 @@ LOST_AFTER_S = 10.0  # a run that says "running" and has not written for this lo
 
 RunState = Literal["running", "finished", "failed", "cancelled", "unfinished"]
 Metrics = dict[str, float]
+EpochRecord = dict[str, Any]  # its number as `epoch`, its metrics, and the rows of `models.diagnostics` as `why`
 
 
 class _Frozen(BaseModel):
@@ -184,8 +185,8 @@ def read_status(store: Store, run: str) -> RunStatus | None:
         return None
 
 
-def read_history(store: Store, run: str) -> list[Metrics]:
-    """Metrics of every finished epoch, oldest first."""
+def read_history(store: Store, run: str) -> list[EpochRecord]:
+    """Metrics and the why panel of every finished epoch, oldest first."""
     try:
         text = store.read(f"runs/{run}/metrics.jsonl").decode()
     except NotFoundError:
@@ -202,7 +203,7 @@ class RunLog:
     def __init__(self, store: Store, run: str, *, tensorboard: bool = True) -> None:
         self._store, self._run = store, run
         self._status = RunStatus(phase="starting", updated=time.time())
-        self._epochs: queue.SimpleQueue[list[Metrics]] = queue.SimpleQueue()
+        self._epochs: queue.SimpleQueue[list[EpochRecord]] = queue.SimpleQueue()
         self._stop = threading.Event()
         self._error: Exception | None = None
         self._events = _TensorBoard() if tensorboard else None
@@ -212,7 +213,7 @@ class RunLog:
         """Change some fields of the status; cheap, may be called at every step."""
         self._status = self._status.model_copy(update=changes)
 
-    def epoch(self, history: list[Metrics]) -> None:
+    def epoch(self, history: list[EpochRecord]) -> None:
         """Report a finished epoch; ``history`` holds all of them.
 
         Raises:
@@ -244,7 +245,7 @@ class RunLog:
             self._error = error
 
     def _write(self) -> None:
-        reported: list[list[Metrics]] = []
+        reported: list[list[EpochRecord]] = []
         while not self._epochs.empty():
             reported.append(self._epochs.get())
         if reported:
@@ -254,12 +255,12 @@ class RunLog:
         body = self._status.model_copy(update={"updated": time.time()}).model_dump_json()
         self._store.write(f"runs/{self._run}/status.json", body.encode())
 
-    def _write_events(self, epochs: list[Metrics], *, last: bool) -> None:
+    def _write_events(self, epochs: list[EpochRecord], *, last: bool) -> None:
         if self._events is None:
             return
         try:
-            for metrics in epochs:
-                self._events.add(metrics)
+            for epoch in epochs:
+                self._events.add(epoch)
             if found := self._events.file(complete=last):
                 self._store.write(f"runs/{self._run}/tensorboard/{found.name}", found.read_bytes())
             if last:
@@ -276,14 +277,13 @@ class _TensorBoard:
         self._folder = tempfile.TemporaryDirectory(prefix="orchestrator-events-")
         self._writer: Any = None
 
-    def add(self, metrics: Metrics) -> None:
+    def add(self, epoch: EpochRecord) -> None:
         if self._writer is None:
             from tensorboardX import SummaryWriter  # half a second to import: not before the first epoch ends
 
             self._writer = SummaryWriter(self._folder.name)
-        for name, value in metrics.items():
-            if name != "epoch":
-                self._writer.add_scalar(name, value, int(metrics["epoch"]))
+        for name, value in _scalars(epoch).items():
+            self._writer.add_scalar(name, value, int(epoch["epoch"]))
         self._writer.flush()
 
     def file(self, *, complete: bool) -> Path | None:
@@ -295,6 +295,15 @@ class _TensorBoard:
     def close(self) -> None:
         """Remove the local copy."""
         self._folder.cleanup()
+
+
+def _scalars(epoch: EpochRecord) -> Metrics:
+    """Every number of an epoch by a name of its own: `loss`, `why/hidden 1/dead`."""
+    found = {name: value for name, value in epoch.items() if name not in ("epoch", "why")}
+    for row in epoch.get("why", []):
+        measured = {name: value for name, value in row.items() if name not in ("layer", "samples")}
+        found |= {f"why/{row['layer']}/{name}": value for name, value in measured.items() if value is not None}
+    return found
 
 
 def _body(record: RunRecord) -> bytes:

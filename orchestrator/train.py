@@ -33,6 +33,7 @@ from orchestrator.pulse import PULSE
 from orchestrator.recovery import Job, import_ahead, prepare, run_to_end, threads_of
 from orchestrator.runs import (
     DatasetRef,
+    EpochRecord,
     Metrics,
     RunLog,
     RunRecord,
@@ -66,7 +67,7 @@ class RunResult(NamedTuple):
     run: str
     metrics: Metrics
     """Of the split `record.evaluated_on`."""
-    history: list[Metrics]
+    history: list[EpochRecord]
     """One entry per epoch."""
     record: RunRecord
 

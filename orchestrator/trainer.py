@@ -5,6 +5,7 @@ import platform
 import secrets
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from typing import Any, Literal, NamedTuple
@@ -16,6 +17,7 @@ from torch import Tensor, nn
 from cluster.errors import RunFailedError
 from cluster.failpoints import failpoint
 from cluster.storage import Store
+from models.diagnostics import Diagnostics
 from models.features import TARGET, ImageFeature
 from models.network import Network, build
 from models.techniques import penalty, set_random_state
@@ -39,7 +41,7 @@ from orchestrator.data.order import Plan
 from orchestrator.data.reader import MicroBatch, Reader
 from orchestrator.gradients import Parts, share
 from orchestrator.pulse import PULSE, TrainingStoppedError
-from orchestrator.runs import Metrics, RunLog, RunRecord
+from orchestrator.runs import EpochRecord, Metrics, RunLog, RunRecord
 from orchestrator.trace import trace
 
 # P = all numbers of a gradient
@@ -92,7 +94,9 @@ class Trainer:
     attempt: str
     updates_per_epoch: int
     """One with batch gradient descent, else one per step."""
-    history: list[Metrics] = field(default_factory=list)
+    why: Diagnostics | None = None
+    """Where logical worker 0 runs, which is the first worker."""
+    history: list[EpochRecord] = field(default_factory=list)
     lease: int = 0
     """Number of the driver's lease; 0: nobody else can work on this run."""
     position: Position = field(default_factory=Position)
@@ -167,6 +171,7 @@ def build_trainer(record: RunRecord, *, store: Store, world: World, log: RunLog 
         network = network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     rows = len(share(experiment.scaling.num_logical_workers, rank=world.rank, workers=world.size))
     reader = build_reader(record, dataset, device=device)
+    plan = epoch_plan(record, reader, epoch=0)
     return Trainer(
         record=record,
         world=world,
@@ -178,7 +183,8 @@ def build_trainer(record: RunRecord, *, store: Store, world: World, log: RunLog 
         parts=Parts(network, rows=rows, device=device),
         log=log,
         attempt=secrets.token_hex(4),
-        updates_per_epoch=updates_per_epoch(record, epoch_plan(record, reader, epoch=0)),
+        updates_per_epoch=updates_per_epoch(record, plan),
+        why=Diagnostics(network, num_steps=plan.num_steps) if world.rank == 0 else None,
     )
 
 
@@ -233,6 +239,8 @@ def restore(trainer: Trainer) -> None:
     load_optimizer_tensors(trainer.optimizer, _parameter_names(trainer.network), optimizer)
     trainer.history, trainer.update = list(progress.history), progress.update
     trainer.position = Position(progress.epoch, progress.step, progress.loss_sum, progress.samples)
+    if trainer.why:
+        trainer.why.restore(progress.why)
     steps = epoch_plan(trainer.record, trainer.reader, epoch=0).num_steps
     PULSE.resumed_from = found.prefix
     PULSE.resumed_step = PULSE.step = progress.epoch * steps + progress.step
@@ -300,7 +308,8 @@ def train_step(trainer: Trainer, micro_batches: Sequence[MicroBatch], plan: Plan
     )
     failpoint("train.after_exchange", rank=rank)
     if gradient_P is not None:
-        apply_update(trainer, gradient_P)
+        with trainer.why.update() if trainer.why else nullcontext():
+            apply_update(trainer, gradient_P)
     loss += step_loss
     return _is_vote_read(trainer, step, plan) and trainer.parts.votes.item() > 0
 
@@ -386,7 +395,8 @@ def evaluate(trainer: Trainer, split: str) -> Metrics:
 
 def report(trainer: Trainer, epoch: int, metrics: Metrics) -> None:
     """Add a finished epoch to the history, and tell the log."""
-    trainer.history.append({"epoch": epoch + 1, **metrics})
+    why = {"why": trainer.why.end_epoch()} if trainer.why else {}
+    trainer.history.append({"epoch": epoch + 1, **metrics, **why})
     trainer.position = Position(epoch + 1)
     if trainer.log:
         trainer.log.epoch(trainer.history)
@@ -413,6 +423,7 @@ def snapshot(trainer: Trainer) -> State:
         environment=environment(trainer),
         lease=trainer.lease,
         history=list(trainer.history),
+        why=trainer.why.state() if trainer.why else {},
     )
     weights = {
         k: v.detach().cpu().clone(memory_format=torch.contiguous_format)
@@ -467,7 +478,9 @@ def _backward(trainer: Trainer, micro_batch: MicroBatch, counters: Counters, sam
     batch = to_device(micro_batch.tensors, trainer, augment_key=counters)
     set_random_state(trainer.network, **counters._asdict())
     _freeze_statistics_of_one(trainer.network, micro_batch.size)
-    with _autocast(trainer):
+    why = trainer.why
+    look = why.look(counters.step, logical_worker=counters.logical_worker) if why else nullcontext()
+    with _autocast(trainer), look:
         outputs = trainer.network(batch)
     smoothing = experiment.train.label_smoothing
     loss: Tensor = trainer.network.task.loss_sum(outputs, batch[TARGET], label_smoothing=smoothing)

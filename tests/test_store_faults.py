@@ -105,7 +105,9 @@ def train(store: Store, record: RunRecord) -> Trainer:
 def digest(trainer: Trainer) -> str:
     """Of the weights and the metrics of every epoch."""
     weights = [t.detach().contiguous().numpy().tobytes() for t in trainer.network.state_dict().values()]
-    metrics = [{name: float(value) for name, value in e.items() if name not in TIMED} for e in trainer.history]
+    metrics = [
+        {name: float(value) for name, value in e.items() if name not in {*TIMED, "why"}} for e in trainer.history
+    ]
     return hashlib.sha256(b"".join([*weights, repr(metrics).encode()])).hexdigest()
 
 

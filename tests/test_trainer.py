@@ -142,16 +142,21 @@ def digest(trainer: Trainer) -> str:
     tensors = [*trainer.network.state_dict().values()]
     tensors += [t for i in sorted(state) for _, t in sorted(state[i].items()) if isinstance(t, torch.Tensor)]
     timed = {"seconds", "samples_per_s", "waiting_share"}
-    metrics = [{k: float(v) for k, v in entry.items() if k not in timed} for entry in trainer.history]
+    metrics = [{k: float(v) for k, v in entry.items() if k not in {*timed, "why"}} for entry in trainer.history]
     parts = [t.detach().contiguous().numpy().tobytes() for t in tensors] + [repr(metrics).encode()]
     return hashlib.sha256(b"".join(parts)).hexdigest()
+
+
+def panels(trainer: Trainer) -> list[Any]:
+    """What the why panel showed in every epoch."""
+    return [entry.get("why") for entry in trainer.history]
 
 
 def worker(rank: int, workers: int, port: int, objects: dict[str, bytes], record: RunRecord, results: Any) -> None:
     dist.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=workers)
     store = MemoryStore(objects=objects)
     trainer = fit(record, store=store, world=World(rank, workers), checkpoints="last")  # type: ignore[arg-type]
-    results.put(digest(trainer))
+    results.put((rank, digest(trainer), panels(trainer)))
     dist.barrier()
     dist.destroy_process_group()
 
@@ -168,10 +173,11 @@ def test_two_workers_end_with_the_bits_of_one(store: MemoryStore, name: str) -> 
     ]
     for process in processes:
         process.start()
-    found = {results.get() for _ in processes}
+    found = sorted(results.get() for _ in processes)
     for process in processes:
         process.join()
-    assert found == {digest(alone)}
+    assert [bits for _, bits, _ in found] == [digest(alone)] * 2
+    assert found[0][2] == panels(alone) and all(panels(alone))
 
 
 class StoppedError(Exception):
@@ -196,6 +202,7 @@ def test_a_stopped_run_continues_to_the_same_bits(
     assert len(list(checkpoint_prefixes(broken, run=f"{name}-run".replace(" ", "-")))) == 1  # type: ignore[arg-type]
     resumed = fit(record_of(broken, name, epochs=3), store=broken, world=World())  # type: ignore[arg-type]
     assert digest(resumed) == digest(unbroken)
+    assert panels(resumed) == panels(unbroken)
 
 
 def test_a_seed_changes_the_result(store: MemoryStore) -> None:
