@@ -273,8 +273,8 @@ def parse_cell(body: bytes) -> Cell | None:
         return None
 
 
-def _train(record: RunRecord, store: Store) -> tuple[Metrics, list[Metrics]]:
-    """Metrics of the split that the record names, and those of every epoch."""
+def _train(record: RunRecord, store: Store) -> tuple[Metrics, list[dict[str, Any]]]:
+    """Metrics of the split that the record names, and what is known of every epoch."""
     import torch
 
     from orchestrator.checkpoint import checkpoint_prefixes

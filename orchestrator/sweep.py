@@ -18,7 +18,7 @@ import os
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any, Literal, NamedTuple
 
@@ -29,7 +29,7 @@ from cluster.errors import ConfigError, NotFoundError, RunInterruptedError, RunU
 from cluster.session import cluster_resources, ray_session, require_resources
 from cluster.storage import Store, open_store
 from models.config import has_activation
-from orchestrator.budget import Prediction, probe, seeds_within
+from orchestrator.budget import Prediction, budget_text, cost_text, prediction_text, probe, seeds_within
 from orchestrator.config import Experiment, SweepConfig
 from orchestrator.configfile import Document, near_miss, set_dotted, setting_names, validate
 from orchestrator.data.dataset import Dataset, open_dataset
@@ -262,6 +262,46 @@ def plan_sweep(experiment: Experiment) -> tuple[Design, list[Arm]]:
 def plan_arms(experiment: Experiment) -> list[Arm]:
     """The arms of `plan_sweep`."""
     return plan_sweep(experiment)[1]
+
+
+def plan_lines(record: SweepRecord) -> list[str]:
+    """What a person should know of a sweep before it begins, beside its arms and seeds."""
+    settings = record.experiment.sweep
+    assert settings is not None
+    rate = record.experiment.train.learning_rate
+    lines = [*record.generators, *record.aliases, *record.notes]
+    if settings.tune_learning_rate:
+        lines.append(f"learning rate: tuned, {settings.tune_learning_rate} trainings for each arm")
+    elif "train.learning_rate" not in settings.vary:
+        lines.append(f"all arms at one learning rate ({rate:g})")
+    if record.prediction:
+        expected = prediction_text(record.prediction, seeds=len(record.seeds))
+        within = f" of a budget of {budget_text(settings.budget)}" if settings.budget else ""
+        lines.append(
+            f"predicted: {expected}{within}, {record.prediction.lanes} trainings at a time; "
+            f"the probe took {record.prediction.probe_seconds:.0f} s"
+        )
+    return lines
+
+
+def outcome_line(result: SweepResult) -> str | None:
+    """What was predicted, and what it took; ``None`` where nothing was."""
+    record = result.record
+    if record.prediction is None:
+        return None
+    spent, prices = list(_all_seconds(result)), record.dollars_per_hour
+    known = prices and all(arm in prices for arm, _ in spent)
+    dollars = math.fsum(seconds / 3600 * prices[arm] for arm, seconds in spent) if known else None
+    expected = prediction_text(record.prediction, seeds=len(record.seeds))
+    return f"predicted {expected}; took {cost_text(result.seconds / 60, dollars)}"
+
+
+def _all_seconds(result: SweepResult) -> Iterator[tuple[str, float]]:
+    for cell in result.cells:
+        yield cell.arm, cell.seconds
+    for arm in result.record.arms:
+        for trial in arm.tuned.trials if arm.tuned else ():
+            yield arm.name, trial.seconds
 
 
 def read_sweep(store: Store, name: str) -> SweepRecord:

@@ -13,6 +13,7 @@ import pytest
 from cluster.errors import ConfigError, NotFoundError
 from cluster.state import RayState
 from cluster.storage import Store
+from orchestrator.budget import Prediction
 from orchestrator.config import Experiment
 from orchestrator.data.push import push
 from orchestrator.lanes import LanePlan, Task, claim_tasks, finish_tasks, parse_cell, read_stored, run_task
@@ -20,8 +21,11 @@ from orchestrator.ledger import Cell
 from orchestrator.runs import list_runs, read_run
 from orchestrator.sweep import (
     SweepRecord,
+    SweepResult,
     ledger_of,
+    outcome_line,
     plan_arms,
+    plan_lines,
     plan_sweep,
     read_cells,
     read_sweep,
@@ -136,6 +140,29 @@ def test_the_ledger_counts_dollars_and_the_way_to_the_target() -> None:
     assert found["seconds_to_target"].effects[0].estimate == pytest.approx(10.0)
     assert found["dollars"].effects[0].estimate == pytest.approx(0.0)  # twice as long at half the price
     assert [r.name for r in ledger_of(record_of(base), cells).responses] == ["accuracy", "seconds", "seconds_to_target"]
+
+
+def test_what_is_planned_and_what_it_took_is_said() -> None:
+    base = experiment({"techniques.activation": ["tanh", "relu"]})
+    assert plan_lines(record_of(base)) == ["all arms at one learning rate (0.05)"]
+    prediction = Prediction(
+        seconds={"arm-00": 30.0, "arm-01": 30.0},
+        dollars_per_hour={"arm-00": 60.0, "arm-01": 60.0},
+        lanes=2,
+        trials=0,
+        start_seconds=0.0,
+        probe_seconds=4.0,
+    )
+    record = record_of(base, prediction=prediction, dollars_per_hour=prediction.dollars_per_hour)
+    assert plan_lines(record)[-1] == "predicted: 1 min and $2, 2 trainings at a time; the probe took 4 s"
+    cells = [
+        Cell(arm=arm, seed=seed, run="r", state="finished", metrics={"accuracy": 0.5}, seconds=45.0)
+        for arm in ("arm-00", "arm-01")
+        for seed in (0, 1)
+    ]
+    result = SweepResult("s", ledger_of(record, cells), cells, record, seconds=99.0)
+    assert outcome_line(result) == "predicted 1 min and $2; took 1.65 min and $3"
+    assert outcome_line(result._replace(record=record_of(base))) is None
 
 
 @pytest.mark.ray
