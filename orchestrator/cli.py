@@ -732,7 +732,7 @@ def sweep(
         raise ConfigError("sweep must have either a CONFIG or --resume SWEEP, got both or neither.")
     experiment = load_experiment(config, overrides or []) if config else None
     if experiment and dry_run:
-        _print_plan(experiment, as_json=json)
+        _print_plan(experiment, store=store, address=address, as_json=json)
         return
     from orchestrator import sweep as sweeps
     from orchestrator.display import counting_progress, note
@@ -742,7 +742,7 @@ def sweep(
 
     def on_start(record: "SweepRecord") -> None:
         note(f"sweep {record.sweep}: {len(record.arms)} arms × {len(record.seeds)} seeds")
-        for line in not_applicable_lines(record.arms):
+        for line in [*not_applicable_lines(record.arms), *sweeps.plan_lines(record)]:
             note(line)
 
     with counting_progress("cells") as bar:
@@ -806,29 +806,41 @@ def not_applicable_lines(arms: Any) -> list[str]:
     return sorted(lines)
 
 
-def _print_plan(experiment: Any, *, as_json: bool) -> None:
-    from orchestrator.display import emit, out, table
-    from orchestrator.sweep import plan_arms
+def _print_plan(experiment: Any, *, store: str | None, address: str | None, as_json: bool) -> None:
+    from orchestrator import sweep as sweeps
+    from orchestrator.display import emit, note, out, table
 
-    arms = plan_arms(experiment)
+    design, arms = sweeps.plan_sweep(experiment)
+    try:
+        record = sweeps.predict_sweep(experiment, store=_store(store), address=address)
+    except OrchestratorError as error:
+        if experiment.sweep.budget:
+            raise
+        note(f"time and cost are not predicted: {error}")
+        record = None
+    seeds = len(record.seeds) if record else experiment.sweep.seeds
+    lines = sweeps.plan_lines(record) if record else [*design.generators, *design.aliases, *design.notes]
 
     def show() -> None:
         names = list(experiment.sweep.vary)
         table(("arm", *names), [(arm.name, *(arm.settings.get(n, "–") for n in names)) for arm in arms])
-        out.print(f"{len(arms)} arms × {experiment.sweep.seeds} seeds = {len(arms) * experiment.sweep.seeds} trainings")
-        for line in not_applicable_lines(arms):
-            out.print(line)
+        out.print(f"{len(arms)} arms × {seeds} seeds = {len(arms) * seeds} trainings")
+        out.print(*not_applicable_lines(arms), *lines, sep="\n", markup=False)
 
-    emit({"arms": arms, "seeds": experiment.sweep.seeds}, as_json=as_json, show=show)
+    prediction = record.prediction if record else None
+    emit({"arms": arms, "seeds": seeds, "prediction": prediction}, as_json=as_json, show=show)
 
 
 def _print_sweep(result: "SweepResult", *, as_json: bool) -> None:
     from orchestrator.display import emit, next_steps, out
     from orchestrator.report_tables import print_report
+    from orchestrator.sweep import outcome_line
 
     def show() -> None:
         print_report(result)
         out.print(f"{len(result.cells)} trainings in {result.seconds:.1f} s")
+        if line := outcome_line(result):
+            out.print(line, markup=False)
         name = result.record.experiment.data.name
         steps = [f"orchestrator report {result.sweep} --html report.html"]
         if result.ledger.best_run:
