@@ -28,6 +28,7 @@ from tests.chaos import (
 from tests.fake_store import MemoryStore
 from tests.test_attempts import attempt
 
+LOST: tuple[End, ...] = ("worker_lost",)
 LIMIT_S = 300  # of one test on a machine that does other things too; alone it takes a tenth of that
 
 
@@ -41,8 +42,7 @@ def chaos(store_server: StoreState, ray_cluster: RayState, tmp_path_factory: pyt
 
 
 def lost_worker(name: str, model: str, workers: int, failpoints: str, *, times: int = 1) -> Case:
-    ends: tuple[End, ...] = ("worker_lost",) * times
-    return Case(name, "worker, named point", model, (workers,), ends, failpoints)
+    return Case(name, "worker, named point", model, (workers,), LOST * times, failpoints)
 
 
 NAMED_POINTS = [
@@ -103,8 +103,7 @@ def sequence(model: str, *workers: int) -> Case:
     cuts = len(workers) - 1
     strikes = tuple(Strike("worker", 36 * (i + 1) // (cuts + 1) + 2, pick=i) for i in range(cuts))
     name = f"{model}-{'-'.join(map(str, workers))}"
-    ends: tuple[End, ...] = ("worker_lost",) * cuts
-    return Case(name, "resumed with other workers", model, workers, ends, strikes=strikes)
+    return Case(name, "resumed with other workers", model, workers, LOST * cuts, strikes=strikes)
 
 
 SEQUENCES = [
