@@ -49,7 +49,7 @@ KEPT = 3  # checkpoints, the default
 LOOK_S = 0.01
 ANSWER_S = 1.0  # a stopped process gives no answer
 DRIVER_S = 300.0  # for a driver that is to be killed to reach the step where it is
-NODES_S = 600.0  # for all cases of one cluster of several nodes
+NODES_S = 300.0  # for each case on a cluster of several nodes
 MODELS: Mapping[str, dict[str, Any]] = {
     "cnn": {
         "data": {"name": "digits", "augment": ["crop"]},
@@ -123,6 +123,8 @@ class CaseResult:
     """Of all attempts."""
     workers: list[int]
     """Of all attempts."""
+    resumed_steps: list[int] = field(default_factory=list)
+    """Of all attempts."""
     kills: int = 0
     """Attempts that ended by a SIGKILL."""
     steps_lost: list[int] = field(default_factory=list)
@@ -190,7 +192,7 @@ def arena(store: Store, address: str, trace: Path) -> Iterator[Arena]:
 def experiment(
     model: str, *, workers: int | tuple[int, int], max_failures: int = 0, hang_timeout_s: float = 60.0
 ) -> Experiment:
-    """Training of about a second, with checkpoints within its epochs."""
+    """Training of about a second; nearly all of its checkpoints are within epochs."""
     settings = MODELS[model]
     scaling = {
         "workers": workers,
@@ -198,7 +200,7 @@ def experiment(
         "max_failures": max_failures,
         "hang_timeout_s": hang_timeout_s,
     }
-    intervals = {"epochs": EPOCHS, "checkpoint_steps": 4, "keep_checkpoints": KEPT}
+    intervals = {"epochs": EPOCHS, "checkpoint_epochs": None, "checkpoint_steps": 4, "keep_checkpoints": KEPT}
     return Experiment.model_validate({**settings, "train": settings["train"] | intervals, "scaling": scaling})
 
 
@@ -223,7 +225,7 @@ def run_node_cases(arena: Arena, cases: Sequence[Case]) -> list[CaseResult]:
         "trace": str(arena.trace),
         "cases": [_node_arguments(case, run) for case, run in zip(cases, runs, strict=True)],
     }
-    said = _run_on_nodes(json.dumps(arguments))
+    said = _run_on_nodes(json.dumps(arguments), timeout_s=NODES_S * len(cases))
     return [
         examine(arena, case, run, wanted, error=_error_of(arena.store, run, said))
         for case, run, wanted in zip(cases, runs, expected, strict=True)
@@ -249,13 +251,18 @@ def examine(
         found.finished = False
         found.problems.append(f"{type(error).__name__}: {error}")
         return found
+    found.resumed_steps = [attempt.resumed_step for attempt in attempts]
     found.kills = sum(attempt.end in KILLS for attempt in attempts)
     recoveries = receipt(attempts, dollars_per_hour=None).recoveries
     found.steps_lost = [r.steps_lost for r in recoveries if r.cause in FAULTS]
     found.seconds = seconds_to_next_step(attempts)
-    prints = outcome(arena.store, _result(arena.store, run)).fingerprint
     parts = list(Fingerprint.model_fields)
-    found.mismatches = [part for part in parts if getattr(prints, part) != getattr(expected.fingerprint, part)]
+    try:
+        prints = outcome(arena.store, _result(arena.store, run)).fingerprint
+        found.mismatches = [part for part in parts if getattr(prints, part) != getattr(expected.fingerprint, part)]
+    except OrchestratorError as unreadable:
+        found.mismatches = parts
+        found.problems.append(str(unreadable))
     if problem := sample_problem(arena.trace, attempts, expected.samples):
         found.mismatches.append("samples")
         found.problems.append(problem)
@@ -431,7 +438,7 @@ def _train_through(arena: Arena, case: Case, run: str, saboteur: _Saboteur) -> E
             assert isinstance(workers, int)
             with _cut(expected=i < len(rest)):
                 resume(run, store=arena.store, address=arena.address, workers=workers)
-    except (OrchestratorError, TimeoutError) as error:
+    except (OrchestratorError, TimeoutError, subprocess.TimeoutExpired) as error:
         return error
     finally:
         remove_marks(run)
@@ -481,7 +488,7 @@ def _node_arguments(case: Case, run: str) -> dict[str, Any]:
     return {"run": run, "experiment": settings.model_dump(mode="json"), "node_kills": kills}
 
 
-def _run_on_nodes(arguments: str) -> str:
+def _run_on_nodes(arguments: str, *, timeout_s: float) -> str:
     """Run the program with a Ray of its own, whose processes end with it; return its last words if it failed."""
     folder = tempfile.mkdtemp(prefix="nodes-", dir="/tmp")  # short: the path of a Unix socket
     environment = {name: value for name, value in os.environ.items() if name != "RAY_AUTH_TOKEN_PATH"} | {
@@ -493,7 +500,9 @@ def _run_on_nodes(arguments: str) -> str:
     command = [sys.executable, "-m", "tests.chaos_nodes", arguments]
     with subprocess.Popen(command, cwd=ROOT, env=environment, text=True, stderr=subprocess.PIPE) as process:
         try:
-            said = process.communicate(timeout=NODES_S)[1]
+            said = process.communicate(timeout=timeout_s)[1]
+        except subprocess.TimeoutExpired as error:
+            said = str(error)
         finally:
             process.terminate()  # its handler ends the cluster's processes
             process.wait()
