@@ -29,7 +29,7 @@ from ray.train.v2._internal.execution.worker_group.worker import Worker as Train
 from ray.train.v2._internal.execution.worker_group.worker_group import WorkerGroup
 from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
 
-from orchestrator.recovery import _is_collateral, _unwrapped
+from orchestrator.recovery import is_collateral, unwrapped
 from orchestrator.workers import Worker, free_address, join_group, kill_workers, lease_workers, release_workers
 
 POLL_S = 0.1
@@ -180,8 +180,8 @@ class _Group(WorkerGroup):
 
     def _without_echoes(self, found: Any) -> Any:
         """Hold back what a lost worker does to others, and its own silence, until it is known whether its node died."""
-        errors = [_unwrapped(error) for error in found.errors.values()]
-        if not errors or not all(isinstance(e, ActorUnavailableError) or _is_collateral(e) for e in errors):
+        errors = [unwrapped(error) for error in found.errors.values()]
+        if not errors or not all(isinstance(e, ActorUnavailableError) or is_collateral(e) for e in errors):
             return found
         self.echo_since = self.echo_since or time.monotonic()
         if time.monotonic() - self.echo_since > ECHO_S:

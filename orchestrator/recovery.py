@@ -217,7 +217,7 @@ def classify(error: Exception, watch: Watch) -> Ending:
     if isinstance(error, ClusterError):
         return Ending("error", str(error), error, is_final=True)
     errors = _errors_of(error)
-    own = [e for e in errors.values() if not _is_collateral(e)] or list(errors.values()) or [error]
+    own = [e for e in errors.values() if not is_collateral(e)] or list(errors.values()) or [error]
     stopped = [e for e in own if isinstance(e, TrainingStoppedError)]
     if stopped:
         reason = watch.stopping or stopped[0].reason
@@ -357,10 +357,10 @@ def _run_alone(record: RunRecord, job: Job, place: Any, watch: Watch) -> dict[st
 def _errors_of(error: Exception) -> dict[int, Exception]:
     """Each worker's own error by rank, without what Ray Train wraps it in."""
     failures = getattr(error, "worker_failures", None)
-    return {rank: _unwrapped(e) for rank, e in failures.items()} if failures else {0: _unwrapped(error)}
+    return {rank: unwrapped(e) for rank, e in failures.items()} if failures else {0: unwrapped(error)}
 
 
-def _unwrapped(error: Exception) -> Exception:
+def unwrapped(error: Exception) -> Exception:
     for name in ("_base_exc", "health_check_failure", "controller_failure"):
         inner = getattr(error, name, None)
         if isinstance(inner, Exception):
@@ -376,7 +376,7 @@ def _is_death(error: Exception) -> bool:
     return isinstance(error, ray.exceptions.RayActorError) or type(error).__name__ in names
 
 
-def _is_collateral(error: Exception) -> bool:
+def is_collateral(error: Exception) -> bool:
     """Whether this worker only noticed that another had gone."""
     return any(word in str(error) for word in ("Connection closed by peer", "Connection reset", "gloo", "NCCL"))
 

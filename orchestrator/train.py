@@ -262,7 +262,6 @@ def train_worker(settings: Mapping[str, Any], *, rank: int, workers: int, device
     import torch
 
     from orchestrator.baseline import baseline
-    from orchestrator.checkpoint import list_checkpoints
     from orchestrator.trainer import World, evaluate, fit
 
     check_packages()
@@ -282,7 +281,7 @@ def train_worker(settings: Mapping[str, Any], *, rank: int, workers: int, device
         "metrics": metrics,
         "baseline": rule and rule.name,
         "baseline_metrics": rule.metrics if rule else {},
-        "checkpoint": next(c.prefix for c in list_checkpoints(store, run=record.run) if c.complete),
+        "checkpoint": trainer.checkpoint,
         "history": trainer.history,
         "first_step_at": trainer.first_step_at,
     }

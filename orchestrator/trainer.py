@@ -102,6 +102,10 @@ class Trainer:
     position: Position = field(default_factory=Position)
     update: int = 0
     """Weight updates done."""
+    checkpoint: str | None = None
+    """Key prefix of the one that was restored or written last."""
+    is_stopping: bool = False
+    """Whether the last step's workers agreed to stop after it."""
     first_step_at: float | None = None
 
     @property
@@ -242,7 +246,7 @@ def restore(trainer: Trainer) -> None:
     if trainer.why:
         trainer.why.restore(progress.why)
     steps = epoch_plan(trainer.record, trainer.reader, epoch=0).num_steps
-    PULSE.resumed_from = found.prefix
+    trainer.checkpoint = PULSE.resumed_from = found.prefix
     PULSE.resumed_step = PULSE.step = progress.epoch * steps + progress.step
     failpoint("restore.after", rank=trainer.world.rank)
 
@@ -268,13 +272,13 @@ def train_epoch(trainer: Trainer, epoch: int, writer: CheckpointWriter | None = 
     PULSE.enter("data")
     for step, micro_batches in enumerate(batches, first):
         began = time.monotonic()
-        stop = train_step(trainer, micro_batches, plan, step=step, loss=loss)
+        trainer.is_stopping = train_step(trainer, micro_batches, plan, step=step, loss=loss)
         position.step, position.samples = step + 1, position.samples + sum(plan.step_sizes(step))
         PULSE.step = epoch * plan.num_steps + step + 1
         PULSE.slowest_step_s = max(PULSE.slowest_step_s, time.monotonic() - began)
         _report_step(trainer, plan, position.samples - trained, clock, waited_s)
-        if writer and not _is_mid_update(trainer, plan) and (stop or step + 1 < plan.num_steps):  # else: _save_epoch
-            _save_step(trainer, writer, loss, stop=stop)
+        if writer and not _is_mid_update(trainer, plan) and step + 1 < plan.num_steps:  # after the last: _save_epoch
+            _save_step(trainer, writer, loss)
         failpoint("train.after_step", rank=trainer.world.rank)
         PULSE.enter("data")
     seconds = time.perf_counter() - clock
@@ -516,34 +520,39 @@ def _finite(trainer: Trainer, mean_loss: float) -> float:
     )
 
 
-def _save_step(trainer: Trainer, writer: CheckpointWriter, loss: Tensor, *, stop: bool) -> None:
+def _save_step(trainer: Trainer, writer: CheckpointWriter, loss: Tensor) -> None:
     """Save where a checkpoint is due; end the training where that is asked."""
-    if trainer.world.rank == 0 and (stop or writer.is_due(trainer.update)):
+    if trainer.world.rank == 0 and (trainer.is_stopping or writer.is_due(trainer.update)):
         trainer.position.loss_sum = _finite(trainer, loss.item())
-        if not stop:
-            writer.save(snapshot(trainer))
-            return
-        PULSE.enter("checkpoint")
-        writer.save_and_wait(snapshot(trainer))
-    if stop:
+        _save(trainer, writer, wait=trainer.is_stopping)
+    if trainer.is_stopping:
         raise TrainingStoppedError(PULSE.stop or "resized")
 
 
 def _save_epoch(trainer: Trainer, writer: CheckpointWriter, checkpoints: Literal["all", "last"]) -> None:
-    """Save after an epoch where that is due, and always after the last."""
-    if trainer.world.rank != 0:
-        return
-    epoch = trainer.position.epoch
-    if epoch == trainer.settings.epochs:
+    """Save after an epoch where that is due, and always after the last; end the training where that is asked.
+
+    An update has one checkpoint: of two, the later could not be told.
+    """
+    epoch, asked = trainer.position.epoch, trainer.is_stopping and checkpoints == "all"
+    is_last = epoch == trainer.settings.epochs
+    if trainer.world.rank == 0:
+        is_wanted = is_checkpoint_due(epoch, trainer.settings)
+        if is_last or asked or (checkpoints == "all" and writer.is_due(trainer.update, asked=is_wanted)):
+            _save(trainer, writer, wait=is_last or asked)
+    if asked and not is_last:
+        raise TrainingStoppedError(PULSE.stop or "resized")
+
+
+def _save(trainer: Trainer, writer: CheckpointWriter, *, wait: bool) -> None:
+    if wait:
         PULSE.enter("checkpoint")
-        writer.save_and_wait(snapshot(trainer))
-    elif checkpoints == "all" and writer.is_due(trainer.update, asked=is_checkpoint_due(epoch, trainer.settings)):
-        writer.save(snapshot(trainer))
+    (writer.save_and_wait if wait else writer.save)(snapshot(trainer))
 
 
 def _write_checkpoint(trainer: Trainer, state: State) -> None:
     run = trainer.record.run
-    save_checkpoint(trainer.store, run=run, attempt=secrets.token_hex(4), state=state)
+    trainer.checkpoint = save_checkpoint(trainer.store, run=run, attempt=secrets.token_hex(4), state=state)
     prune(trainer.store, run=run, keep=trainer.settings.keep_checkpoints)
     if trainer.log:
         trainer.log.status(checkpoint_update=state.progress.update, checkpoint_at=time.time())
