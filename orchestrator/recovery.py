@@ -361,6 +361,7 @@ def _errors_of(error: Exception) -> dict[int, Exception]:
 
 
 def unwrapped(error: Exception) -> Exception:
+    """A worker's own error, without what Ray Train wraps it in, and with its traceback as a note."""
     for name in ("_base_exc", "health_check_failure", "controller_failure"):
         inner = getattr(error, name, None)
         if isinstance(inner, Exception):
