@@ -44,8 +44,9 @@ class Look(NamedTuple):
 class TrainingProcess:
     """The actor. Its own thread answers; the training runs in another one."""
 
-    def __init__(self, idle_s: float) -> None:
-        self._idle_s, self._idle_since = idle_s, time.monotonic()
+    def __init__(self, idle_s: float, reserved_for: str | None = None) -> None:
+        # `reserved_for`: the token of the first lease, where somebody starts a worker for himself
+        self._idle_s, self._idle_since, self._reserved_for = idle_s, time.monotonic(), reserved_for
         self._owner: str | None = None
         self._before: dict[str, str | None] = {}
         self._alone: _Outcome | None = None
@@ -53,10 +54,11 @@ class TrainingProcess:
         threading.Thread(target=self._watch, name="watch", daemon=True).start()
         threading.Thread(target=_import_ahead, name="imports", daemon=True).start()
 
-    def lease(self, owner: str, environment: Mapping[str, str]) -> bool:
+    def lease(self, owner: str, environment: Mapping[str, str], token: str | None = None) -> bool:
         """Belong to a driver's job from now on, unless another has been faster."""
-        if self._owner is not None:
+        if self._owner is not None or self._reserved_for not in (None, token):
             return False
+        self._reserved_for = None
         self._owner, self._alone = owner, None
         self._before = {name: os.environ.get(name) for name in environment}
         _set_environment(environment)
@@ -179,8 +181,9 @@ def lease_workers(
     missing = list(nodes)
     for worker in warm:
         missing.remove(worker.node)
-    new = [_start(key, node, threads) for node in missing]
-    ray.get([w.actor.lease.remote(owner, dict(environment)) for w in new])
+    token = secrets.token_hex(8)  # others see a new worker by its name before it is ours
+    new = [_start(key, node, threads, reserved_for=token) for node in missing]
+    ray.get([w.actor.lease.remote(owner, dict(environment), token) for w in new])
     return warm + new
 
 
@@ -349,7 +352,7 @@ def _named(key: str) -> list[tuple[str, str]]:
     return [(name, node) for name, node in found if node]
 
 
-def _start(key: str, node: str, threads: int) -> Worker:
+def _start(key: str, node: str, threads: int, *, reserved_for: str | None = None) -> Worker:
     ray: Any = importlib.import_module("ray")
     strategies: Any = importlib.import_module("ray.util.scheduling_strategies")
     actor = (
@@ -362,7 +365,7 @@ def _start(key: str, node: str, threads: int) -> Worker:
             scheduling_strategy=strategies.NodeAffinitySchedulingStrategy(node, soft=False),
             runtime_env={"env_vars": {"OMP_NUM_THREADS": str(threads)}},
         )
-        .remote(IDLE_S)
+        .remote(IDLE_S, reserved_for)
     )
     return Worker(actor, node, is_reusable=True)
 

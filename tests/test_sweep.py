@@ -214,6 +214,7 @@ def test_a_sweep_of_data_parallel_trainings_gives_the_results_of_single_ones(
     vary = {"techniques.activation": ["tanh"]}
     alone = sweep(experiment(vary), store=store, address=ray_cluster.address, name="alone")
     nested = sweep(experiment(vary, scaling={"workers": 2}), store=store, address=ray_cluster.address, name="nested")
+    assert [c.error for c in nested.cells] == [None, None]
     assert [c.metrics for c in nested.cells] == [c.metrics for c in alone.cells]
 
 
