@@ -1,5 +1,6 @@
 """Small untrained models of every kind, and finished runs of them, for the tests of serving."""
 
+import secrets
 from typing import Any
 
 from fake_store import MemoryStore
@@ -107,7 +108,7 @@ def write_run(store: Any, *, run: str, kind: str, seed: int = 0, **changes: Any)
         "code_version": "0.1.0",
         "versions": {"torch": "2.13.0"},
         "metrics": {"loss": 0.25, "accuracy": 0.5},
-        "checkpoint": save_checkpoint(store, run=run, attempt="0a0b0c0d", state=state),
+        "checkpoint": save_checkpoint(store, run=run, attempt=secrets.token_hex(4), state=state),
         **changes,
     }
     update_run(store, RunRecord.model_validate(record))
