@@ -11,18 +11,16 @@ Nothing of a peer is warm but the disk's cache, as nothing of it outlives its co
 
 import argparse
 import json
-import os
 import subprocess
 import sys
-import tempfile
 import time
 from pathlib import Path
 
-from cluster import local
 from cluster.storage import Store
 from orchestrator.runs import read_history
+from tests.benchmarks.cluster import ROOT, started_cluster
 from tests.benchmarks.measure import print_report
-from tests.benchmarks.train import ROOT, TIMEOUT_S, Timing, prepare, run_ours, run_torchrun
+from tests.benchmarks.train import TIMEOUT_S, Timing, prepare, run_ours, run_torchrun
 
 SMALL_BATCH = 64  # so that an epoch has more than 50 steps
 
@@ -34,29 +32,22 @@ def main() -> None:
     parser.add_argument("--pairs", type=int, default=5)
     arguments = parser.parse_args()
     pairs, pictures = (1, 1024) if arguments.quick else (arguments.pairs, 4096)
-    with tempfile.TemporaryDirectory(prefix="orchestrator-bench-") as folder:
-        os.environ |= {"ORCHESTRATOR_HOME": f"{folder}/home", "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-        state = local.up(cpus=2)
-        try:
-            assert state.store is not None
-            store = Store(state.store.settings)
-            plan = prepare(store, Path(folder), 1024)  # the first step does not depend on how many more there are
-            cold = run_ours(store, plan, name="cold").first_step_s
-            torchrun, script, ours, alone = [], [], [], []
-            for pair in range(pairs):
-                torchrun.append(run_torchrun(plan).first_step_s)
-                ours.append(run_ours(store, plan, name=f"two-{pair}").first_step_s)
-                script.append(run_script(plan).first_step_s)
-                alone.append(run_ours(store, with_workers(plan, 1), name=f"one-{pair}").first_step_s)
-                print(
-                    f"pair {pair + 1}/{pairs}: torchrun {torchrun[-1]:.1f} s, ours {ours[-1]:.1f} s; "
-                    f"script {script[-1]:.1f} s, ours {alone[-1]:.1f} s",
-                    file=sys.stderr,
-                )
-            steady = prepare(store, Path(folder), pictures * 2, batch_size=SMALL_BATCH)
-            with_s, without_s = measure_checkpoints(store, steady, pairs=pairs)
-        finally:
-            local.down()
+    with started_cluster() as (store, folder):
+        plan = prepare(store, folder, 1024)  # the first step does not depend on how many more there are
+        cold = run_ours(store, plan, name="cold").first_step_s
+        torchrun, script, ours, alone = [], [], [], []
+        for pair in range(pairs):
+            torchrun.append(run_torchrun(plan).first_step_s)
+            ours.append(run_ours(store, plan, name=f"two-{pair}").first_step_s)
+            script.append(run_script(plan).first_step_s)
+            alone.append(run_ours(store, with_workers(plan, 1), name=f"one-{pair}").first_step_s)
+            print(
+                f"pair {pair + 1}/{pairs}: torchrun {torchrun[-1]:.1f} s, ours {ours[-1]:.1f} s; "
+                f"script {script[-1]:.1f} s, ours {alone[-1]:.1f} s",
+                file=sys.stderr,
+            )
+        steady = prepare(store, folder, pictures * 2, batch_size=SMALL_BATCH)
+        with_s, without_s = measure_checkpoints(store, steady, pairs=pairs)
     print_report(
         "start",
         ratios={

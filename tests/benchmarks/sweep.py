@@ -11,16 +11,13 @@ and validates the sweep and makes the ledger; the others are given the finished 
 
 import argparse
 import json
-import os
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
-from cluster import local
 from cluster.session import ray_session
 from cluster.storage import Store, open_store
 from orchestrator.config import Experiment
@@ -29,9 +26,9 @@ from orchestrator.data.push import push
 from orchestrator.lanes import LanePlan, Task, read_stored, run_cell, write_cell
 from orchestrator.sweep import plan_arms
 from orchestrator.train import plan_run
+from tests.benchmarks.cluster import ROOT, started_cluster
 from tests.benchmarks.measure import print_report
 
-ROOT = Path(__file__).parents[2]
 TIMEOUT_S = 3600
 SIDES = ("ours", "loop", "tune")
 
@@ -80,27 +77,20 @@ def settings(*, quick: bool) -> dict[str, Any]:
 def measure(values: dict[str, Any], *, pairs: int) -> dict[str, list[float]]:
     """Seconds of each side, taken in turns."""
     seconds: dict[str, list[float]] = {side: [] for side in SIDES}
-    with tempfile.TemporaryDirectory(prefix="orchestrator-bench-") as folder:
-        os.environ |= {"ORCHESTRATOR_HOME": f"{folder}/home", "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-        state = local.up(cpus=2)
-        try:
-            assert state.store is not None
-            store = Store(state.store.settings)
-            push(store, "sklearn:digits")
-            config = Path(folder) / "sweep.yaml"
-            config.write_text(json.dumps(values))
-            for pair in range(pairs):
-                names = {side: f"{side}-{pair}" for side in SIDES}
-                ours = ("orchestrator", "sweep", str(config), "--name", names["ours"], "--json")
-                seconds["ours"].append(timed(ours))
-                for peer in ("loop", "tune"):
-                    key = write_plan(store, values, sweep=names[peer])
-                    seconds[peer].append(timed(("tests.benchmarks.sweep", "--peer", peer, "--plan", key)))
-                require_same_metrics(store, list(names.values()))
-                found = ", ".join(f"{side} {seconds[side][-1]:.1f} s" for side in SIDES)
-                print(f"pair {pair + 1}/{pairs}: {found}", file=sys.stderr)
-        finally:
-            local.down()
+    with started_cluster() as (store, folder):
+        push(store, "sklearn:digits")
+        config = folder / "sweep.yaml"
+        config.write_text(json.dumps(values))
+        for pair in range(pairs):
+            names = {side: f"{side}-{pair}" for side in SIDES}
+            ours = ("orchestrator", "sweep", str(config), "--name", names["ours"], "--json")
+            seconds["ours"].append(timed(ours))
+            for peer in ("loop", "tune"):
+                key = write_plan(store, values, sweep=names[peer])
+                seconds[peer].append(timed(("tests.benchmarks.sweep", "--peer", peer, "--plan", key)))
+            require_same_metrics(store, list(names.values()))
+            found = ", ".join(f"{side} {seconds[side][-1]:.1f} s" for side in SIDES)
+            print(f"pair {pair + 1}/{pairs}: {found}", file=sys.stderr)
     return seconds
 
 

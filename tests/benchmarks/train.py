@@ -10,17 +10,14 @@ Both sides run 2 workers of 1 thread, in turns, over the same pictures; the seco
 
 import argparse
 import json
-import os
 import subprocess
 import sys
-import tempfile
 import time
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from cluster import local
 from cluster.storage import Store
 from models.features import TARGET, ClassTarget, ImageFeature
 from orchestrator.configfile import Document, load_experiment, validate
@@ -32,10 +29,10 @@ from orchestrator.data.sources.options import SourceOptions
 from orchestrator.data.sources.prepared import Part, Prepared
 from orchestrator.runs import read_history, read_status
 from orchestrator.train import plan_run
+from tests.benchmarks.cluster import ROOT, started_cluster
 from tests.benchmarks.measure import print_report
 from tests.ports import free_port
 
-ROOT = Path(__file__).parents[2]
 TIMEOUT_S = 600
 CIFAR10 = ROOT.parent / "shared" / "data" / "cifar10"
 
@@ -54,20 +51,13 @@ def main() -> None:
     parser.add_argument("--pairs", type=int, default=5)
     arguments = parser.parse_args()
     pairs, pictures = (1, 1024) if arguments.quick else (arguments.pairs, 4096)
-    with tempfile.TemporaryDirectory(prefix="orchestrator-bench-") as folder:
-        os.environ |= {"ORCHESTRATOR_HOME": f"{folder}/home", "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-        state = local.up(cpus=2)
-        try:
-            assert state.store is not None
-            store = Store(state.store.settings)
-            plan = prepare(store, Path(folder), pictures)
-            peers, ours = [], []
-            for pair in range(pairs):
-                peers.append(run_torchrun(plan))
-                ours.append(run_ours(store, plan, name=f"pair-{pair}"))
-                print(f"pair {pair + 1}/{pairs}: torchrun {peers[-1]}, ours {ours[-1]}", file=sys.stderr)
-        finally:
-            local.down()
+    with started_cluster() as (store, folder):
+        plan = prepare(store, folder, pictures)
+        peers, ours = [], []
+        for pair in range(pairs):
+            peers.append(run_torchrun(plan))
+            ours.append(run_ours(store, plan, name=f"pair-{pair}"))
+            print(f"pair {pair + 1}/{pairs}: torchrun {peers[-1]}, ours {ours[-1]}", file=sys.stderr)
     print_report(
         "train",
         ratios={
