@@ -7,7 +7,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from types import TracebackType
 from typing import Self
 
-from cluster.errors import StoreAccessError, StoreUnavailableError
+from cluster.errors import StoreUnavailableError
 from orchestrator.checkpoint import State
 from orchestrator.config import TrainConfig
 
@@ -28,8 +28,6 @@ class CheckpointWriter:
         self._pending: Future[None] | None = None
         self._is_owed = False
         self._saved_update, self._saved_at = 0, time.monotonic()
-        self.error: str | None = None
-        """Why the newest write failed; ``None`` when it did not."""
 
     def begin_at(self, update: int) -> None:
         """Count intervals from this update on: there is a checkpoint of it."""
@@ -83,15 +81,11 @@ class CheckpointWriter:
             self._settle()
 
     def _settle(self) -> None:
-        """Wait for the write under way and take note of how it ended."""
+        """Wait for the write under way; one that did not reach the store is only told."""
         pending, self._pending = self._pending, None
         if pending is None:
             return
         try:
             pending.result()
-            self.error = None
-        except StoreAccessError:
-            raise
         except StoreUnavailableError as error:
-            self.error = str(error)
             log.warning("no checkpoint was written, training goes on: %s", error)

@@ -147,6 +147,11 @@ class ScalingConfig(_Frozen):
         return self.workers if isinstance(self.workers, int) else self.workers[1]
 
     @property
+    def num_threads(self) -> int:
+        """Threads of each worker's tensor operations."""
+        return self.threads_per_worker or max(1, int(self.cpus_per_worker))
+
+    @property
     def num_logical_workers(self) -> int:
         """The pieces that every batch is cut into."""
         return self.logical_workers or max(2, self.max_workers)

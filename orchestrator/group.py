@@ -251,7 +251,7 @@ class _JoinGroup(Backend):
     def on_start(self, worker_group: Any, backend_config: Any) -> None:
         address, size = worker_group.execute_single(0, free_address), len(worker_group)
         join = partial(join_group, address, workers=size, backend=backend_config.backend, timeout_s=GROUP_TIMEOUT_S)
-        ray.get([worker.actor.call.remote(join, r) for r, worker in enumerate(worker_group.get_workers())])
+        ray.get([worker.actor.execute.remote(join, r) for r, worker in enumerate(worker_group.get_workers())])
 
 
 class _OneSize(ScalingPolicy):

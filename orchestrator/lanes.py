@@ -277,19 +277,17 @@ def _train(record: RunRecord, store: Store) -> tuple[Metrics, list[dict[str, Any
     """Metrics of the split that the record names, and what is known of every epoch."""
     import torch
 
-    from orchestrator.checkpoint import checkpoint_prefixes
     from orchestrator.trainer import World, evaluate, fit
 
     update_run(store, record)
     if record.experiment.scaling.max_workers > 1:
         outcome = fit_on_ray(record, store)
-        metrics, history = outcome["metrics"], outcome["history"]
+        metrics, history, checkpoint = outcome["metrics"], outcome["history"], outcome["checkpoint"]
     else:
         world = World(device=torch.device("cuda" if record.techniques.processor == "gpu" else "cpu"))
         trainer = fit(record, store=store, world=world, checkpoints="last")
-        metrics, history = evaluate(trainer, record.evaluated_on), trainer.history
-    prefix = next(checkpoint_prefixes(store, run=record.run))
-    update_run(store, record.model_copy(update={"state": "finished", "metrics": metrics, "checkpoint": prefix}))
+        metrics, history, checkpoint = evaluate(trainer, record.evaluated_on), trainer.history, trainer.checkpoint
+    update_run(store, record.model_copy(update={"state": "finished", "metrics": metrics, "checkpoint": checkpoint}))
     return metrics, history
 
 

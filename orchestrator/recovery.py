@@ -104,7 +104,7 @@ def prepare(record: RunRecord) -> None:
     scaling, need = record.experiment.scaling, resources_of(record)
     free = free_resources(without=set(draining_nodes()))
     nodes = [node for node, resources in sorted(free.items()) for _ in range(room({node: resources}, need))]
-    start_ahead(nodes[: scaling.max_workers], threads=threads_of(record))
+    start_ahead(nodes[: scaling.max_workers], threads=scaling.num_threads)
 
 
 @dataclass
@@ -266,26 +266,27 @@ def _reserve(record: RunRecord) -> tuple[Any, int]:
     """
     util: Any = importlib.import_module("ray.util")
     scaling, need = record.experiment.scaling, resources_of(record)
-    for count in range(scaling.max_workers, scaling.min_workers - 1, -1):
-        patience_s = scaling.start_timeout_s if count == scaling.min_workers else _patience_s(record, count)
-        if patience_s == 0:
-            continue
+    count = scaling.max_workers
+    while True:
+        if count > scaling.min_workers:
+            count = max(scaling.min_workers, min(count, room(_living_nodes(), need)))
         place = util.placement_group([need] * count)
-        if place.wait(timeout_seconds=patience_s):
+        if place.wait(timeout_seconds=scaling.start_timeout_s if count == scaling.min_workers else SMALLER_S):
             return place, count
         util.remove_placement_group(place)
-    raise ClusterError(
-        f"the cluster must place {scaling.min_workers} workers within scaling.start_timeout_s "
-        f"({scaling.start_timeout_s:g} s), got fewer. Is other work running? See `orchestrator status`."
-    )
+        if count == scaling.min_workers:
+            raise ClusterError(
+                f"the cluster must place {count} workers within scaling.start_timeout_s "
+                f"({scaling.start_timeout_s:g} s), got fewer. Is other work running? See `orchestrator status`."
+            )
+        count -= 1
 
 
-def _patience_s(record: RunRecord, count: int) -> float:
-    """How long to wait for this many: not at all where the living nodes are too small for them."""
+def _living_nodes() -> dict[str, dict[str, float]]:
+    """What each living node has in all, except those that are to be taken away."""
     ray: Any = importlib.import_module("ray")
-    going = set(draining_nodes())
-    alive = {n["NodeID"]: n["Resources"] for n in ray.nodes() if n["Alive"] and n["NodeID"] not in going}
-    return SMALLER_S if room(alive, resources_of(record)) >= count else 0.0
+    going = draining_nodes()
+    return {n["NodeID"]: n["Resources"] for n in ray.nodes() if n["Alive"] and n["NodeID"] not in going}
 
 
 def _give_back(place: Any) -> None:
@@ -307,24 +308,21 @@ def _start(record: RunRecord, job: Job, place: Any, workers: int, watch: Watch) 
         workers=workers,
         resources=resources_of(record),
         environment=_environment(job, watch.store),
-        threads=threads_of(record),
+        threads=record.experiment.scaling.num_threads,
         hang_timeout_s=record.experiment.scaling.hang_timeout_s,
     )
     result: dict[str, Any] = group.run_group(job.loop, job.settings, plan=plan, watch=watch)
     return result
 
 
-def threads_of(record: RunRecord) -> int:
-    """Threads of each worker's tensor operations."""
-    scaling = record.experiment.scaling
-    return scaling.threads_per_worker or max(1, int(scaling.cpus_per_worker))
-
-
 def _run_alone(record: RunRecord, job: Job, place: Any, watch: Watch) -> dict[str, Any]:
     """One worker needs no group."""
     ray: Any = importlib.import_module("ray")
     leased = lease_workers(
-        place, resources_of(record), environment=_environment(job, watch.store), threads=threads_of(record)
+        place,
+        resources_of(record),
+        environment=_environment(job, watch.store),
+        threads=record.experiment.scaling.num_threads,
     )
     device = "cuda" if record.techniques.processor == "gpu" else "cpu"
     actor, ended = leased[0].actor, False

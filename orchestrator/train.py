@@ -30,7 +30,7 @@ from orchestrator.data.dataset import Dataset, open_dataset
 from orchestrator.lease import Lease
 from orchestrator.polling import polling
 from orchestrator.pulse import PULSE
-from orchestrator.recovery import Job, import_ahead, prepare, run_to_end, threads_of
+from orchestrator.recovery import Job, import_ahead, prepare, run_to_end
 from orchestrator.runs import (
     DatasetRef,
     EpochRecord,
@@ -305,7 +305,7 @@ def _describe_in_worker(record: RunRecord, store: Store) -> tuple[RunRecord, Ari
         describe_stored,
         record.model_dump(mode="json"),
         store.settings.model_dump(mode="json"),
-        threads=threads_of(record),
+        threads=record.experiment.scaling.num_threads,
     )
 
 

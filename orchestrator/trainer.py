@@ -92,6 +92,7 @@ class Trainer:
     log: RunLog | None
     """Of the first worker only."""
     attempt: str
+    steps_per_epoch: int
     updates_per_epoch: int
     """One with batch gradient descent, else one per step."""
     why: Diagnostics | None = None
@@ -168,7 +169,7 @@ def fit(
 def build_trainer(record: RunRecord, *, store: Store, world: World, log: RunLog | None = None) -> Trainer:
     """Open the data and build the network with its initial weights, the same on every worker."""
     experiment, device = record.experiment, world.device
-    torch.set_num_threads(experiment.scaling.threads_per_worker or max(1, int(experiment.scaling.cpus_per_worker)))
+    torch.set_num_threads(experiment.scaling.num_threads)
     dataset = open_dataset(store, record.dataset.name, version=record.dataset.version)
     network = build(experiment.model, record.techniques, record.signature, seed=experiment.train.seed).to(device)
     if channels_last(record):
@@ -187,6 +188,7 @@ def build_trainer(record: RunRecord, *, store: Store, world: World, log: RunLog 
         parts=Parts(network, rows=rows, device=device),
         log=log,
         attempt=secrets.token_hex(4),
+        steps_per_epoch=plan.num_steps,
         updates_per_epoch=updates_per_epoch(record, plan),
         why=Diagnostics(network, num_steps=plan.num_steps) if world.rank == 0 else None,
     )
@@ -245,9 +247,8 @@ def restore(trainer: Trainer) -> None:
     trainer.position = Position(progress.epoch, progress.step, progress.loss_sum, progress.samples)
     if trainer.why:
         trainer.why.restore(progress.why)
-    steps = epoch_plan(trainer.record, trainer.reader, epoch=0).num_steps
     trainer.checkpoint = PULSE.resumed_from = found.prefix
-    PULSE.resumed_step = PULSE.step = progress.epoch * steps + progress.step
+    PULSE.resumed_step = PULSE.step = progress.epoch * trainer.steps_per_epoch + progress.step
     failpoint("restore.after", rank=trainer.world.rank)
 
 

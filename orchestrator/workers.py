@@ -75,8 +75,8 @@ class TrainingProcess:
         self._owner, self._idle_since = None, time.monotonic()
         return True
 
-    def call(self, function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-        """Run something here and return what it returns."""
+    def execute(self, function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        """Run something here and return what it returns; Ray Train calls it too."""
         return function(*args, **kwargs)
 
     def start(self, function: Callable[..., Any], **arguments: Any) -> None:
@@ -102,10 +102,6 @@ class TrainingProcess:
         worker: Any = importlib.import_module("ray.train.v2._internal.execution.worker_group.worker")
         self._train = worker.RayTrainWorker()
         self._train.init_train_context(**context)
-
-    def execute(self, function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-        """Run something here and return what it returns."""
-        return function(*args, **kwargs)
 
     def get_metadata(self) -> Any:
         """Where this process is."""
@@ -220,7 +216,7 @@ def call_in_worker(function: Callable[..., T], *args: Any, threads: int) -> T:
             if not ray.get(worker.actor.lease.remote(owner, {})):
                 continue
             try:
-                result: T = ray.get(worker.actor.call.remote(function, *args))
+                result: T = ray.get(worker.actor.execute.remote(function, *args))
                 return result
             finally:
                 worker.actor.release.remote()

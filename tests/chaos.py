@@ -333,7 +333,7 @@ def trainees() -> list[Trainee]:
     for name in names:
         with suppress(ValueError):  # it has just ended
             actor = ray.get_actor(name, namespace=NAMESPACE)
-            asked[name] = (actor.call.remote(os.getpid), actor.look.remote())
+            asked[name] = (actor.execute.remote(os.getpid), actor.look.remote())
     looks = [ref for refs in asked.values() for ref in refs]
     done = set(ray.wait(looks, num_returns=len(looks), timeout=ANSWER_S)[0] if looks else ())
     found = []

@@ -40,7 +40,7 @@ def lease(place: Any, **environment: str) -> list[Any]:
 def ask(worker: Any, function: Any, *arguments: Any) -> Any:
     import ray
 
-    return ray.get(worker.actor.call.remote(function, *arguments))
+    return ray.get(worker.actor.execute.remote(function, *arguments))
 
 
 def pids(workers: list[Any]) -> set[int]:
@@ -95,7 +95,7 @@ with ray_session(sys.argv[1]):
     place = ray.util.placement_group([{"CPU": 1.0}])
     place.wait(60)
     (worker,) = lease_workers(place, {"CPU": 1.0}, environment={"DOOMED": "1"}, threads=1)
-    print(ray.get(worker.actor.call.remote(os.getpid)), flush=True)
+    print(ray.get(worker.actor.execute.remote(os.getpid)), flush=True)
     os.kill(os.getpid(), signal.SIGKILL)
 """
 
