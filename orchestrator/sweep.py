@@ -67,6 +67,8 @@ class Arm(_Frozen):
     experiment: Experiment
     """At the learning rate that was chosen, once that is done."""
     tuned: Tuned | None = None
+    parameters: int | None = None
+    """Numbers that its model learns; ``None`` in a sweep that did not write it down."""
 
 
 class SweepRecord(_Frozen):
@@ -110,6 +112,12 @@ class SweepResult(NamedTuple):
     cells: list[Cell]
     record: SweepRecord
     seconds: float
+
+    def _repr_html_(self) -> str:
+        """The report, in a notebook."""
+        from orchestrator.report import notebook_html  # with its template engine, which a sweep itself needs not
+
+        return notebook_html(self)
 
 
 def sweep(
@@ -289,11 +297,15 @@ def outcome_line(result: SweepResult) -> str | None:
     record = result.record
     if record.prediction is None:
         return None
-    spent, prices = list(_all_seconds(result)), record.dollars_per_hour
-    known = prices and all(arm in prices for arm, _ in spent)
-    dollars = math.fsum(seconds / 3600 * prices[arm] for arm, seconds in spent) if known else None
     expected = prediction_text(record.prediction, seeds=len(record.seeds))
-    return f"predicted {expected}; took {cost_text(result.seconds / 60, dollars)}"
+    return f"predicted {expected}; took {cost_text(result.seconds / 60, dollars_spent(result))}"
+
+
+def dollars_spent(result: SweepResult) -> float | None:
+    """On all trainings, those that chose learning rates too; ``None`` if the price of one is not known."""
+    spent, prices = list(_all_seconds(result)), result.record.dollars_per_hour
+    known = prices and all(arm in prices for arm, _ in spent)
+    return math.fsum(seconds / 3600 * prices[arm] for arm, seconds in spent) if known else None
 
 
 def _all_seconds(result: SweepResult) -> Iterator[tuple[str, float]]:
@@ -528,7 +540,7 @@ def _sweep_record(
         state="running",
         created=utc_now(),
         experiment=experiment,
-        arms=[_with_version(arm, runs[arm.name].dataset.version) for arm in arms],
+        arms=[_as_planned(arm, runs[arm.name]) for arm in arms],
         seeds=list(range(seed, seed + experiment.sweep.seeds)),
         metric=metric,
         higher_is_better=known[metric],
@@ -540,10 +552,11 @@ def _sweep_record(
     )
 
 
-def _with_version(arm: Arm, version: str) -> Arm:
+def _as_planned(arm: Arm, run: RunRecord) -> Arm:
     """Every cell reads the same data, also where a newer version is pushed before the sweep ends."""
-    data = arm.experiment.data.model_copy(update={"version": version})
-    return arm.model_copy(update={"experiment": arm.experiment.model_copy(update={"data": data})})
+    data = arm.experiment.data.model_copy(update={"version": run.dataset.version})
+    experiment = arm.experiment.model_copy(update={"data": data})
+    return arm.model_copy(update={"experiment": experiment, "parameters": run.parameters or None})
 
 
 def _prices(experiment: Experiment, runs: Mapping[str, RunRecord]) -> dict[str, float]:
