@@ -189,12 +189,12 @@ def interval(values: Sequence[float], *, confidence: float = CONFIDENCE) -> tupl
     """Student's t interval of the mean; ``None`` with fewer than two values."""
     if len(values) < 2:
         return None
-    half = _t_quantile(len(values) - 1, confidence) * statistics.stdev(values) / math.sqrt(len(values))
+    half = t_quantile(len(values) - 1, confidence) * statistics.stdev(values) / math.sqrt(len(values))
     mean = statistics.fmean(values)
     return float(mean - half), float(mean + half)
 
 
-def _t_quantile(degrees_of_freedom: int, confidence: float) -> float:
+def t_quantile(degrees_of_freedom: int, confidence: float) -> float:
     """Half the width of a two-sided interval, in standard errors."""
     return float(special.stdtrit(degrees_of_freedom, 0.5 + confidence / 2))
 
@@ -453,7 +453,7 @@ def _estimate(fit: _Fit, weights: Array, confidence: float) -> tuple[float, tupl
     found = found if abs(found) > 10 * fit.rounding else 0.0
     if fit.noise is None:
         return found, (None, None)
-    half = _t_quantile(fit.degrees_of_freedom, confidence) * _standard_error(fit, weights)
+    half = t_quantile(fit.degrees_of_freedom, confidence) * _standard_error(fit, weights)
     return found, (found - half, found + half)
 
 

@@ -4,6 +4,7 @@ How single effects are estimated is in `orchestrator/effects.py`. Here:
 
 - *The verdict* pairs arms seed by seed, and names a winner only if it beats every other arm with 95 % together.
 - *Missing.* Failed cells are counted, named and left out, never imputed.
+- *CPU against GPU* by model size is in `orchestrator/crossover.py`.
 - *Time to a target* is censored where a training never reaches it. All times are then counted up to the same horizon,
   see `restrict`.
 """
@@ -15,6 +16,7 @@ from typing import Annotated, Any, NamedTuple
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from orchestrator.crossover import Crossover, estimate_crossover
 from orchestrator.design import level_name
 from orchestrator.effects import (
     CONFIDENCE,
@@ -115,6 +117,8 @@ class Ledger(_Frozen):
     """The metric first."""
     traditional_against_deep: list[Comparison] = []
     """One for each response, where both are in the sweep."""
+    crossover: Crossover | None = None
+    """From which model size on a GPU pays, where arms differ in the processor alone."""
     notes: list[str] = []
     """Failed arms and what else concerns all responses, in words."""
 
@@ -128,6 +132,7 @@ def summarize(
     target: float | None = None,
     dollars_per_hour: Mapping[str, float] | None = None,
     factors: Mapping[str, Sequence[Any]] | None = None,
+    parameters: Mapping[str, int] | None = None,
 ) -> Ledger:
     """Turn finished cells into the table, the effects and the verdict. The order of ``cells`` does not matter.
 
@@ -139,6 +144,7 @@ def summarize(
         target: quality to which seconds and dollars are counted as well.
         dollars_per_hour: price of all that one training of an arm holds (its workers); without it there are no dollars.
         factors: levels in the order in which they are to be compared; default: as the arms name them.
+        parameters: of the model of every arm; without them nothing is said of the size from which a GPU pays.
     """
     cells = sorted((c for c in cells if c.arm in arms), key=lambda c: (c.arm, c.seed))
     good = [c for c in cells if c.state == "finished" and math.isfinite(c.metrics.get(metric, math.nan))]
@@ -162,6 +168,7 @@ def summarize(
         factors=grid_of(arms, factors).levels,
         responses=[_respond(one, arms, factors, planned=len(cells)) for one in measured],
         traditional_against_deep=[c for one in measured if (c := _compare_presets(one, arms))],
+        crossover=_crossover(good, way, arms, parameters or {}, dollars_per_hour or {}),
         notes=[*_failures(cells, good, arms), *_target_notes(way, metric, target)],
     )
 
@@ -377,6 +384,24 @@ def _compare_presets(one: _Measured, arms: Mapping[str, Mapping[str, Any]]) -> C
         high=found.high,
         better=better_level(found.low, found.high, ("traditional", "deep"), higher_is_better=one.higher_is_better),
     )
+
+
+def _crossover(
+    good: Sequence[Cell],
+    way: _Way | None,
+    arms: Mapping[str, Mapping[str, Any]],
+    parameters: Mapping[str, int],
+    dollars_per_hour: Mapping[str, float],
+) -> Crossover | None:
+    """In dollars where all prices are known, else in seconds; to the target where one was reached."""
+    priced = all(c.arm in dollars_per_hour for c in good)
+    rates = {c.arm: dollars_per_hour[c.arm] / 3600 if priced else 1.0 for c in good}
+    name = "dollars" if priced else "seconds"
+    costs: dict[Key, float | None] = {(c.arm, c.seed): c.seconds for c in good}
+    if way and any(value is not None for value in way.found.values()):
+        name, costs = f"{name}_to_target", dict(way.found)
+    found = {key: None if value is None else value * rates[key[0]] for key, value in costs.items()}
+    return estimate_crossover(found, arms=arms, parameters=parameters, cost=name)
 
 
 def _preset_pairs(grid: Grid) -> tuple[tuple[str, ...], list[tuple[str, str]]]:

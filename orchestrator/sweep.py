@@ -348,6 +348,7 @@ def ledger_of(record: SweepRecord, cells: list[Cell]) -> Ledger:
         target=sweep.target,
         dollars_per_hour=record.dollars_per_hour or None,
         factors=sweep.vary,
+        parameters={arm.name: arm.parameters for arm in record.arms if arm.parameters},
     )
     if "train.learning_rate" in sweep.vary:
         return ledger
