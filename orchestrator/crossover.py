@@ -142,8 +142,14 @@ def fit_line(x: Array, y: Array) -> Line:
     rest = y - y.mean() - slope * around
     freedom = len(x) - 2
     noise = float(rest @ rest) / freedom if freedom else None
-    variances = (None, None) if noise is None else (noise / len(x), noise / squares)
-    return Line(center, float(y.mean()), slope, *variances, freedom)
+    return Line(
+        center=center,
+        middle=float(y.mean()),
+        slope=slope,
+        middle_variance=None if noise is None else noise / len(x),
+        slope_variance=None if noise is None else noise / squares,
+        degrees_of_freedom=freedom,
+    )
 
 
 def fieller_interval(line: Line) -> tuple[float, float] | None:
