@@ -14,7 +14,7 @@
 
 import math
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
@@ -79,19 +79,21 @@ class Crossover(_Frozen):
 
 
 def estimate_crossover(
-    costs: Mapping[Key, float | None],
+    costs: Mapping[Key, float],
     *,
     arms: Mapping[str, Mapping[str, Any]],
     parameters: Mapping[str, int],
     cost: str,
+    seeds: Collection[int],
 ) -> Crossover | None:
     """Estimate the size from which a GPU pays.
 
     Args:
-        costs: of the trainings, above zero; ``None`` where it is not known, such as where the target was not reached.
+        costs: of the trainings, above zero, where they are known: one that did not reach the target has none.
         arms: settings of every arm.
         parameters: of the model of every arm.
         cost: what ``costs`` are.
+        seeds: of all trainings.
 
     Returns:
         ``None`` where no two arms differ in the processor alone.
@@ -101,7 +103,7 @@ def estimate_crossover(
         return None
     logs = {pair: _log_ratios(pair, costs) for pair in pairs}
     found = sum(map(len, logs.values()))
-    missing = len(pairs) * len({seed for _, seed in costs}) - found
+    missing = len(pairs) * len(seeds) - found
     common = {
         "cost": cost,
         "pairs": found,
@@ -201,9 +203,9 @@ def _arm_pairs(arms: Mapping[str, Mapping[str, Any]], parameters: Mapping[str, i
     return sorted(_ArmPair(parameters[s["cpu"]], s["cpu"], s["gpu"]) for s in sides.values() if len(s) == 2)
 
 
-def _log_ratios(pair: _ArmPair, costs: Mapping[Key, float | None]) -> list[float]:
+def _log_ratios(pair: _ArmPair, costs: Mapping[Key, float]) -> list[float]:
     """One for each seed that both arms have a cost with."""
-    sides = [{seed: v for (name, seed), v in costs.items() if name == arm and v} for arm in (pair.gpu, pair.cpu)]
+    sides = [{seed: v for (name, seed), v in costs.items() if name == arm and v > 0} for arm in (pair.gpu, pair.cpu)]
     return [math.log(sides[0][seed] / sides[1][seed]) for seed in sorted(sides[0].keys() & sides[1].keys())]
 
 
@@ -272,7 +274,9 @@ def _answer(line: Line, x: Array) -> dict[str, Any]:
 def _words(pays: str | None, side: str, found: Mapping[str, float], tried: tuple[float, float]) -> str:
     sizes = f"{size_text(tried[0])} to {size_text(tried[1])} parameters"
     if pays is None:
-        return f"not to be told: the interval is unbounded, as costs on GPU and CPU do not clearly part over {sizes}"
+        return (
+            f"not to be told: the interval is unbounded, since the ratio of costs does not clearly change over {sizes}"
+        )
     where = ""
     if found:
         ends = f"95 %: {size_text(found['low'])} to {size_text(found['high'])}"

@@ -570,11 +570,11 @@ def _fit_notes(fit: _Fit, effects: Sequence[Effect]) -> Iterator[str]:
     if not fit.total_squares:
         yield "all values are the same"
     elif fit.noise is None:
-        yield "nothing is repeated, so nothing tells of chance: effects have no intervals. Set sweep.seeds to 2 or more"
+        yield "nothing is repeated, so nothing tells of chance: effects have no intervals"
     elif not fit.repeated:
         yield (
-            f"one seed: interactions of three and more factors ({fit.degrees_of_freedom} degrees of freedom) are taken "
-            "for chance. Set sweep.seeds to 2 or more"
+            f"one value for each combination: interactions of three and more factors ({fit.degrees_of_freedom} degrees "
+            "of freedom) are taken for chance"
         )
     elif not fit.noise:
         yield "repetitions do not differ at all: intervals have no width, and tell nothing of chance"

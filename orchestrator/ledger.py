@@ -5,6 +5,8 @@ How single effects are estimated is in `orchestrator/effects.py`. Here:
 - *The verdict* pairs arms seed by seed, and names a winner only if it beats every other arm with 95 % together.
 - *Missing.* Failed cells are counted, named and left out, never imputed.
 - *CPU against GPU* by model size is in `orchestrator/crossover.py`.
+- *Time of trainings together.* Seeds that were trained as one batched model share its time, which is one measurement:
+  it counts once, and says nothing of chance.
 - *Time to a target* is censored where a training never reaches it. All times are then counted up to the same horizon,
   see `restrict`.
 """
@@ -86,7 +88,7 @@ class Comparison(_Frozen):
     arms: list[tuple[str, str]]
     """Pairs of a traditional and a deep arm that are otherwise alike."""
     seeds: int
-    """Seeds that all of these arms have."""
+    """Seeds, or packs of seeds that were measured together, that all of these arms have."""
     estimate: float
     """Deep minus traditional, in the unit of the response: mean over pairs and seeds."""
     low: float | None
@@ -133,6 +135,7 @@ def summarize(
     dollars_per_hour: Mapping[str, float] | None = None,
     factors: Mapping[str, Sequence[Any]] | None = None,
     parameters: Mapping[str, int] | None = None,
+    together: Sequence[Sequence[int]] = (),
 ) -> Ledger:
     """Turn finished cells into the table, the effects and the verdict. The order of ``cells`` does not matter.
 
@@ -145,13 +148,15 @@ def summarize(
         dollars_per_hour: price of all that one training of an arm holds (its workers); without it there are no dollars.
         factors: levels in the order in which they are to be compared; default: as the arms name them.
         parameters: of the model of every arm; without them nothing is said of the size from which a GPU pays.
+        together: groups of seeds whose trainings, of at least some arms, shared the time of one batched model.
     """
     cells = sorted((c for c in cells if c.arm in arms), key=lambda c: (c.arm, c.seed))
     good = [c for c in cells if c.state == "finished" and math.isfinite(c.metrics.get(metric, math.nan))]
     values = {arm: {c.seed: c.metrics[metric] for c in good if c.arm == arm} for arm in arms}
     way = _way_to(target, good, metric=metric, higher_is_better=higher_is_better)
     quality = _Measured(metric, "", higher_is_better, {(c.arm, c.seed): c.metrics[metric] for c in good})
-    measured = [quality, *_costs(good, way, dollars_per_hour)]
+    packs = {seed: group[0] for group in together for seed in group if len(group) > 1}
+    measured = [quality, *(_pooled(cost, packs) for cost in _costs(good, way, dollars_per_hour))]
     rows = [_row(arm, arms[arm], values[arm], [c for c in cells if c.arm == arm]) for arm in arms]
     rows = [row.model_copy(update=_arm_responses(row.arm, measured, way)) for row in rows]
     sign = -1 if higher_is_better else 1
@@ -168,7 +173,7 @@ def summarize(
         factors=grid_of(arms, factors).levels,
         responses=[_respond(one, arms, factors, planned=len(cells)) for one in measured],
         traditional_against_deep=[c for one in measured if (c := _compare_presets(one, arms))],
-        crossover=_crossover(good, way, arms, parameters or {}, dollars_per_hour or {}),
+        crossover=_crossover(good, way, arms, parameters or {}, dollars_per_hour or {}, packs),
         notes=[*_failures(cells, good, arms), *_target_notes(way, metric, target)],
     )
 
@@ -226,7 +231,11 @@ class _Measured(NamedTuple):
     higher_is_better: bool
     values: dict[Key, float]
     censored: int = 0
+    late: int = 0
+    """Trainings that reached the target after the horizon."""
     horizon: float | None = None
+    trainings: int | None = None
+    """That share the values; ``None``: each has its own."""
 
 
 class _Way(NamedTuple):
@@ -259,7 +268,21 @@ def _costs(good: Sequence[Cell], way: _Way | None, dollars_per_hour: Mapping[str
         if any(value is not None for value in found.values()):
             values, horizon = restrict(found, {k: way.spent[k] * rates[k[0]] for k in found})
             censored = sum(value is None for value in found.values())
-            yield _Measured(f"{name}_to_target", unit, False, values, censored, horizon)
+            late = 0 if horizon is None else sum(v >= horizon for v in values.values()) - censored
+            yield _Measured(f"{name}_to_target", unit, False, values, censored, late, horizon)
+
+
+def _pooled(cost: _Measured, packs: Mapping[int, int]) -> _Measured:
+    """With one value, the mean, for seeds that were measured together; of all arms alike, so that they stay paired."""
+    return cost._replace(values=_pack_means(cost.values, packs), trainings=len(cost.values))
+
+
+def _pack_means(values: Mapping[Key, float], packs: Mapping[int, int]) -> dict[Key, float]:
+    """One value for each arm and pack; ``packs``: seed -> the first of those that were measured together with it."""
+    found: dict[Key, list[float]] = {}
+    for (arm, seed), value in values.items():
+        found.setdefault((arm, packs.get(seed, seed)), []).append(value)
+    return {key: statistics.fmean(shared) for key, shared in found.items()}
 
 
 def _row(arm: str, settings: dict[str, Any], values: Mapping[int, float], cells: Sequence[Cell]) -> ArmSummary:
@@ -298,16 +321,28 @@ def _respond(
     response = analyze(
         one.values, arms=arms, name=one.name, unit=one.unit, higher_is_better=one.higher_is_better, factors=factors
     )
-    notes = list(response.notes)
-    if one.horizon is not None:
-        late = sum(value >= one.horizon for value in one.values.values()) - one.censored
-        notes.append(
-            f"{one.censored} of {len(one.values)} trainings never reached the target: all are counted up to "
-            f"{one.horizon:.4g} {one.unit}, where the first of these ended; {late} others reached it later than that"
-        )
-    missing = planned - len(one.values)
-    updates = {"missing": missing, "censored": one.censored, "horizon": one.horizon, "notes": notes}
+    trainings = len(one.values) if one.trainings is None else one.trainings
+    updates = {
+        "cells": trainings,
+        "missing": planned - trainings,
+        "censored": one.censored,
+        "horizon": one.horizon,
+        "notes": [*response.notes, *_measuring_notes(one, trainings)],
+    }
     return response.model_copy(update=updates)
+
+
+def _measuring_notes(one: _Measured, trainings: int) -> Iterator[str]:
+    if trainings > len(one.values):
+        yield (
+            f"seeds that are trained together have one time: {trainings} trainings are {len(one.values)} measurements. "
+            "To see how much time varies, set sweep.replicates to alone"
+        )
+    if one.horizon is not None:
+        yield (
+            f"{one.censored} of {trainings} trainings never reached the target: all are counted up to "
+            f"{one.horizon:.4g} {one.unit}, where the first of these ended; {one.late} others reached it later"
+        )
 
 
 def _failures(cells: Sequence[Cell], good: Sequence[Cell], arms: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:
@@ -392,6 +427,7 @@ def _crossover(
     arms: Mapping[str, Mapping[str, Any]],
     parameters: Mapping[str, int],
     dollars_per_hour: Mapping[str, float],
+    packs: Mapping[int, int],
 ) -> Crossover | None:
     """In dollars where all prices are known, else in seconds; to the target where one was reached."""
     priced = all(c.arm in dollars_per_hour for c in good)
@@ -400,8 +436,9 @@ def _crossover(
     costs: dict[Key, float | None] = {(c.arm, c.seed): c.seconds for c in good}
     if way and any(value is not None for value in way.found.values()):
         name, costs = f"{name}_to_target", dict(way.found)
-    found = {key: None if value is None else value * rates[key[0]] for key, value in costs.items()}
-    return estimate_crossover(found, arms=arms, parameters=parameters, cost=name)
+    found = {key: value * rates[key[0]] for key, value in costs.items() if value is not None}
+    seeds = {packs.get(c.seed, c.seed) for c in good}
+    return estimate_crossover(_pack_means(found, packs), arms=arms, parameters=parameters, cost=name, seeds=seeds)
 
 
 def _preset_pairs(grid: Grid) -> tuple[tuple[str, ...], list[tuple[str, str]]]:

@@ -280,8 +280,8 @@ def test_one_seed_takes_interactions_of_three_factors_for_chance() -> None:
     assert found.residual_degrees_of_freedom == 5
     assert effect(found, "a").better == "1"
     assert found.notes == [
-        "one seed: interactions of three and more factors (5 degrees of freedom) are taken for chance. "
-        "Set sweep.seeds to 2 or more"
+        "one value for each combination: interactions of three and more factors (5 degrees of freedom) are taken for "
+        "chance"
     ]
 
 
@@ -462,9 +462,28 @@ def test_censored_times_are_said_to_be() -> None:
     assert (found.cells, found.censored, found.horizon) == (24, 12, 8.0)  # tanh never reaches 0.8; 8 epochs of 1 s
     assert found.notes[-1] == (
         "12 of 24 trainings never reached the target: all are counted up to 8 s, where the first of these ended; "
-        "6 others reached it later than that"
+        "6 others reached it later"
     )
     assert sorted(row.reached or 0 for row in ledger.arms) == [0, 0, 0, 0, 3, 3, 3, 3]
+
+
+def test_the_time_of_seeds_that_were_trained_together_is_one_measurement() -> None:
+    arms = product(TECHNIQUES)
+    times = {arm: random.Random(arm).random() for arm in arms}  # nothing but chance, the same for all seeds
+    shared = [c.model_copy(update={"seconds": times[c.arm]}) for c in trained(arms)]
+
+    def seconds_of(**options: Any) -> tuple[Ledger, Response]:
+        ledger = summarize(shared, arms=arms, metric="accuracy", higher_is_better=True, **options)
+        return ledger, next(one for one in ledger.responses if one.name == "seconds")
+
+    assert all(e.clear for e in seconds_of()[1].effects)  # as if repeating it had shown this again and again
+    ledger, found = seconds_of(together=[[0, 1, 2]])
+    assert not any(e.clear for e in found.effects)
+    assert (found.cells, found.missing, found.residual_degrees_of_freedom) == (24, 0, 1)
+    assert found.notes[-1].startswith("seeds that are trained together have one time: 24 trainings are 8 measurements")
+    assert all(row.responses["seconds"].low is None for row in ledger.arms)
+    assert [c.low is None for c in ledger.traditional_against_deep] == [False, True]
+    assert ledger.responses[0] == seconds_of()[0].responses[0]
 
 
 def test_a_target_that_none_reached_gives_no_response() -> None:
