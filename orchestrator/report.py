@@ -28,11 +28,13 @@ from orchestrator.report_charts import (
     Timeline,
     average,
     cost_chart,
+    crossover_chart,
     effect_scale,
     effect_strip,
     epoch_scale,
     interaction_charts,
     mean_strips,
+    outcome_strips,
     pareto_front,
     scale_of,
     sides,
@@ -40,6 +42,7 @@ from orchestrator.report_charts import (
     timeline,
 )
 from orchestrator.report_tables import (
+    ArmOutcome,
     choices,
     conclusion,
     counted,
@@ -47,6 +50,9 @@ from orchestrator.report_tables import (
     findings,
     level_of,
     notes,
+    outcome_of,
+    outcome_sentence,
+    outcome_spread,
     percent,
     short_names,
     signed,
@@ -106,6 +112,8 @@ def render_report(result: "SweepResult") -> str:
         responses=[_response_section(response, names) for response in ledger.responses],
         curves=_curves(ledger, cells),
         costs=_costs(ledger),
+        crossover_chart=crossover_chart(ledger.crossover) if ledger.crossover and ledger.crossover.line else None,
+        outcome=_outcome(result),
         timeline=_timeline(ledger, cells),
         has_clock=all(c.started is not None for c in cells),
         why=[(group, _effects_of(group.factor, ledger, names)) for group in why_groups(ledger, cells)],
@@ -196,6 +204,23 @@ class CostSection:
     unit: str
 
 
+@dataclass(frozen=True)
+class OutcomeRow:
+    """An arm's predicted and actual seconds, drawn."""
+
+    arm: ArmOutcome
+    strip: Strip | None
+
+
+@dataclass(frozen=True)
+class OutcomeSection:
+    """Predicted against actual."""
+
+    sentences: tuple[str, ...]
+    rows: tuple[OutcomeRow, ...]
+    ticks: tuple[Tick, ...]
+
+
 def _board(ledger: Ledger, cells: Sequence[Cell]) -> Board:
     factors = short_names(ledger)
     means = [None if r.mean is None else Mean(mean=r.mean, low=r.low, high=r.high) for r in ledger.arms]
@@ -245,8 +270,8 @@ def _curves(ledger: Ledger, cells: Sequence[Cell]) -> tuple[list[Chart], list[Ch
     runs = {row.arm: _histories(cells, row.arm, ledger.metric) for row in ledger.arms}
     seen = {arm: points for arm, found in runs.items() if (points := average(found))}
     behind = average([p.mean for p in points] for points in seen.values()) if len(seen) > 1 else ()
-    x = epoch_scale(seen.values())
-    y = scale_of((v for points in seen.values() for p in points for v in (p.low, p.high)), can_be_log=True)
+    x, is_loss = epoch_scale(seen.values()), not ledger.higher_is_better
+    y = scale_of((v for points in seen.values() for p in points for v in (p.low, p.high)), can_be_log=is_loss)
     charts = [
         spread_chart(arm, {arm: points}, description=choices(ledger, arm), x=x, y=y, behind=behind, num_ticks=4)
         for arm, points in seen.items()
@@ -268,6 +293,15 @@ def _cost_section(ledger: Ledger, response: Response) -> CostSection:
     better = ledger.higher_is_better
     chart = cost_chart(offers, quality=ledger.metric, cost=response.name, unit=response.unit, higher_is_better=better)
     return CostSection(chart, tuple(pareto_front(offers, higher_is_better=better)), response.name, response.unit)
+
+
+def _outcome(result: "SweepResult") -> OutcomeSection | None:
+    outcome = outcome_of(result)
+    if outcome is None:
+        return None
+    strips, ticks = outcome_strips([(row.predicted_s, row.took_s) for row in outcome.arms])
+    rows = tuple(OutcomeRow(row, strip) for row, strip in zip(outcome.arms, strips, strict=True))
+    return OutcomeSection((outcome_sentence(outcome), outcome_spread(outcome)), rows, ticks)
 
 
 def _timeline(ledger: Ledger, cells: Sequence[Cell]) -> Timeline:

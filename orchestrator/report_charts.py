@@ -1,10 +1,11 @@
 """The charts of a sweep's report: where each mark goes, in percent of its box. The template draws them."""
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
+from orchestrator.crossover import Crossover, size_text
 from orchestrator.display import duration, number
 from orchestrator.effects import Effect, LevelMean, Mean, Response, role_of
 
@@ -12,6 +13,7 @@ LARGEST = 1e300  # drawn: sums and differences of larger numbers overflow
 LOG_FROM = 30.0  # largest to smallest value, from which on a scale of equal steps hides the small ones
 MARGIN = 0.05  # of a scale, free at both ends
 PAUSE_S = 60.0  # without any training: longer than a start of workers, so the sweep was stopped
+LABEL_PERCENT = 6.0  # of a chart's width and height: labels that are nearer overlap
 NUM_KINDS = 6  # colours and dashes of series
 
 
@@ -34,10 +36,10 @@ class Scale(NamedTuple):
         low, high, place = (math.log10(v) if self.is_log else v for v in (self.low, self.high, value))
         return round(100 * (_drawable(place) - low) / (high - low), 2)
 
-    def ticks(self, most: int = 6) -> tuple[Tick, ...]:
-        """At most about ``most`` round values."""
+    def ticks(self, most: int = 6, *, text: Callable[[float], str] = "{:.4g}".format) -> tuple[Tick, ...]:
+        """At most about ``most`` round values, written by ``text``."""
         values = _log_ticks(self.low, self.high, most) if self.is_log else _linear_ticks(self.low, self.high, most)
-        return tuple(Tick(self.at(value), f"{value:.4g}") for value in values)
+        return tuple(Tick(self.at(value), text(value)) for value in values)
 
 
 def scale_of(values: Iterable[float], *, can_be_log: bool = False) -> Scale:
@@ -224,6 +226,15 @@ def mean_strips(means: Sequence[Mean | None]) -> tuple[list[Strip | None], tuple
     return [None if m is None else _mean_strip(m, scale) for m in means], scale.ticks(3) if known else ()
 
 
+def outcome_strips(rows: Sequence[tuple[float, Mean | None]]) -> tuple[list[Strip | None], tuple[Tick, ...]]:
+    """What was taken, with its interval, beside a mark at what was predicted; and the ticks of the common scale."""
+    took = [mean for _, mean in rows if mean]
+    ends = [v for mean in took for v in (mean.low, mean.mean, mean.high) if v is not None]
+    scale = scale_of([0.0, *(predicted for predicted, _ in rows), *(v for v in ends if v > 0)])
+    strips = [None if m is None else replace(_mean_strip(m, scale), zero=scale.at(p)) for p, m in rows]
+    return strips, scale.ticks(4)
+
+
 def _mean_strip(mean: Mean, scale: Scale) -> Strip:
     title = number(mean.mean) + _interval(mean.low, mean.high)
     return Strip(scale.at(mean.mean), "s0", _ends(mean.low, mean.high, scale), None, None, title)
@@ -346,7 +357,7 @@ def cost_chart(offers: Sequence[Offer], *, quality: str, cost: str, unit: str, h
     front = pareto_front(offers, higher_is_better=higher_is_better)
     places = {o: (x.at(o.cost), round(100 - y.at(o.quality), 2)) for o in offers}
     steps = "H".join(f"{places[o][0]:g}{'V' if i else ' '}{places[o][1]:g}" for i, o in enumerate(front))
-    numbers = {offer: str(i + 1) for i, offer in enumerate(front)}
+    numbers = _numbers(front, places)
     marks = [
         Mark(
             *at, "s0" if o in numbers else "unclear", f"{o.arm}: {number(o.quality)} for {number(o.cost)} {unit}", label
@@ -363,6 +374,77 @@ def cost_chart(offers: Sequence[Offer], *, quality: str, cost: str, unit: str, h
         lines=(Line(f"M{steps}H100", "s0", "Pareto front"),) if front else (),
         marks=tuple(marks),
     )
+
+
+def _numbers(front: Sequence[Offer], places: Mapping[Offer, tuple[float, float]]) -> dict[Offer, str]:
+    """Those of the front from 1 on; of neighbours whose numbers would overlap the first has all."""
+    found: dict[Offer, str] = {}
+    last: Offer | None = None
+    for i, offer in enumerate(front, 1):
+        if last and all(abs(a - b) < LABEL_PERCENT for a, b in zip(places[last], places[offer], strict=True)):
+            found[last], found[offer] = f"{found[last]}, {i}", ""
+        else:
+            last, found[offer] = offer, str(i)
+    return found
+
+
+_PAIR, _TREND, _SAME = "s0", "s2", "s1"  # kinds of what the chart of sizes shows
+
+
+def crossover_chart(found: Crossover) -> Chart:
+    """Cost on the GPU over cost on the CPU against the size of the model, both by powers of ten."""
+    points = (*found.ratios, *found.line)
+    x, y = _log_scale(p.parameters for p in points), _log_scale([1.0, *(p.ratio for p in points)], margin=1.6)
+    cost = found.cost.replace("_", " ")
+    trend = _path((x.at(p.parameters), _top(y, p.ratio)) for p in found.line)
+    return Chart(
+        title=f"{cost} on the GPU over {cost} on the CPU",
+        description="below 1 the GPU pays; a point for each pair of arms that differ in nothing else, mean over seeds",
+        x_ticks=x.ticks(text=size_text),
+        y_ticks=_from_top(y.ticks()),
+        x_label="parameters of the model",
+        y_label="GPU / CPU",
+        bands=tuple(_crossover_bands(found, x, y)),
+        lines=(Line(f"M0 {_top(y, 1.0):g}H100", "unclear", "the same cost"), Line(trend, _TREND, found.conclusion)),
+        marks=tuple(_crossover_marks(found, x, y)),
+        legend=(
+            Label(_PAIR, "a pair of arms"),
+            Label(_TREND, "the line, with its 95 % band"),
+            Label(_SAME, "the same cost, with its 95 % interval"),
+        ),
+    )
+
+
+def _crossover_bands(found: Crossover, x: Scale, y: Scale) -> Iterator[Line]:
+    """Of the line, of the size at which both cost the same, and of every pair of arms."""
+    band = [(p.parameters, p.high) for p in found.line] + [(p.parameters, p.low) for p in reversed(found.line)]
+    if all(value is not None for _, value in band):
+        yield Line(_path((x.at(size), _top(y, value or 0.0)) for size, value in band) + "Z", _TREND)
+    if found.low is not None and found.high is not None:
+        left, right = (min(100.0, max(0.0, x.at(end))) for end in (found.low, found.high))
+        yield Line(f"M{left:g} 0H{right:g}V100H{left:g}Z", _SAME, found.conclusion)
+    for p in found.ratios:
+        if p.low is not None and p.high is not None:
+            yield Line(f"M{x.at(p.parameters):g} {_top(y, p.low):g}V{_top(y, p.high):g}", _PAIR)
+
+
+def _crossover_marks(found: Crossover, x: Scale, y: Scale) -> Iterator[Mark]:
+    for p in found.ratios:
+        title = f"{size_text(p.parameters)} parameters: {number(p.ratio)}{_interval(p.low, p.high)}"
+        yield Mark(x.at(p.parameters), _top(y, p.ratio), _PAIR, title)
+    if found.parameters is not None and 0 <= x.at(found.parameters) <= 100:
+        yield Mark(x.at(found.parameters), _top(y, 1.0), _SAME, found.conclusion, size_text(found.parameters))
+
+
+def _log_scale(values: Iterable[float], *, margin: float = 1.15) -> Scale:
+    """One of powers of ten, with ``margin`` as a factor at both ends."""
+    found = list(values)
+    return Scale(min(found) / margin, max(found) * margin, is_log=True)
+
+
+def _top(scale: Scale, value: float) -> float:
+    """Percent from the top; at the edge for what lies beyond it."""
+    return round(100 - min(100.0, max(0.0, scale.at(max(value, scale.low)))), 2)
 
 
 # ------------------------------------------------------------------------------------------------------- the timeline

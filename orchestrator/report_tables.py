@@ -1,15 +1,19 @@
 """What a sweep showed, as sentences and tables: on the terminal, as JSON and as Parquet."""
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rich.markup import escape
 
 from cluster.errors import ConfigError
+from orchestrator.budget import cost_text
+from orchestrator.crossover import PROCESSOR
 from orchestrator.design import level_name
 from orchestrator.display import number, out, table
-from orchestrator.effects import Effect, Response
+from orchestrator.effects import Effect, Mean, Response
 from orchestrator.ledger import ArmSummary, Cell, Comparison, Ledger
 
 if TYPE_CHECKING:
@@ -24,7 +28,10 @@ def print_report(result: "SweepResult") -> None:
     _say(verdict(ledger), style="bold")
     for line in findings(ledger):
         _say(line)
-    _print_arms(ledger)
+    outcome = outcome_of(result)
+    _print_arms(ledger, outcome)
+    if outcome:
+        _say(f"{outcome_sentence(outcome)} {outcome_spread(outcome)}")
     for response in ledger.responses:
         _print_effects(response, short_names(ledger))
     for line in [*design_notes(result.record), *notes(ledger)]:
@@ -40,6 +47,7 @@ def report_data(result: "SweepResult") -> dict[str, Any]:
         "ledger": result.ledger,
         "seeds": result.record.seeds,
         "experiment": result.record.experiment,
+        "outcome": outcome_of(result),
         "cells": result.cells,
         "seconds": result.seconds,
     }
@@ -126,8 +134,9 @@ def _setting_column(values: Sequence[Any]) -> "pa.Array":
     return pa.array([None if value is None else level_name(value) for value in values], pa.string())
 
 
-def _print_arms(ledger: Ledger) -> None:
+def _print_arms(ledger: Ledger, outcome: "Outcome | None") -> None:
     names = short_names(ledger)
+    predicted = {row.arm: row.predicted_s for row in outcome.arms} if outcome else {}
     costs = [r for r in ledger.responses[1:] if r.unit]
     rows = [
         (
@@ -136,13 +145,14 @@ def _print_arms(ledger: Ledger) -> None:
             row.mean,
             _ends(row.low, row.high),
             *(row.responses[r.name].mean if r.name in row.responses else None for r in costs),
+            *([predicted[row.arm]] if predicted else []),
             trainings(row),
         )
         for row in ledger.arms
     ]
     titles = ("arm", *map(escape, names.values()), ledger.metric, "95 % interval", *(title_of(r) for r in costs))
     out.print()
-    table((*titles, "trainings"), rows)
+    table((*titles, *(["seconds predicted"] if predicted else []), "trainings"), rows)
 
 
 def _print_effects(response: Response, names: Mapping[str, str]) -> None:
@@ -169,6 +179,94 @@ def _say(text: str, *, style: str = "") -> None:
     out.print(text, style=style, markup=False)
 
 
+# ------------------------------------------------------------------------------------- what was predicted of the sweep
+
+
+@dataclass(frozen=True)
+class ArmOutcome:
+    """Seconds of one training of an arm."""
+
+    arm: str
+    predicted_s: float
+    took_s: Mean | None
+    """Over the arm's trainings that count; ``None`` without one."""
+
+    @property
+    def ratio(self) -> float | None:
+        """Taken over predicted."""
+        return self.took_s.mean / self.predicted_s if self.took_s and self.predicted_s else None
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a sweep was predicted to take, and what it took."""
+
+    predicted_minutes: float
+    """From the command to the end."""
+    predicted_dollars: float | None
+    took_minutes: float | None
+    took_dollars: float | None
+    by_clock: bool
+    """Whether ``took_minutes`` is the time in which trainings ran: all that the cells tell."""
+    is_complete: bool
+    arms: tuple[ArmOutcome, ...]
+    """As in the ledger: the best first."""
+
+
+def outcome_of(result: "SweepResult") -> Outcome | None:
+    """Predicted against actual; ``None`` where nothing was predicted."""
+    from orchestrator.sweep import dollars_spent
+
+    record, prediction = result.record, result.record.prediction
+    if prediction is None:
+        return None
+    by_clock = not math.isfinite(result.seconds)
+    seconds = busy_seconds(result.cells) if by_clock else result.seconds
+    rows = [
+        ArmOutcome(row.arm, prediction.seconds[row.arm], row.responses.get("seconds"))
+        for row in result.ledger.arms
+        if row.arm in prediction.seconds
+    ]
+    return Outcome(
+        predicted_minutes=prediction.minutes(seeds=len(record.seeds)),
+        predicted_dollars=prediction.dollars(seeds=len(record.seeds)),
+        took_minutes=None if seconds is None else seconds / 60,
+        took_dollars=dollars_spent(result),
+        by_clock=by_clock,
+        is_complete=len(result.cells) >= len(record.arms) * len(record.seeds),
+        arms=tuple(rows),
+    )
+
+
+def busy_seconds(cells: Sequence[Cell]) -> float | None:
+    """Time in which any training ran, by the clock; ``None`` where starts are not known."""
+    busy, until = 0.0, -math.inf
+    for cell in sorted(cells, key=lambda c: c.started or 0.0):
+        if cell.started is None:
+            return None
+        end = cell.started + cell.seconds
+        busy += max(0.0, end - max(cell.started, until))
+        until = max(until, end)
+    return busy if cells else None
+
+
+def outcome_sentence(outcome: Outcome) -> str:
+    """Such as `Predicted: 3.2 min and $0.05; taken: 3 min and $0.05` as a sentence."""
+    expected = cost_text(outcome.predicted_minutes, outcome.predicted_dollars)
+    took = cost_text(outcome.took_minutes, outcome.took_dollars) or "not known"
+    so_far = "" if outcome.is_complete else " so far"
+    clock = ", minutes counted while trainings ran" if outcome.by_clock and outcome.took_minutes is not None else ""
+    return f"Predicted: {expected}; taken{so_far}: {took}{clock}."
+
+
+def outcome_spread(outcome: Outcome) -> str:
+    """How far the arms were from what was predicted of them."""
+    ratios = [row.ratio for row in outcome.arms if row.ratio is not None]
+    if not ratios:
+        return "No arm has a training to compare."
+    return f"A training took {min(ratios):.2f} to {max(ratios):.2f} times what was predicted of its arm."
+
+
 # ------------------------------------------------------------------------------------------------------- in sentences
 
 
@@ -185,6 +283,7 @@ def findings(ledger: Ledger) -> Iterator[str]:
     units = {response.name: response.unit for response in ledger.responses}
     for comparison in ledger.traditional_against_deep[:2]:  # quality and seconds: dollars say the same as seconds
         yield _comparison_sentence(comparison, units.get(comparison.response, ""))
+    yield from _processor_findings(ledger)
     for response in ledger.responses[:1]:
         clear = sorted((e for e in response.effects if e.clear), key=lambda e: (len(e.factors), -abs(e.estimate)))
         yield from (_effect_sentence(effect, response) for effect in clear)
@@ -194,7 +293,8 @@ def findings(ledger: Ledger) -> Iterator[str]:
 
 def notes(ledger: Ledger) -> list[str]:
     """What failed, what could not be estimated, and what else a reader must know; each once."""
-    found = dict.fromkeys(ledger.notes, "")
+    sizes = ledger.crossover.notes if ledger.crossover else []
+    found = dict.fromkeys(ledger.notes, "") | dict.fromkeys(sizes, "CPU against GPU: ")
     for i, response in enumerate(ledger.responses):
         for note in response.notes:
             found.setdefault(note, f"{response.name}: " if i else "")
@@ -265,23 +365,44 @@ def counted(count: int, what: str) -> str:
 
 
 def _comparison_sentence(found: Comparison, unit: str) -> str:
+    title = found.response.replace("_", " ")
     value = f"{signed(found.estimate)} {unit}".strip() + between(found.low, found.high)
     base = f"over {counted(len(found.arms), 'pair')} of arms and {counted(found.seeds, 'seed')}"
+    if found.low is None:
+        return f"Deep against traditional in {title}: {value}; measured once, so nothing tells of chance."
     if found.better is None:
-        return f"Deep against traditional: no clear difference in {found.response}, {value}, {base}."
+        return f"Deep against traditional: no clear difference in {title}, {value}, {base}."
     other = "traditional" if found.better == "deep" else "deep"
-    ranks = f"{found.better.capitalize()} is better than {other} in {found.response}"
+    ranks = f"{found.better.capitalize()} is better than {other} in {title}"
     return f"{ranks}: deep − traditional is {value}, {base}."
+
+
+def _processor_findings(ledger: Ledger) -> Iterator[str]:
+    """CPU against GPU in what matters of their cost, and from which size of the model on the GPU pays."""
+    responses = {response.name: response for response in ledger.responses}
+    order = ("dollars_to_target", "dollars", "seconds_to_target", "seconds")
+    response = next((responses[name] for name in order if name in responses), None)
+    for effect in response.effects if response else ():
+        if response and effect.factors == (PROCESSOR,):
+            mean = "As a mean over all models, " if ledger.crossover and ledger.crossover.line else ""
+            yield mean + _effect_sentence(effect, response)
+    if ledger.crossover:
+        yield f"Model size and processor, in {ledger.crossover.cost.replace('_', ' ')}: {ledger.crossover.conclusion}."
 
 
 def _effect_sentence(effect: Effect, response: Response) -> str:
     value = f"{signed(effect.estimate)} {response.unit}".strip()
     value += between(effect.simultaneous_low, effect.simultaneous_high)
+    name = title_of(response)
+    if not effect.clear:
+        return f"{effect.factors[0]}: no clear difference in {name}; {effect.name} is {value}."
     if effect.better is None:
         first, second = effect.factors
-        return f"What {first} does to {response.name} depends on {second}: {effect.name} is {value}."
+        return f"What {first} does to {name} depends on {second}: {effect.name} is {value}."
     worse = effect.base[0] if effect.better == effect.to[0] else effect.to[0]
-    return f"{effect.factors[0]}: {effect.better} is better than {worse} in {response.name}; {effect.name} is {value}."
+    depends = any(e.clear and len(e.factors) == 2 and effect.factors[0] in e.factors for e in response.effects)
+    ranks = f"{effect.better} is better than {worse} in {name}{' on average' if depends else ''}"
+    return f"{effect.factors[0]}: {ranks}; {effect.name} is {value}."
 
 
 def _ends(low: float | None, high: float | None) -> str:

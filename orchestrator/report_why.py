@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from orchestrator.ledger import Cell, Ledger
-from orchestrator.report_charts import Chart, Point, Scale, average, epoch_scale, scale_of, spread_chart
+from orchestrator.report_charts import Chart, Label, Point, Scale, average, epoch_scale, kind, scale_of, spread_chart
 from orchestrator.report_tables import level_of
 
 MEASURES: Mapping[str, str] = {
@@ -27,6 +27,8 @@ class WhyGroup:
     factor: str | None
     clear: bool
     """Whether the factor has a clear effect on the metric."""
+    legend: tuple[Label, ...]
+    """Of all levels, also those that the first chart lacks."""
     layers: tuple[tuple[str, tuple[Chart, ...]], ...]
     hidden_layers: int
     rows: tuple[tuple[Any, ...], ...]
@@ -114,7 +116,8 @@ def _group(
         for layer in layers
         for level in arms
     )
-    return WhyGroup(factor, clear, tuple(charts), len(layers) - len(shown), tuple(rows))
+    legend = tuple(Label(kind(i), level) for i, level in enumerate(arms)) if len(arms) > 1 else ()
+    return WhyGroup(factor, clear, legend, tuple(charts), len(layers) - len(shown), tuple(rows))
 
 
 def _chart(layer: str, measure: str, series: Mapping[str, Sequence[Point]], x: Scale, y: Scale) -> Chart:

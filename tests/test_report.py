@@ -14,13 +14,14 @@ import pyarrow.parquet as pq
 import pytest
 
 from cluster.errors import ConfigError
+from orchestrator.budget import Prediction
 from orchestrator.config import Experiment
 from orchestrator.configfile import parse_document, validate
 from orchestrator.display import number, plain
 from orchestrator.ledger import Cell, summarize
 from orchestrator.report import commands, experiment_yaml, notebook_html, render_report, write_report
 from orchestrator.report_charts import Offer, Scale, average, pareto_front, scale_of
-from orchestrator.report_tables import print_report, report_data, write_parquet
+from orchestrator.report_tables import busy_seconds, outcome_of, print_report, report_data, write_parquet
 from orchestrator.sweep import Arm, SweepRecord, SweepResult
 
 TECHNIQUES: dict[str, list[Any]] = {
@@ -328,6 +329,8 @@ def test_the_why_panel_stands_beside_the_effect_that_it_explains(result: SweepRe
     activation = re.search(r"<h3>activation</h3>.*?<h4>", why, flags=re.S)
     assert activation
     assert "relu − tanh" in activation[0]
+    legend = activation[0].split('class="legend"')[1]
+    assert [level in legend for level in ("tanh", "relu")] == [True, True]
 
 
 def test_trainings_lie_by_the_clock_where_it_is_known(result: SweepResult) -> None:
@@ -345,6 +348,119 @@ def test_trainings_lie_by_the_clock_where_it_is_known(result: SweepResult) -> No
         "lane 1": [pytest.approx(100 / 9, abs=0.01)],
     }
     assert "119.9 min in which the sweep was stopped are cut out" in time
+
+
+def predicted(result: SweepResult, **changes: Any) -> SweepResult:
+    """With a prediction of 2 s for each training, 4 of them at a time."""
+    seconds = {arm.name: 2.0 for arm in result.record.arms}
+    prices = dict.fromkeys(seconds, 3.6)
+    prediction = Prediction(
+        seconds=seconds, dollars_per_hour=prices, lanes=4, trials=0, start_seconds=5.0, probe_seconds=9.0
+    )
+    record = result.record.model_copy(update={"prediction": prediction, "dollars_per_hour": prices} | changes)
+    return result._replace(record=record)
+
+
+def test_what_was_predicted_stands_beside_what_it_took(result: SweepResult, capsys: pytest.CaptureFixture[str]) -> None:
+    known = predicted(result)
+    spent = math.fsum(c.seconds for c in known.cells) / 1000
+    sentence = f"Predicted: 0.75 min and $0.16; taken: 1.36 min and ${spent:.3g}."
+    print_report(known)
+    for text in (page_of(known).text, capsys.readouterr().out):
+        assert sentence in text
+        assert re.search(r"A training took 1\.\d\d to 2\.\d\d times what was predicted of its arm", text)
+    section = part(render_report(known), "predicted")
+    for row in known.ledger.arms:
+        took = row.responses["seconds"]
+        assert row_of(section, row.arm) == [2.0, took.mean, took.low, took.high, took.mean / 2.0]
+    data = json.loads(json.dumps(plain(report_data(known)), allow_nan=False))["outcome"]
+    assert data["predicted_minutes"] == pytest.approx(45 / 60)
+    assert data["took_dollars"] == pytest.approx(spent)
+    assert data["arms"][0]["predicted_s"] == 2.0
+
+
+def test_without_a_prediction_nothing_is_said_of_one(result: SweepResult, capsys: pytest.CaptureFixture[str]) -> None:
+    print_report(result)
+    assert "redicted" not in capsys.readouterr().out
+    assert "predicted" not in page_of(result).ids
+    assert report_data(result)["outcome"] is None
+
+
+def test_a_sweep_read_from_the_store_counts_the_time_in_which_trainings_ran(result: SweepResult) -> None:
+    spans = [(1000.0, 4.0), (1002.0, 4.0), (9000.0, 1.0)]
+    cells = [
+        c.model_copy(update={"started": s, "seconds": t}) for c, (s, t) in zip(result.cells[:3], spans, strict=True)
+    ]
+    assert busy_seconds(cells) == pytest.approx(7.0)
+    assert busy_seconds(result.cells) is None
+    outcome = outcome_of(predicted(result)._replace(seconds=math.nan, cells=cells))
+    assert outcome is not None
+    assert (outcome.by_clock, outcome.is_complete) == (True, False)
+    assert outcome.took_minutes == pytest.approx(7 / 60)
+    text = page_of(predicted(result)._replace(seconds=math.nan, cells=cells)).text
+    assert "taken so far: 0.117 min and $0.009, minutes counted while trainings ran." in text
+
+
+SIZES = {"[64]": 5_000, "[512]": 40_000, "[4096]": 300_000, "[8192, 64]": 1_100_000}
+
+
+def processor_sweep(hidden: list[Any], *, truth: float = 60_000, **options: Any) -> SweepResult:
+    """CPU against GPU at some sizes: a training on the GPU takes √(truth / parameters) times as long, times noise."""
+    result = sweep_result({"techniques.processor": ["cpu", "gpu"], "model.hidden": hidden}, seeds=3)
+    parameters = {arm.name: SIZES[str(arm.settings["model.hidden"])] for arm in result.record.arms}
+    noise = random.Random(0)
+    cells = []
+    for cell, arm in zip(result.cells, result.record.arms * 3, strict=True):
+        size = parameters[arm.name]
+        on_gpu = math.sqrt(truth / size) if arm.settings["techniques.processor"] == "gpu" else 1.0
+        cells.append(cell.model_copy(update={"seconds": size / 1e4 * on_gpu * math.exp(noise.gauss(0, 0.03))}))
+    arms = {arm.name: arm.settings for arm in result.record.arms}
+    ledger = summarize(cells, arms=arms, metric="accuracy", higher_is_better=True, parameters=parameters, **options)
+    return result._replace(cells=cells, ledger=ledger)
+
+
+def test_the_size_from_which_the_gpu_pays_is_told_and_drawn(capsys: pytest.CaptureFixture[str]) -> None:
+    result = processor_sweep([[64], [512], [4096], [8192, 64]])
+    found = result.ledger.crossover
+    assert found is not None
+    assert "the GPU pays from about 6" in found.conclusion
+    print_report(result)
+    for text in (page_of(result).text, capsys.readouterr().out):
+        assert f"Model size and processor, in seconds: {found.conclusion}." in text
+    section = part(render_report(result), "crossover")
+    for pair in found.ratios:
+        assert row_of(section, pair.gpu) == [pair.parameters, pair.ratio, pair.low, pair.high]
+    dots = [float(x) for x in re.findall(r'<path class="dot s0" d="M([\d.]+) ', section)]
+    crossing = re.search(r'<path class="dot s1" d="M([\d.]+) ', section)
+    assert crossing
+    span = math.log(1_100_000 / 5_000)
+    assert (float(crossing[1]) - dots[0]) / (dots[-1] - dots[0]) == pytest.approx(
+        math.log((found.parameters or 0) / 5_000) / span, abs=1e-3
+    )
+    data = json.loads(json.dumps(plain(report_data(result)), allow_nan=False))
+    assert data["ledger"]["crossover"]["parameters"] == found.parameters
+
+
+def test_one_size_has_an_answer_and_no_chart() -> None:
+    section = part(render_report(processor_sweep([[64]])), "crossover")
+    assert "not to be told from one size" in section
+    assert "<figure" not in section
+
+
+def test_a_sweep_of_no_processors_says_nothing_of_them(result: SweepResult) -> None:
+    assert "crossover" not in page_of(result).ids
+    assert "GPU" not in page_of(result).text
+
+
+@pytest.mark.parametrize(("price", "sentence"), [(1.0, "gpu is better than cpu"), (1.9, "no clear difference")])
+def test_cpu_against_gpu_is_answered_in_dollars(price: float, sentence: str) -> None:
+    prices = {"arm-00": 1.0, "arm-01": price}
+    result = processor_sweep([[64]], truth=1_400, dollars_per_hour=prices)
+    effect = next(r for r in result.ledger.responses if r.name == "dollars").effects[0]
+    found = next(line for line in report_data(result)["findings"] if line.startswith("techniques.processor"))
+    assert f"techniques.processor: {sentence} in dollars; gpu − cpu is {number(effect.estimate).lstrip()}" in (
+        found.replace("is +", "is ")
+    )
 
 
 def test_a_fraction_says_what_it_cannot_tell_apart(result: SweepResult, capsys: pytest.CaptureFixture[str]) -> None:
@@ -472,6 +588,7 @@ def test_a_notebook_shows_the_page_in_a_frame(result: SweepResult, page: str) ->
     source = re.search(r'srcdoc="([^"]*)"></iframe>$', frame)
     assert source
     assert html.unescape(source[1]) == page
+    assert result._repr_html_() == frame
 
 
 def test_json_holds_the_ledger_and_the_cells() -> None:
@@ -501,7 +618,11 @@ def test_parquet_has_a_row_for_each_training_and_one_for_each_effect(result: Swe
 
 
 def test_parquet_keeps_the_types_of_settings(tmp_path: Path) -> None:
-    factors = {"model.dropout": [0, 0.2], "train.batch_size": [32, 64], "model.hidden": [[8], [8, 8]]}
+    factors: dict[str, list[Any]] = {
+        "model.dropout": [0, 0.2],
+        "train.batch_size": [32, 64],
+        "model.hidden": [[8], [8, 8]],
+    }
     result = sweep_result(factors, seeds=1)
     row = pq.read_table(write_parquet(result, tmp_path / "x.parquet")[0]).to_pylist()[-1]
     assert (row["model.dropout"], row["train.batch_size"], row["model.hidden"]) == (0.2, 64, "[8, 8]")
