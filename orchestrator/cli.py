@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from cluster.storage import Store
     from orchestrator.attempts import Receipt
     from orchestrator.runs import EpochRecord, RunRecord
+    from orchestrator.search import SearchRecord, SearchResult
     from orchestrator.sweep import SweepRecord, SweepResult
     from orchestrator.train import Arithmetic, RunResult
 
@@ -715,30 +716,57 @@ def epoch_line(metrics: "EpochRecord", record: "RunRecord") -> str:
 @_command(app, "orchestrator sweep digits-techniques sweep.seeds=3")
 def sweep(
     config: Annotated[
-        str | None, typer.Argument(metavar="CONFIG", help="YAML file or recipe with a sweep group.")
+        str | None, typer.Argument(metavar="CONFIG", help="YAML file or recipe with a sweep or a search group.")
     ] = None,
     overrides: Overrides = None,
-    resume: Annotated[str | None, typer.Option("--resume", metavar="SWEEP", help="Finish a stopped sweep.")] = None,
+    resume: Annotated[str | None, typer.Option("--resume", metavar="SWEEP", help="Finish a stopped one.")] = None,
     name: Annotated[str | None, typer.Option(help="Of the new sweep.")] = None,
     dry_run: DryRun = False,
     json: Json = False,
     address: Address = None,
     store: StoreUrl = None,
 ) -> None:
-    """Train every combination of `sweep.vary` with every seed, and say which choice won, or that none did."""
+    """Train every combination of `sweep.vary` with every seed, and say which choice won, or that none did.
+
+    With a search group instead: look for the best model among settings from `search.space`.
+    """
     from orchestrator.configfile import load_experiment
 
     if (config is None) == (resume is None):
         raise ConfigError("sweep must have either a CONFIG or --resume SWEEP, got both or neither.")
     experiment = load_experiment(config, overrides or []) if config else None
+    searches = _is_search(experiment) if experiment else _is_search_name(resume, store)
     if experiment and dry_run:
-        _print_plan(experiment, store=store, address=address, as_json=json)
+        (_print_space if searches else _print_plan)(experiment, store=store, address=address, as_json=json)
         return
+    _print_address(address)
+    run = _run_search if searches else _run_sweep
+    run(experiment, resume, name=name, store=_store(store), address=address, as_json=json)
+
+
+def _is_search(experiment: Any) -> bool:
+    if experiment.sweep is not None and experiment.search is not None:
+        raise ConfigError("sweep and search must not both be given, got both. Leave one out, such as search=null.")
+    if experiment.sweep is None and experiment.search is None:
+        raise ConfigError(
+            "sweep must be given, got nothing. Add sweep: {vary: …} to compare choices, or search: {space: …} to find "
+            "the best model."
+        )
+    return experiment.search is not None
+
+
+def _is_search_name(name: str | None, store: str | None) -> bool:
+    from orchestrator.search import is_search
+
+    assert name is not None
+    return is_search(_store(store), name)
+
+
+def _run_sweep(
+    experiment: Any, resume: str | None, *, name: str | None, store: "Store", address: str | None, as_json: bool
+) -> None:
     from orchestrator import sweep as sweeps
     from orchestrator.display import counting_progress, note
-
-    opened = _store(store)
-    _print_address(address)
 
     def on_start(record: "SweepRecord") -> None:
         note(f"sweep {record.sweep}: {len(record.arms)} arms × {len(record.seeds)} seeds")
@@ -753,14 +781,53 @@ def sweep(
 
         if experiment:
             result = sweeps.sweep(
-                experiment, store=opened, address=address, name=name, on_start=on_start, on_progress=on_progress
+                experiment, store=store, address=address, name=name, on_start=on_start, on_progress=on_progress
             )
         else:
             assert resume is not None
             result = sweeps.resume_sweep(
-                resume, store=opened, address=address, on_start=on_start, on_progress=on_progress
+                resume, store=store, address=address, on_start=on_start, on_progress=on_progress
             )
-    _print_sweep(result, as_json=json)
+    _print_sweep(result, as_json=as_json)
+
+
+def _run_search(
+    experiment: Any, resume: str | None, *, name: str | None, store: "Store", address: str | None, as_json: bool
+) -> None:
+    from orchestrator import search as searches
+    from orchestrator.display import counting_progress, note
+
+    def on_start(record: "SearchRecord") -> None:
+        settings = record.experiment.search
+        assert settings is not None
+        note(f"search {record.search}: {settings.trials} trials by {settings.method}")
+        for line in searches.plan_lines(record):
+            note(line)
+
+    with counting_progress("trials") as bar:
+
+        def on_progress(progress: searches.SearchProgress) -> None:
+            bar(progress.done, progress.total, _search_detail(progress))
+
+        if experiment:
+            result = searches.search(
+                experiment, store=store, address=address, name=name, on_start=on_start, on_progress=on_progress
+            )
+        else:
+            assert resume is not None
+            result = searches.resume_search(
+                resume, store=store, address=address, on_start=on_start, on_progress=on_progress
+            )
+    _print_search(result, as_json=as_json)
+
+
+def _search_detail(progress: Any) -> str:
+    from orchestrator.display import number
+
+    parts = [f"{count} {state}" for state, count in progress.counts.items() if count and state != "finished"]
+    if progress.best:
+        parts.append(f"best {number(progress.best.value)}")
+    return ", ".join(parts)
 
 
 @_command(app, "orchestrator report digits-cnn-20261122-101500-a1b2-sweep --html report.html")
@@ -776,12 +843,24 @@ def report(
     json: Json = False,
     store: StoreUrl = None,
 ) -> None:
-    """Show what a sweep found so far: the verdict, every arm, what each choice does, and what it cost."""
+    """Show what a sweep found so far: the verdict, every arm, what each choice does, and what it cost.
+
+    Of a search: its trials. They have no effects to report, so there is no page and no Parquet of them.
+    """
     from orchestrator import report_tables
     from orchestrator import sweep as sweeps
     from orchestrator.display import emit, note
+    from orchestrator.search import is_search, read_result
 
     opened = _store(store)
+    if is_search(opened, sweep):
+        if html or parquet:
+            raise ConfigError(
+                f"report must be of a sweep for --html or --parquet, got the search {sweep}. "
+                f"See its trials: orchestrator report {sweep} --json."
+            )
+        _print_search(read_result(opened, sweep), as_json=json)
+        return
     record = sweeps.read_sweep(opened, sweep)
     cells = sweeps.read_cells(opened, sweep)
     # how long all took is not known: it may still run, or have been resumed
@@ -829,6 +908,67 @@ def _print_plan(experiment: Any, *, store: str | None, address: str | None, as_j
 
     prediction = record.prediction if record else None
     emit({"arms": arms, "seeds": seeds, "prediction": prediction}, as_json=as_json, show=show)
+
+
+def _print_space(experiment: Any, *, store: str | None, address: str | None, as_json: bool) -> None:  # noqa: ARG001
+    from orchestrator.display import emit, out, table
+    from orchestrator.search import space_rows
+    from orchestrator.search_space import probes
+
+    probes(experiment)
+    rows, settings = space_rows(experiment), experiment.search
+
+    def show() -> None:
+        table(("setting", "values"), rows)
+        epochs = experiment.train.epochs
+        out.print(f"{settings.trials} trials by {settings.method}, of {epochs} epochs each unless stopped early")
+
+    emit({"search": settings, "epochs": experiment.train.epochs}, as_json=as_json, show=show)
+
+
+SHOWN_TRIALS = 10
+
+
+def _print_search(result: "SearchResult", *, as_json: bool) -> None:
+    from orchestrator.display import emit, metrics_line, out, table
+    from orchestrator.search import counts_of
+
+    record, best = result.record, result.best
+    settings = record.experiment.search
+    assert settings is not None
+    counts = counts_of(result.trials)
+
+    def show() -> None:
+        columns = (record.metric, *settings.space, "epochs", "seconds", "state", "run")
+        rows = [
+            (t.value, *(t.values[name] for name in settings.space), t.epochs, t.seconds, t.state, t.run)
+            for t in result.trials[:SHOWN_TRIALS]
+        ]
+        table(columns, rows)
+        ended = ", ".join(f"{count} {state}" for state, count in counts.items())
+        took = "" if math.isnan(result.seconds) else f" in {result.seconds:.1f} s"
+        out.print(f"{sum(counts.values())} of {settings.trials} trials{took}: {ended}")
+        for trial in result.trials:
+            if trial.error:
+                out.print(f"{trial.run} failed: {trial.error.strip().splitlines()[-1]}", markup=False)
+        out.print(f"{record.metric} is of the {record.judged_on} split; the settings were chosen by it")
+        if best and result.metrics:
+            out.print(f"best: {best.run}, on the test split {metrics_line(result.metrics)}", style="bold")
+        _search_steps(result)
+
+    shown = {"search": result.search, "record": record, "best": best and best.run, "metrics": result.metrics}
+    emit(shown | {"trials": result.trials, "seconds": result.seconds}, as_json=as_json, show=show)
+
+
+def _search_steps(result: "SearchResult") -> None:
+    from orchestrator.display import next_steps
+
+    name, best = result.record.experiment.data.name, result.best
+    if result.record.state == "running":
+        next_steps(f"orchestrator sweep --resume {result.search}")
+    elif best:
+        promote = f"orchestrator models promote {best.run} {name}"
+        next_steps(f"orchestrator show {best.run}", promote, f"orchestrator deploy {name}")
 
 
 def _print_sweep(result: "SweepResult", *, as_json: bool) -> None:

@@ -3,9 +3,10 @@
 Reading a file, with its line numbers and near misses, is in `orchestrator/configfile.py`.
 """
 
+import math
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, WrapValidator, model_validator
 
 from cluster.config import Name
 from models.config import ModelConfig, Techniques, resolve_techniques
@@ -218,8 +219,79 @@ class SweepConfig(_Frozen):
         return self
 
 
+class RangeConfig(_Frozen):
+    """Numbers from `low` to `high`, both included."""
+
+    low: float
+    high: float
+    scale: Literal["linear", "log"] = "linear"
+    """`log`: as many between 0.001 and 0.01 as between 0.01 and 0.1."""
+    step: float | None = None
+    """Only `low`, `low` + `step`, ..."""
+
+
+def _choices(value: Any, _: Any) -> RangeConfig | list[Any]:
+    """In place of the union's own validation, which would refuse each alternative with sentences of its own."""
+    if isinstance(value, RangeConfig):
+        return value
+    if isinstance(value, dict):
+        _check_range(value)
+        return RangeConfig.model_validate(value)
+    if not isinstance(value, list | tuple):
+        raise ValueError(f"must be a list of values, or a range such as {{low: 0, high: 0.9}}, got {value!r}")
+    if not value:
+        raise ValueError("must hold at least one value, got an empty list")
+    return list(value)
+
+
+def _check_range(value: dict[str, Any]) -> None:
+    if not {"low", "high"} <= set(value) <= set(RangeConfig.model_fields):
+        raise ValueError(f"must hold low and high, and may hold scale and step, got {', '.join(value) or 'nothing'}")
+    scale = value.get("scale", "linear")
+    if scale not in ("linear", "log"):
+        raise ValueError(f"must have the scale linear or log, got {scale!r}")
+    low, high, step = value["low"], value["high"], value.get("step")
+    for number in (low, high) if step is None else (low, high, step):
+        if isinstance(number, bool) or not isinstance(number, int | float) or not math.isfinite(number):
+            raise ValueError(f"must be a range of numbers, got {number!r}. Give other values as a list")
+    if low >= high:
+        raise ValueError(f"must have low below high, got {low} and {high}")
+    if scale == "log" and low <= 0:
+        raise ValueError(f"must have low above 0 on the scale log, got {low}")
+    if step is not None:
+        _check_step(low, high, step, scale)
+
+
+def _check_step(low: float, high: float, step: float, scale: str) -> None:
+    if scale == "log":
+        raise ValueError(f"must have no step on the scale log, got {step}. Give the values as a list")
+    if step <= 0 or abs((high - low) / step - round((high - low) / step)) > 1e-9:
+        raise ValueError(f"must reach high ({high}) from low ({low}) in whole steps, got step {step}")
+
+
+class SearchConfig(_Frozen):
+    """Which settings to choose for the best model, and how."""
+
+    method: Literal["random", "tpe", "asha", "pbt"] = "tpe"
+    """`random`; `tpe`: from the eleventh trial on, near the good ones so far; `asha`: random, and only the best third
+    goes on after epochs 1, 3, 9, ...; `pbt`: all train together, and the worst go on from copies of the best."""
+    trials: int = Field(gt=0, le=10_000)
+    """Trainings."""
+    space: dict[str, Annotated[RangeConfig | list[Any], WrapValidator(_choices)]] = Field(min_length=1)
+    """Dotted name of a setting, and a list of values or a range `{low, high}`, if wanted with `scale: log` or a
+    `step`; whole numbers where the setting is one."""
+    metric: str | None = None
+    """Metric that decides, on the validation split (on the test split where there is no other); default: the task's
+    own (accuracy, rmse, mse)."""
+    concurrency: int | None = Field(default=None, gt=0)
+    """Trainings at the same time; default: as many as the cluster has CPUs (or GPUs) for. With 1, the same seed leads
+    to the same trials (not with `pbt`)."""
+    seed: int = Field(default=0, ge=0, lt=2**32)
+    """Of the choice of settings; the trainings use `train.seed`."""
+
+
 class Experiment(_Frozen):
-    """Everything that one training run, or one sweep of them, depends on."""
+    """Everything that one training run, or one sweep or search of them, depends on."""
 
     data: DataConfig
     model: ModelConfig
@@ -227,6 +299,7 @@ class Experiment(_Frozen):
     train: TrainConfig
     scaling: ScalingConfig = ScalingConfig()
     sweep: SweepConfig | None = None
+    search: SearchConfig | None = None
 
     @model_validator(mode="after")
     def _fits_together(self) -> "Experiment":

@@ -1,0 +1,247 @@
+"""One trial of a search: its training in a process of Ray Tune, and the record of it in the store.
+
+searches/SEARCH/trials/trial-007.json    a trial that has ended, written once: the source of truth
+runs/SEARCH.trial-007/                   the same as an ordinary run, with its checkpoints
+"""
+
+import hashlib
+import json
+import math
+import secrets
+import tempfile
+import time
+import traceback
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict
+
+from cluster.config import StoreSettings
+from cluster.errors import OrchestratorError, PreconditionError, RunFailedError, StoreUnavailableError
+from cluster.staging import check_packages
+from cluster.storage import Store
+from orchestrator.runs import EpochRecord, RunLog, RunRecord, read_run, update_run
+from orchestrator.search_space import Values
+
+SAVES_EVERY_EPOCH = ("asha", "pbt")  # any of whose epochs may be a trial's last, or the first of its copy
+TUNE_CHECKPOINT = "checkpoint.json"
+
+
+class _Frozen(BaseModel):
+    # NaN is written as such, see orchestrator/checkpoint.py
+    model_config = ConfigDict(frozen=True, extra="forbid", ser_json_inf_nan="constants")
+
+
+class Stage(_Frozen):
+    """A part of a training, from one change of its settings to the next."""
+
+    run: str
+    """Who trained it. With `pbt` the first stages of a training may be another's, from which it was copied."""
+    after_epoch: int
+    """Epochs that were done when it began."""
+    values: Values
+
+
+class TrialRecord(_Frozen):
+    """`trials/trial-007.json`."""
+
+    number: int
+    run: str
+    state: Literal["finished", "stopped", "failed"]
+    values: Values
+    """Of the settings in the space; with `pbt` those of the last epoch."""
+    value: float | None = None
+    """Of the metric after the last epoch that was trained."""
+    epochs: int = 0
+    """That were trained."""
+    seconds: float = 0.0
+    """That this trial took, without what it copied."""
+    history: list[EpochRecord] = []
+    """As in a run."""
+    stages: list[Stage] = []
+    """More than one only with `pbt`."""
+    error: str | None = None
+
+
+def trial_name(number: int) -> str:
+    """Of the object; with the search's in front, of the run."""
+    return f"trial-{number:03d}"
+
+
+def write_trial(store: Store, search: str, trial: TrialRecord) -> None:
+    """Append a trial. One that is there already stays: the first result counts."""
+    key, body = f"{trials_folder(search)}{trial_name(trial.number)}.json", _body(trial)
+    try:
+        store.write(key, body, only_if_absent=True)
+    except PreconditionError:
+        if parse_trial(store.read(key)) is None:
+            store.write(key, body)
+
+
+def parse_trial(body: bytes) -> TrialRecord | None:
+    """The trial of an object; ``None`` if it is not as it was written."""
+    try:
+        found = json.loads(body)
+        return TrialRecord.model_validate(found["trial"]) if found["sha256"] == _sha256(found["trial"]) else None
+    except (ValueError, KeyError, TypeError):  # a ValidationError and a UnicodeDecodeError are ValueErrors
+        return None
+
+
+def trials_folder(search: str) -> str:
+    """Where the trials of a search are."""
+    return f"searches/{search}/trials/"
+
+
+def run_trial(config: Mapping[str, Any]) -> None:
+    """Train one trial and report every epoch. Runs as a trial of Ray Tune, whose name is that of the run.
+
+    Args:
+        config: `store` settings; the `metric`; the `method`; and `trial`, whose `values` are what `pbt` may change.
+    """
+    from ray import tune
+
+    check_packages()
+    store = Store(StoreSettings.model_validate(config["store"]))
+    try:
+        _train(config, store, tune.get_context().get_trial_name())
+    except StoreUnavailableError as error:
+        tune.report({"undone": str(error)})  # no fault of the trial, which stays to be done
+    except OrchestratorError as error:
+        tune.report({"error": str(error)})
+    except Exception:  # whatever a trial does, the search goes on; the traceback is kept
+        tune.report({"error": traceback.format_exc(limit=-5)})
+
+
+def finish_best(run: str, store: dict[str, Any], keep_only: list[str]) -> dict[str, float]:
+    """Judge a trial on the test split, and remove what no run needs any more. Runs in a worker.
+
+    Args:
+        run: the trial's.
+        store: settings of the store.
+        keep_only: runs whose checkpoints could not be pruned before, since others might have copied them.
+    """
+    from orchestrator.checkpoint import prune
+    from orchestrator.trainer import World, build_trainer, evaluate, restore
+
+    opened = Store(StoreSettings.model_validate(store))
+    record = read_run(opened, run)
+    trainer = build_trainer(record, store=opened, world=World())
+    restore(trainer)
+    for other in keep_only:
+        prune(opened, run=other, keep=record.experiment.train.keep_checkpoints)
+    return evaluate(trainer, "test")
+
+
+def _train(config: Mapping[str, Any], store: Store, run: str) -> None:
+    import torch
+
+    from orchestrator.trainer import World, build_trainer, evaluate, report, train_epoch
+
+    values = config["trial"]["values"]
+    copied, stages = _copied(store)
+    if not stages or (stages[-1].run, stages[-1].values) != (run, values):  # else it was only paused
+        stages.append(Stage(run=run, after_epoch=copied.progress.epoch if copied else 0, values=values))
+    record = _with_changes(read_run(store, run), values)
+    with RunLog(store, run) as log:
+        device = torch.device("cuda" if record.techniques.processor == "gpu" else "cpu")
+        trainer = build_trainer(record, store=store, world=World(device=device), log=log)
+        record = record.model_copy(update={"parameters": sum(p.numel() for p in trainer.network.parameters())})
+        update_run(store, record)
+        if copied:
+            _continue_from(trainer, copied)
+        for epoch in range(trainer.position.epoch, trainer.settings.epochs):
+            began = time.perf_counter()
+            trained = train_epoch(trainer, epoch)
+            metrics = evaluate(trainer, record.evaluated_on)
+            report(trainer, epoch, trained | metrics)
+            value = _finite(config["metric"], metrics, epoch)
+            if config["method"] in SAVES_EVERY_EPOCH or epoch + 1 == trainer.settings.epochs:
+                _save(trainer, prunes=config["method"] != "pbt")
+            _tell(
+                {
+                    "value": value,
+                    "epoch": epoch + 1,
+                    "metrics": metrics,
+                    "history": list(trainer.history),
+                    "checkpoint_prefix": trainer.checkpoint,
+                    "stages": [stage.model_dump(mode="json") for stage in stages],
+                    "epoch_seconds": time.perf_counter() - began,
+                },
+                with_checkpoint=config["method"] == "pbt",
+            )
+
+
+def _with_changes(record: RunRecord, values: Values) -> RunRecord:
+    """With the settings that `pbt` has chosen in the meantime; all are of `train`."""
+    changes = {name.removeprefix("train."): value for name, value in values.items()}
+    train = record.experiment.train.model_copy(update=changes)
+    return record.model_copy(update={"experiment": record.experiment.model_copy(update={"train": train})})
+
+
+def _finite(metric: str, metrics: Mapping[str, float], epoch: int) -> float:
+    value = metrics.get(metric, math.nan)
+    if math.isfinite(value):
+        return value
+    raise RunFailedError(f"{metric} must be a finite number, got {value} after epoch {epoch + 1}.")
+
+
+def _save(trainer: Any, *, prunes: bool) -> None:
+    from orchestrator.checkpoint import prune, save_checkpoint
+    from orchestrator.trainer import snapshot
+
+    store, run = trainer.store, trainer.record.run
+    trainer.checkpoint = save_checkpoint(store, run=run, attempt=secrets.token_hex(4), state=snapshot(trainer))
+    if prunes:
+        prune(store, run=run, keep=trainer.settings.keep_checkpoints)
+
+
+def _tell(result: dict[str, Any], *, with_checkpoint: bool) -> None:
+    """Report an epoch. What Tune keeps and copies as its checkpoint is no more than the key of ours."""
+    from ray import tune
+
+    if not with_checkpoint:
+        tune.report(result)
+        return
+    with tempfile.TemporaryDirectory(prefix="orchestrator-trial-") as folder:
+        told = {"prefix": result["checkpoint_prefix"], "stages": result["stages"]}
+        Path(folder, TUNE_CHECKPOINT).write_text(json.dumps(told))
+        tune.report(result, checkpoint=tune.Checkpoint.from_directory(folder))
+
+
+def _copied(store: Store) -> tuple[Any, list[Stage]]:
+    """What Tune wants this process to go on from, and how that came about."""
+    from ray import tune
+
+    from orchestrator.checkpoint import load_checkpoint
+
+    checkpoint = tune.get_checkpoint()
+    if checkpoint is None:
+        return None, []
+    with checkpoint.as_directory() as folder:
+        found = json.loads(Path(folder, TUNE_CHECKPOINT).read_text())
+    return load_checkpoint(store, prefix=found["prefix"]), [Stage.model_validate(s) for s in found["stages"]]
+
+
+def _continue_from(trainer: Any, state: Any) -> None:
+    """Take over weights, optimizer and history; the settings stay those of this trial."""
+    from orchestrator.checkpoint import load_optimizer_tensors
+    from orchestrator.trainer import Position
+
+    weights, optimizer, progress = state
+    trainer.network.load_state_dict(weights)
+    load_optimizer_tensors(trainer.optimizer, [name for name, _ in trainer.network.named_parameters()], optimizer)
+    trainer.history, trainer.update = list(progress.history), progress.update
+    trainer.position = Position(progress.epoch)
+    if trainer.why:
+        trainer.why.restore(progress.why)
+
+
+def _body(trial: TrialRecord) -> bytes:
+    content = json.loads(trial.model_dump_json())
+    return json.dumps({"sha256": _sha256(content), "trial": content}).encode()
+
+
+def _sha256(content: Any) -> str:
+    """Of JSON in its one shortest form, so that fields which a later release adds change nothing."""
+    return hashlib.sha256(json.dumps(content, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
