@@ -4,7 +4,7 @@ import math
 import platform
 import secrets
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field
 from functools import partial
@@ -155,7 +155,7 @@ def fit(
     """
     trainer = build_trainer(record, store=store, world=world, log=log)
     trainer.lease = lease
-    with CheckpointWriter(partial(_write_checkpoint, trainer), settings=trainer.settings) as writer:
+    with CheckpointWriter(partial(write_checkpoint, trainer), settings=trainer.settings) as writer:
         if checkpoints == "all":
             restore(trainer)
             writer.begin_at(trainer.update)
@@ -166,11 +166,21 @@ def fit(
     return trainer
 
 
-def build_trainer(record: RunRecord, *, store: Store, world: World, log: RunLog | None = None) -> Trainer:
-    """Open the data and build the network with its initial weights, the same on every worker."""
+def build_trainer(
+    record: RunRecord, *, store: Store, world: World, log: RunLog | None = None, dataset: Dataset | None = None
+) -> Trainer:
+    """Open the data and build the network with its initial weights, the same on every worker.
+
+    Args:
+        record: what to train.
+        store: where the data is and the checkpoints go.
+        world: this worker's place.
+        log: where the first worker reports.
+        dataset: where it is open already.
+    """
     experiment, device = record.experiment, world.device
     torch.set_num_threads(experiment.scaling.num_threads)
-    dataset = open_dataset(store, record.dataset.name, version=record.dataset.version)
+    dataset = dataset or open_dataset(store, record.dataset.name, version=record.dataset.version)
     network = build(experiment.model, record.techniques, record.signature, seed=experiment.train.seed).to(device)
     if channels_last(record):
         network = network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
@@ -184,7 +194,7 @@ def build_trainer(record: RunRecord, *, store: Store, world: World, log: RunLog 
         dataset=dataset,
         reader=reader,
         network=network,
-        optimizer=build_optimizer(network, experiment.train),
+        optimizer=build_optimizer(network.parameters(), experiment.train),
         parts=Parts(network, rows=rows, device=device),
         log=log,
         attempt=secrets.token_hex(4),
@@ -225,12 +235,12 @@ def updates_per_epoch(record: RunRecord, plan: Plan) -> int:
     return 1 if record.techniques.gradient == "batch" else plan.num_steps
 
 
-def build_optimizer(network: nn.Module, settings: TrainConfig) -> torch.optim.Optimizer:
-    """The optimizer; its learning rate is set before every update."""
+def build_optimizer(parameters: Iterable[Any], settings: TrainConfig) -> torch.optim.Optimizer:
+    """The optimizer of parameters, or of groups of them; its learning rate is set before every update."""
     if settings.optimizer == "adam":
-        return torch.optim.Adam(network.parameters(), lr=settings.learning_rate)
+        return torch.optim.Adam(parameters, lr=settings.learning_rate)
     return torch.optim.SGD(
-        network.parameters(), lr=settings.learning_rate, momentum=settings.momentum, nesterov=settings.momentum > 0
+        parameters, lr=settings.learning_rate, momentum=settings.momentum, nesterov=settings.momentum > 0
     )
 
 
@@ -283,7 +293,7 @@ def train_epoch(trainer: Trainer, epoch: int, writer: CheckpointWriter | None = 
         failpoint("train.after_step", rank=trainer.world.rank)
         PULSE.enter("data")
     seconds = time.perf_counter() - clock
-    mean_loss = _finite(trainer, loss.item() / position.samples)
+    mean_loss = finite_loss(trainer, loss.item() / position.samples)
     return {
         "train_loss": mean_loss,
         "learning_rate": learning_rate(trainer.settings, trainer.update - 1, total_updates(trainer)),
@@ -372,6 +382,20 @@ def total_updates(trainer: Trainer) -> int:
     return trainer.settings.epochs * trainer.updates_per_epoch
 
 
+def finite_loss(trainer: Trainer, mean_loss: float) -> float:
+    """Return the loss of an epoch.
+
+    Raises:
+        RunFailedError: if it is no number.
+    """
+    if math.isfinite(mean_loss):
+        return mean_loss
+    raise RunFailedError(
+        f"train_loss must be a finite number, got {mean_loss} in epoch {trainer.position.epoch + 1}. Lower "
+        f"train.learning_rate ({trainer.settings.learning_rate}) or set train.clip_norm."
+    )
+
+
 def evaluate(trainer: Trainer, split: str) -> Metrics:
     """Metrics over one whole split, the same bits for every worker count."""
     PULSE.enter("data")
@@ -437,6 +461,15 @@ def snapshot(trainer: Trainer) -> State:
     return State(weights, optimizer_tensors(trainer.optimizer, _parameter_names(trainer.network)), progress)
 
 
+def write_checkpoint(trainer: Trainer, state: State) -> None:
+    """Put a checkpoint into the store, and remove what it makes superfluous."""
+    run = trainer.record.run
+    trainer.checkpoint = save_checkpoint(trainer.store, run=run, attempt=secrets.token_hex(4), state=state)
+    prune(trainer.store, run=run, keep=trainer.settings.keep_checkpoints)
+    if trainer.log:
+        trainer.log.status(checkpoint_update=state.progress.update, checkpoint_at=time.time())
+
+
 def environment(trainer: Trainer) -> dict[str, str]:
     """What the bits of a result depend on besides the experiment."""
     device = trainer.world.device
@@ -478,11 +511,18 @@ def to_device(
     return batch
 
 
+def freeze_statistics_of_one(network: nn.Module, size: int) -> None:
+    """One sample has no variance: batch normalization uses its running statistics for it."""
+    for module in network.modules():
+        if isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d):
+            module.train(size > 1)
+
+
 def _backward(trainer: Trainer, micro_batch: MicroBatch, counters: Counters, samples: int) -> Tensor:
     experiment = trainer.record.experiment
     batch = to_device(micro_batch.tensors, trainer, augment_key=counters)
     set_random_state(trainer.network, **counters._asdict())
-    _freeze_statistics_of_one(trainer.network, micro_batch.size)
+    freeze_statistics_of_one(trainer.network, micro_batch.size)
     why = trainer.why
     look = why.look(counters.step, logical_worker=counters.logical_worker) if why else nullcontext()
     with _autocast(trainer), look:
@@ -491,13 +531,6 @@ def _backward(trainer: Trainer, micro_batch: MicroBatch, counters: Counters, sam
     loss: Tensor = trainer.network.task.loss_sum(outputs, batch[TARGET], label_smoothing=smoothing)
     (loss / samples).backward()  # type: ignore[no-untyped-call]
     return loss.detach()
-
-
-def _freeze_statistics_of_one(network: nn.Module, size: int) -> None:
-    """One sample has no variance: batch normalization uses its running statistics for it."""
-    for module in network.modules():
-        if isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d):
-            module.train(size > 1)
 
 
 def _is_mid_update(trainer: Trainer, plan: Plan) -> bool:
@@ -512,19 +545,10 @@ def _is_vote_read(trainer: Trainer, step: int, plan: Plan) -> bool:
     return trainer.world.device.type == "cpu" or step % VOTE_STEPS == 0 or step == plan.num_steps - 1
 
 
-def _finite(trainer: Trainer, mean_loss: float) -> float:
-    if math.isfinite(mean_loss):
-        return mean_loss
-    raise RunFailedError(
-        f"train_loss must be a finite number, got {mean_loss} in epoch {trainer.position.epoch + 1}. Lower "
-        f"train.learning_rate ({trainer.settings.learning_rate}) or set train.clip_norm."
-    )
-
-
 def _save_step(trainer: Trainer, writer: CheckpointWriter, loss: Tensor) -> None:
     """Save where a checkpoint is due; end the training where that is asked."""
     if trainer.world.rank == 0 and (trainer.is_stopping or writer.is_due(trainer.update)):
-        trainer.position.loss_sum = _finite(trainer, loss.item())
+        trainer.position.loss_sum = finite_loss(trainer, loss.item())
         _save(trainer, writer, wait=trainer.is_stopping)
     if trainer.is_stopping:
         raise TrainingStoppedError(PULSE.stop or "resized")
@@ -549,14 +573,6 @@ def _save(trainer: Trainer, writer: CheckpointWriter, *, wait: bool) -> None:
     if wait:
         PULSE.enter("checkpoint")
     (writer.save_and_wait if wait else writer.save)(snapshot(trainer))
-
-
-def _write_checkpoint(trainer: Trainer, state: State) -> None:
-    run = trainer.record.run
-    trainer.checkpoint = save_checkpoint(trainer.store, run=run, attempt=secrets.token_hex(4), state=state)
-    prune(trainer.store, run=run, keep=trainer.settings.keep_checkpoints)
-    if trainer.log:
-        trainer.log.status(checkpoint_update=state.progress.update, checkpoint_at=time.time())
 
 
 def _parameter_names(network: nn.Module) -> list[str]:
