@@ -60,7 +60,7 @@ from orchestrator.report_tables import (
     trainings,
     verdict,
 )
-from orchestrator.report_why import why_groups
+from orchestrator.report_why import samples_looked_at, why_groups
 
 if TYPE_CHECKING:
     from orchestrator.sweep import SweepResult
@@ -117,6 +117,7 @@ def render_report(result: "SweepResult") -> str:
         timeline=_timeline(ledger, cells),
         has_clock=all(c.started is not None for c in cells),
         why=[(group, _effects_of(group.factor, ledger, names)) for group in why_groups(ledger, cells)],
+        why_samples=samples_looked_at(cells),
         failed=[(c, choices(ledger, c.arm)) for c in cells if _failed(c, ledger)],
         notes=notes(ledger),
         design=design_notes(result.record),
@@ -330,7 +331,8 @@ def _task(cell: Cell, row: str, start_s: float, ledger: Ledger) -> Task:
 
 def experiment_yaml(result: "SweepResult") -> str:
     """The settings as the file that `orchestrator sweep` reads; what it leaves out has its default."""
-    values = result.record.experiment.model_dump(mode="json", exclude_unset=True)
+    values = result.record.experiment.model_dump(mode="json", exclude_defaults=True)
+    values["sweep"]["seeds"] = len(result.record.seeds)  # those that a budget paid for
     return yaml.safe_dump(values, sort_keys=False, allow_unicode=True, width=100)
 
 

@@ -52,6 +52,13 @@ def why_groups(ledger: Ledger, cells: Sequence[Cell]) -> list[WhyGroup]:
     return [_group(factor, arms_at[factor], seen, scales, clear=factor in clear) for factor in order]
 
 
+def samples_looked_at(cells: Sequence[Cell]) -> str:
+    """Of the last epochs, such as ``32`` or ``32 to 719``; empty without data."""
+    last: list[Any] = [entry.get("why") or () for cell in cells for entry in cell.history[-1:]]
+    known = sorted({row["samples"] for rows in last for row in rows if "samples" in row})
+    return " to ".join(f"{count:,}" for count in dict.fromkeys((*known[:1], *known[-1:])))
+
+
 _Seen = dict[str, dict[tuple[str, str], list[float | None]]]
 """Arm -> layer and measure -> mean over seeds after every epoch."""
 

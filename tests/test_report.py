@@ -329,6 +329,7 @@ def test_the_why_panel_stands_beside_the_effect_that_it_explains(result: SweepRe
     activation = re.search(r"<h3>activation</h3>.*?<h4>", why, flags=re.S)
     assert activation
     assert "relu − tanh" in activation[0]
+    assert "0 for every sample that was looked at (64 in an epoch)" in why
     legend = activation[0].split('class="legend"')[1]
     assert [level in legend for level in ("tanh", "relu")] == [True, True]
 
