@@ -1,6 +1,6 @@
 """Trains runs that differ in seed and learning rate only as one batched network, each with the numbers it has alone.
 
-On one core small MLPs take less than half of the time, see `tests/benchmarks/replicates.py`. Sums are rounded in
+On one core small MLPs take about half of the time, see `tests/benchmarks/replicates.py`. Sums are rounded in
 another order: a weight differs by about 1e-7 from the one trained alone. A long training may enlarge that, and so does
 batch normalization over a handful of samples.
 """
