@@ -43,12 +43,14 @@ from serving import registry
 RATES = {"low": 0.001, "high": 1.0, "scale": "log"}
 
 
-def experiment(space: dict[str, Any], *, epochs: int = 2, **settings: Any) -> Experiment:
+def experiment(
+    space: dict[str, Any], *, epochs: int = 2, data: dict[str, Any] | None = None, **settings: Any
+) -> Experiment:
     return validate(
         parse_document(
             json.dumps(
                 {
-                    "data": {"name": "digits"},
+                    "data": data or {"name": "digits"},
                     "model": {"type": "mlp", "hidden": [8]},
                     "train": {"epochs": epochs, "batch_size": 128, "learning_rate": 0.05},
                     "search": {"method": "random", "trials": 4, "space": space, **settings},
@@ -285,24 +287,37 @@ def test_a_search_leaves_runs_that_can_be_promoted_and_reports_the_failed_one(
 
 @pytest.mark.ray
 @pytest.mark.store
-def test_asha_stops_trials_early_and_a_stopped_one_can_be_trained_to_its_end(
-    digits: Store, ray_cluster: RayState
+def test_asha_stops_trials_early_by_validation_and_a_stopped_one_can_be_trained_to_its_end(
+    store: Store, ray_cluster: RayState
 ) -> None:
+    push(store, "statsmodels:elnino")
+    series = {"name": "elnino", "lookback": 12, "horizon": 3}
     space = {"train.learning_rate": RATES, "train.momentum": [0.9]}
-    tried = experiment(space, method="asha", trials=6, concurrency=1, epochs=3)
-    result = search(tried, store=digits, address=ray_cluster.address, name="asha")
+    tried = experiment(space, data=series, method="asha", trials=6, concurrency=1, epochs=3)
+    result = search(tried, store=store, address=ray_cluster.address, name="asha")
+    assert (result.record.metric, result.record.judged_on) == ("mse", "validation")
     stopped = [t for t in result.trials if t.state == "stopped"]
     assert stopped
-    assert result.best is not None
-    assert result.best.epochs == 3
     for found in stopped:
         assert found.epochs == 1
-        run = read_run(digits, found.run)
-        assert (run.state, run.evaluated_on, len(read_history(digits, run.run))) == ("unfinished", "test", 1)
-    ended = resume(stopped[0].run, store=digits, address=ray_cluster.address)
+        run = read_run(store, found.run)
+        assert (run.state, run.evaluated_on, len(read_history(store, run.run))) == ("unfinished", "validation", 1)
+        assert run.metrics["mse"] == found.value
+
+    best = result.best
+    assert best is not None
+    assert best.value == min(t.value for t in result.trials if t.state == "finished" and t.value is not None)
+    assert best.epochs == 3
+    run = read_run(store, best.run)
+    assert (run.evaluated_on, run.metrics) == ("test", result.metrics)
+    assert result.metrics["mse"] != best.value
+    others = [t for t in result.trials if t != best]
+    assert {read_run(store, t.run).evaluated_on for t in others} == {"validation"}
+
+    ended = resume(stopped[0].run, store=store, address=ray_cluster.address)
     assert len(ended.history) == 3
     assert ended.history[0] == stopped[0].history[0]
-    assert read_trials(digits, "asha") == sorted(result.trials, key=lambda t: t.number)  # what it said then stays
+    assert read_trials(store, "asha") == sorted(result.trials, key=lambda t: t.number)  # what it said then stays
 
 
 @pytest.mark.ray
