@@ -53,8 +53,8 @@ def submit(
     if verb not in VERBS:
         raise ConfigError(f"submit must be given train or sweep, got {verb!r}.")
     experiment = load_experiment(config, overrides)
-    if verb == "sweep" and experiment.sweep is None:
-        raise ConfigError(f"{config} must have a sweep group to be swept, got none. Add sweep: {{vary: …}}.")
+    if verb == "sweep" and experiment.sweep is None and experiment.search is None:
+        raise ConfigError(f"{config} must have a sweep or a search group, got neither. Add sweep: {{vary: …}}.")
     store.check()
     dataset_of(experiment, store)
     job = job or new_run_id(experiment)
