@@ -9,6 +9,7 @@
     │   └── PreconditionError        1    somebody else wrote the object first (conditional PUT)
     ├── NotFoundError                102  the named dataset, run, sweep, model, endpoint or job does not exist
     ├── ClusterError                 2    no Ray cluster, another version, or too small for the request
+    │   └── WorkerLostError          2    a process that was to do something for a driver died
     ├── RunFailedError               100  a training, a sweep or a job ended with an error
     ├── RunUnfinishedError           101  it stopped before its end and can be resumed
     │   └── LeaseLostError           101  another driver took the run over; it goes on there
@@ -63,6 +64,10 @@ class ClusterError(OrchestratorError):
     """There is no usable Ray cluster: none running, another version, or too small."""
 
     exit_code = 2
+
+
+class WorkerLostError(ClusterError):
+    """A process that was to do something for a driver died."""
 
 
 class RunFailedError(OrchestratorError):

@@ -137,6 +137,12 @@ def cluster_resources() -> dict[str, float]:
     return {name: float(amount) for name, amount in ray.cluster_resources().items()}
 
 
+def num_nodes() -> int:
+    """Return how many machines of the connected cluster are alive."""
+    ray: Any = importlib.import_module("ray")
+    return sum(bool(node["Alive"]) for node in ray.nodes())
+
+
 def require_resources(*, cpus: float = 0, gpus: float = 0) -> None:
     """Refuse what the connected cluster can never hold; Ray itself would wait for ever.
 

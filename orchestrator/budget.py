@@ -1,7 +1,10 @@
 """Predicts what a sweep will take from a short probe of its arms, and how many seeds a budget pays for."""
 
+import itertools
 import math
+import statistics
 import time
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 
 from pydantic import BaseModel, ConfigDict
@@ -47,7 +50,15 @@ class Prediction(BaseModel):
 
 
 def probe(
-    sweep: str, runs: Mapping[str, RunRecord], *, store: Store, launch: Launch, lanes: int, trials: int, prices: Prices
+    sweep: str,
+    runs: Mapping[str, RunRecord],
+    *,
+    store: Store,
+    launch: Launch,
+    lanes: int,
+    trials: int,
+    prices: Prices,
+    together: Mapping[str, int],
 ) -> Prediction:
     """Train every arm for one epoch and for two, and infer what a whole training takes.
 
@@ -59,22 +70,31 @@ def probe(
         lanes: trainings at the same time.
         trials: see `Prediction`.
         prices: dollars per hour of a training of each arm.
+        together: how many trainings of an arm are one batched model, where they are; so they are in the probe.
     """
     name, started = f"{sweep}-probe", time.perf_counter()
     arms = {f"{arm}-e{n}": _with_epochs(run, n) for arm, run in runs.items() for n in _epochs(run)}
-    tasks = [Task(name=arm, arm=arm, seed=run.experiment.train.seed) for arm, run in arms.items()]
+    tasks = [
+        Task(name=f"{arm}-e{n}-s{seed}", arm=f"{arm}-e{n}", seed=seed, pack=f"{arm}-e{n}" if arm in together else None)
+        for arm, run in runs.items()
+        for n in _epochs(run)
+        for seed in range(run.experiment.train.seed, run.experiment.train.seed + together.get(arm, 1))
+    ]
     try:
         finish_tasks(tasks, sweep=name, arms=arms, timeout_minutes=None, store=store, launch=launch)
-        took = {cell.arm: cell.seconds for cell in read_stored(store, name).cells}
+        spent = defaultdict(list)
+        for cell in read_stored(store, name).cells:
+            spent[cell.arm].append(cell.seconds)
     finally:
         store.delete([info.key for prefix in (f"sweeps/{name}/", f"runs/{name}.") for info in store.list(prefix)])
     wall_s = time.perf_counter() - started
+    took = {arm: statistics.fmean(seconds) for arm, seconds in spent.items()}
     return Prediction(
         seconds={arm: _whole(run, [took[f"{arm}-e{n}"] for n in _epochs(run)]) for arm, run in runs.items()},
         dollars_per_hour=dict(prices),
         lanes=lanes,
         trials=trials,
-        start_seconds=max(0.0, wall_s - math.fsum(took.values()) / lanes),
+        start_seconds=max(0.0, wall_s - math.fsum(itertools.chain(*spent.values())) / lanes),
         probe_seconds=wall_s,
     )
 

@@ -974,13 +974,10 @@ def _search_steps(result: "SearchResult") -> None:
 def _print_sweep(result: "SweepResult", *, as_json: bool) -> None:
     from orchestrator.display import emit, next_steps, out
     from orchestrator.report_tables import print_report
-    from orchestrator.sweep import outcome_line
 
     def show() -> None:
         print_report(result)
         out.print(f"{len(result.cells)} trainings in {result.seconds:.1f} s")
-        if line := outcome_line(result):
-            out.print(line, markup=False)
         name = result.record.experiment.data.name
         steps = [f"orchestrator report {result.sweep} --html report.html"]
         if result.ledger.best_run:

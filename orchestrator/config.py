@@ -203,6 +203,9 @@ class SweepConfig(_Frozen):
     """Price of one worker by its processor, such as `{cpu: 0.05, gpu: 1.2}`; default: `scaling.dollars_per_hour`."""
     concurrency: int | None = Field(default=None, gt=0)
     """Trainings at the same time; default: as many as the cluster has CPUs (or GPUs) for."""
+    replicates: Literal["auto", "together", "alone"] = "auto"
+    """Whether seeds of an arm are trained together as one batched model, with the same numbers up to rounding. `auto`:
+    where it is faster (MLPs on a CPU), unless costs are compared with those of arms that cannot."""
     cell_timeout_minutes: float | None = Field(default=None, gt=0)
     """A training that takes longer is ended and counts as failed; the others go on. Default: no limit."""
     tune_learning_rate: int | None = Field(default=None, ge=2, le=15)

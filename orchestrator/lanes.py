@@ -1,8 +1,10 @@
 """Trains the cells of a sweep one after the other, each claimed, timed and written down: what a Ray Tune trial runs.
 
+Cells of a *pack* (see `orchestrator/packs.py`) are trained together, as one batched model.
+
     sweeps/SWEEP/
         attempts/ATTEMPT.json    what one driver asked its lanes to do
-        claims/ATTEMPT/TASK      which lane of which attempt took a task (conditional PUT)
+        claims/ATTEMPT/TASK      which lane of which attempt took the pack of this task (conditional PUT)
         cells/TASK.json          a finished cell, written once: the source of truth
 
 Results do not depend on where a cell runs. So nothing is kept but finished cells: whatever dies, the cells in work are
@@ -27,13 +29,22 @@ from typing import Any, Literal, NamedTuple
 from pydantic import BaseModel, ConfigDict
 
 from cluster.config import StoreSettings
-from cluster.errors import OrchestratorError, PreconditionError, RunUnfinishedError, StoreUnavailableError
+from cluster.errors import (
+    OrchestratorError,
+    PreconditionError,
+    RunFailedError,
+    RunUnfinishedError,
+    StoreUnavailableError,
+    WorkerLostError,
+)
 from cluster.failpoints import failpoint
+from cluster.session import store_environment
 from cluster.staging import check_packages
 from cluster.storage import Store
 from orchestrator.ledger import Cell
 from orchestrator.runs import Metrics, RunRecord, update_run, utc_now
 from orchestrator.train import fit_on_ray
+from orchestrator.workers import call_in_worker, is_abandoned
 
 log = logging.getLogger(__name__)
 
@@ -57,6 +68,8 @@ class Task(_Frozen):
     """To be tried instead of the arm's."""
     evaluated_on: str | None = None
     """Split to be judged on instead of the arm's."""
+    pack: str | None = None
+    """Tasks of one pack are trained together; which they are does not depend on what was lost, so no bit does."""
 
 
 class LanePlan(_Frozen):
@@ -112,12 +125,13 @@ def finish_tasks(
         RunUnfinishedError: no lane could begin any of them.
     """
     losses: Counter[str] = Counter()
-    while still_open := open_tasks(tasks, sweep=sweep, store=store):
+    still_open = open_tasks(tasks, sweep=sweep, store=store)
+    while still_open:
         plan = LanePlan(
             sweep=sweep,
             attempt=secrets.token_hex(4),
             arms=dict(arms),
-            tasks=sorted(still_open, key=lambda task: losses[task.name]),
+            tasks=_to_train(tasks, still_open, losses),
             timeout_minutes=timeout_minutes,
         )
         store.write(plan.key, plan.model_dump_json().encode(), only_if_absent=True)
@@ -125,10 +139,20 @@ def finish_tasks(
         claimed = claimed_tasks(store, plan)
         if not claimed:
             raise RunUnfinishedError(f"sweep {sweep} must keep a lane alive, got {error.strip() or 'none'}.")
-        for task in open_tasks(still_open, sweep=sweep, store=store):
-            losses[task.name] += task.name in claimed
+        still_open = open_tasks(tasks, sweep=sweep, store=store)
+        losses.update(task.name for task in still_open if task.name in claimed)
+        for task in still_open:
             if losses[task.name] > FORGIVEN_LOSSES:
                 write_cell(store, sweep, _lost(plan, task), folder=task.folder)
+        still_open = [task for task in still_open if losses[task.name] <= FORGIVEN_LOSSES]
+
+
+def _to_train(tasks: Sequence[Task], still_open: Sequence[Task], losses: Counter[str]) -> list[Task]:
+    """The open tasks and those of their packs; what its process did not survive comes last, and alone."""
+    packs = {task.pack for task in still_open if task.pack and not losses[task.name]}
+    whole = [task for task in tasks if task.pack in packs]
+    alone = [task.model_copy(update={"pack": None}) for task in still_open if task.pack not in packs]
+    return whole + sorted(alone, key=lambda task: losses[task.name])
 
 
 def open_tasks(tasks: Sequence[Task], *, sweep: str, store: Store) -> list[Task]:
@@ -140,40 +164,108 @@ def open_tasks(tasks: Sequence[Task], *, sweep: str, store: Store) -> list[Task]
     return [task for task in tasks if f"{sweep}.{task.name}" not in done]
 
 
-def run_lane(config: Mapping[str, Any]) -> None:
+def trains_in_workers(arms: Mapping[str, RunRecord]) -> bool:
+    """Whether a lane lets a worker train, which may be warm: Tune's process would first have to import PyTorch.
+
+    Where GPUs are used, or several workers for a training, the lane's own process does it, or starts them.
+    """
+    return all(arm.experiment.scaling.max_workers == 1 and arm.techniques.processor == "cpu" for arm in arms.values())
+
+
+def run_lanes(config: Mapping[str, Any]) -> None:
     """Train tasks until none is left unclaimed. Runs as one Ray Tune trial.
 
     Args:
-        config: `store` settings, the key of the `plan`, the number of this `lane` and that of all `lanes`.
+        config: `store` settings, the key of the `plan`, the numbers of this trial's `lanes`, and how many there are
+            over all trials as `num_lanes`.
     """
     from ray import tune
 
     check_packages()
-    importlib.import_module("orchestrator.trainer")  # seconds that are no part of the first cell's
     store = Store(StoreSettings.model_validate(config["store"]))
     plan = LanePlan.model_validate_json(store.read(config["plan"]))
-    done = 0
-    for task in claim_tasks(store, plan, lane=config["lane"], lanes=config["lanes"]):
-        run_task(plan, task, store=store, lane=config["lane"])
-        done += 1
-    tune.report({"cells_done": done})
+    if trains_in_workers(plan.arms):
+        with ThreadPoolExecutor(len(config["lanes"])) as pool:
+            list(pool.map(lambda lane: _train_in_workers(plan, store, lane, config["num_lanes"]), config["lanes"]))
+    else:
+        for lane in config["lanes"]:
+            train_tasks(plan, store, lane, config["num_lanes"])
+    tune.report({"is_done": True})
 
 
-def claim_tasks(store: Store, plan: LanePlan, *, lane: int, lanes: int) -> Iterator[Task]:
-    """Claim one task after the other; lanes begin at different places, so that they seldom collide."""
-    start = len(plan.tasks) * lane // lanes
-    for task in plan.tasks[start:] + plan.tasks[:start]:
+def _train_in_workers(plan: LanePlan, store: Store, lane: int, lanes: int) -> None:
+    """Let one worker train all tasks of a lane; when it dies, let another do the rest."""
+    threads = max(arm.experiment.scaling.num_threads for arm in plan.arms.values())
+    environment, settings = store_environment(store.settings), store.settings.model_dump(mode="json")
+    while True:
+        claimed = claimed_tasks(store, plan)
+        try:
+            return call_in_worker(
+                train_stored_tasks, plan.key, settings, lane, lanes, threads=threads, environment=environment
+            )
+        except WorkerLostError:
+            if claimed_tasks(store, plan) == claimed:
+                raise  # it could not even begin
+
+
+def train_stored_tasks(key: str, settings: dict[str, Any], lane: int, lanes: int) -> None:
+    """`train_tasks`, in a worker."""
+    store = Store(StoreSettings.model_validate(settings))
+    train_tasks(LanePlan.model_validate_json(store.read(key)), store, lane, lanes)
+
+
+def train_tasks(plan: LanePlan, store: Store, lane: int, lanes: int) -> None:
+    """Train in this process what no lane has claimed."""
+    for module in ("orchestrator.trainer", "torch._dynamo"):  # seconds that are no part of the first cell's
+        importlib.import_module(module)
+    for pack in claim_packs(store, plan, lane=lane, lanes=lanes):
+        run_pack(plan, pack, store=store, lane=lane)
+        if is_abandoned():
+            return
+
+
+def packs_of(plan: LanePlan) -> list[list[Task]]:
+    """The tasks of each pack, and each of the others by itself."""
+    packs: dict[str, list[Task]] = {}
+    for task in plan.tasks:
+        packs.setdefault(task.pack or task.name, []).append(task)
+    return list(packs.values())
+
+
+def claim_packs(store: Store, plan: LanePlan, *, lane: int, lanes: int) -> Iterator[list[Task]]:
+    """Claim one pack after the other; lanes begin at different places, so that they seldom collide."""
+    packs = packs_of(plan)
+    start = len(packs) * lane // lanes
+    for pack in packs[start:] + packs[:start]:
         try:
             # the lane's number tells, after a lost answer, whose claim it is that exists
-            store.write(_claims(plan) + task.name, str(lane).encode(), only_if_absent=True)
+            store.write(_claims(plan) + pack[0].name, str(lane).encode(), only_if_absent=True)
         except PreconditionError:
             continue
-        yield task
+        yield pack
 
 
 def claimed_tasks(store: Store, plan: LanePlan) -> set[str]:
     """Names of the tasks that a lane of this attempt has begun."""
-    return {info.key.removeprefix(_claims(plan)) for info in store.list(_claims(plan))}
+    claimed = {info.key.removeprefix(_claims(plan)) for info in store.list(_claims(plan))}
+    return {task.name for pack in packs_of(plan) if pack[0].name in claimed for task in pack}
+
+
+def run_pack(plan: LanePlan, pack: Sequence[Task], *, store: Store, lane: int = 0) -> None:
+    """Train tasks, together if they are several, and write their cells; what fails together is trained alone."""
+    if len(pack) > 1:
+        try:
+            cells = run_cells_together(plan, pack, store=store, lane=lane)
+        except StoreUnavailableError:
+            raise
+        except Exception:
+            log.warning("%s: %d trainings are taken one by one", pack[0].name, len(pack), exc_info=True)
+        else:
+            for cell, task in zip(cells, pack, strict=True):
+                write_cell(store, plan.sweep, cell, folder=task.folder)
+            return
+    for task in pack:
+        run_task(plan, task, store=store, lane=lane)
 
 
 def run_task(plan: LanePlan, task: Task, *, store: Store, lane: int = 0) -> Cell:
@@ -211,15 +303,47 @@ def run_cell(plan: LanePlan, task: Task, *, store: Store, lane: int = 0) -> Cell
         found = {"state": "failed", "error": traceback.format_exc(limit=-5)}
     if found["state"] == "failed":
         update_run(store, record.model_copy(update=found))
+    return _cell(task, record, found, seconds=time.perf_counter() - clock, started=started, lane=lane)
+
+
+def run_cells_together(plan: LanePlan, tasks: Sequence[Task], *, store: Store, lane: int = 0) -> list[Cell]:
+    """Train tasks of one arm as one batched model; each has an equal share of the seconds."""
+    import torch
+
+    from orchestrator.replicates import fit_together
+    from orchestrator.trainer import World, evaluate
+
+    started, clock = time.time(), time.perf_counter()
+    records = [run_record(plan, task) for task in tasks]
+    for record in records:
+        update_run(store, record)
+    trained = fit_together(records, store=store, world=World(device=torch.device("cpu")))
+    ends: list[dict[str, Any]] = []
+    for record, end in zip(records, trained, strict=True):
+        if isinstance(end, RunFailedError):
+            ends.append({"state": "failed", "error": str(end)})
+            update_run(store, record.model_copy(update=ends[-1]))
+        else:
+            metrics = evaluate(end, record.evaluated_on)
+            ends.append({"state": "finished", "metrics": metrics, "history": end.history})
+            _finish_run(record, metrics, end.checkpoint, store)
+    seconds = (time.perf_counter() - clock) / len(tasks)
+    return [
+        _cell(task, record, end, seconds=seconds, started=started + place * seconds, lane=lane)
+        for place, (task, record, end) in enumerate(zip(tasks, records, ends, strict=True))
+    ]
+
+
+def _cell(task: Task, record: RunRecord, end: dict[str, Any], *, seconds: float, started: float, lane: int) -> Cell:
     return Cell(
         arm=task.arm,
         seed=task.seed,
         run=record.run,
-        seconds=round(time.perf_counter() - clock, 3),
+        seconds=round(seconds, 3),
         started=round(started, 3),
         lane=lane,
         learning_rate=record.experiment.train.learning_rate,
-        **found,
+        **end,
     )
 
 
@@ -287,8 +411,12 @@ def _train(record: RunRecord, store: Store) -> tuple[Metrics, list[dict[str, Any
         world = World(device=torch.device("cuda" if record.techniques.processor == "gpu" else "cpu"))
         trainer = fit(record, store=store, world=world, checkpoints="last")
         metrics, history, checkpoint = evaluate(trainer, record.evaluated_on), trainer.history, trainer.checkpoint
-    update_run(store, record.model_copy(update={"state": "finished", "metrics": metrics, "checkpoint": checkpoint}))
+    _finish_run(record, metrics, checkpoint, store)
     return metrics, history
+
+
+def _finish_run(record: RunRecord, metrics: Metrics, checkpoint: str | None, store: Store) -> None:
+    update_run(store, record.model_copy(update={"state": "finished", "metrics": metrics, "checkpoint": checkpoint}))
 
 
 @contextmanager

@@ -97,14 +97,14 @@ def import_ahead(experiment: Experiment) -> None:
         threading.Thread(target=importlib.import_module, args=("orchestrator.group",), daemon=True).start()
 
 
-def prepare(record: RunRecord) -> None:
-    """Begin to start the processes that a run will wait for."""
+def prepare(record: RunRecord, *, workers: int | None = None) -> None:
+    """Begin to start the processes that a run, or so many workers of several like it, will wait for."""
     if record.techniques.processor == "gpu":
         return
     scaling, need = record.experiment.scaling, resources_of(record)
     free = free_resources(without=set(draining_nodes()))
     nodes = [node for node, resources in sorted(free.items()) for _ in range(room({node: resources}, need))]
-    start_ahead(nodes[: scaling.max_workers], threads=scaling.num_threads)
+    start_ahead(nodes[: workers or scaling.max_workers], threads=scaling.num_threads)
 
 
 @dataclass

@@ -27,6 +27,7 @@ from orchestrator.config import TrainConfig
 from orchestrator.data.dataset import TRAIN, Dataset, open_dataset
 from orchestrator.data.order import Plan
 from orchestrator.data.reader import MicroBatch
+from orchestrator.packs import can_train_together
 from orchestrator.runs import Metrics, RunRecord
 from orchestrator.trainer import (
     Counters,
@@ -79,25 +80,6 @@ class Group:
     def sums_whole_epochs(self) -> bool:
         """Whether an epoch is one update."""
         return self.trainers[0].record.techniques.gradient == "batch"
-
-
-def can_train_together(record: RunRecord) -> bool:
-    """Whether runs like this one, with other seeds and learning rates, can be trained as one, faster and exactly.
-
-    That is so for an MLP on one CPU worker, but not
-
-    - in bf16, where another order of sums is felt;
-    - with Adam and batch normalization: what the latter takes out, such as a pixel that is the same in a whole batch,
-      leaves weights with a gradient of rounding errors alone, and Adam makes full steps of it (1e-3 in a few updates).
-
-    A CNN is no faster: see `tests/benchmarks/replicates.py`.
-    """
-    experiment, techniques = record.experiment, record.techniques
-    is_exact = experiment.train.precision != "bf16" and not (
-        experiment.train.optimizer == "adam" and techniques.regularization == "layers"
-    )
-    is_faster = experiment.model.type == "mlp" and experiment.scaling.max_workers == 1 and techniques.processor == "cpu"
-    return is_exact and is_faster
 
 
 def fit_together(records: Sequence[RunRecord], *, store: Store, world: World) -> list[Trainer | RunFailedError]:

@@ -6,9 +6,10 @@
         cells/        see `orchestrator/lanes.py`
         result.json   the ledger
 
-A trial costs Ray Tune seconds, a small training takes less: so a trial is a *lane* that trains one cell after the
-other, in its own process when one worker is asked for. Since results do not depend on where a cell runs, killing
-the driver loses only the cells in work, and `resume` does the rest. A cell whose process dies is tried once more.
+A trial costs Ray Tune seconds, a small training takes less: so a trial runs *lanes* that train one cell after the
+other, in workers that may be warm; and seeds of one arm are a batched model where that pays. Since results do not
+depend on where a cell runs, killing the driver loses only the cells in work, and `resume` does the rest. A cell whose
+process dies is tried once more.
 """
 
 import importlib
@@ -26,19 +27,31 @@ from pydantic import BaseModel, ConfigDict
 
 from cluster.config import StoreSettings
 from cluster.errors import ConfigError, NotFoundError, RunInterruptedError, RunUnfinishedError
-from cluster.session import cluster_resources, ray_session, require_resources
+from cluster.session import cluster_resources, num_nodes, ray_session, require_resources
 from cluster.storage import Store, open_store
 from models.config import has_activation
-from orchestrator.budget import Prediction, budget_text, cost_text, prediction_text, probe, seeds_within
+from orchestrator.budget import Prediction, budget_text, prediction_text, probe, seeds_within
 from orchestrator.config import Experiment, SweepConfig
 from orchestrator.configfile import Document, near_miss, set_dotted, setting_names, validate
 from orchestrator.data.dataset import Dataset, open_dataset
 from orchestrator.design import Design, Settings, plan_design
-from orchestrator.lanes import LanePlan, Launch, Task, finish_tasks, parse_cell, read_stored, run_lane
+from orchestrator.lanes import (
+    LanePlan,
+    Launch,
+    Task,
+    finish_tasks,
+    packs_of,
+    parse_cell,
+    read_stored,
+    run_lanes,
+    trains_in_workers,
+)
 from orchestrator.ledger import Cell, Ledger, summarize
+from orchestrator.packs import choose_packing
 from orchestrator.polling import polling
+from orchestrator.recovery import prepare
 from orchestrator.runs import RunRecord, utc_now
-from orchestrator.train import dataset_of, describe_stored, plan_run
+from orchestrator.train import code_version, dataset_of, describe, plan_run
 from orchestrator.tuning import Trial, Tuned, choose, learning_rates, tuning_notes
 from orchestrator.workers import call_in_worker
 
@@ -91,6 +104,8 @@ class SweepRecord(_Frozen):
     aliases: list[str] = []
     notes: list[str] = []
     """What else the reader of the plan should know."""
+    together: dict[str, int] = {}
+    """Arm -> how many of its trainings are taken as one batched model; see `orchestrator/packs.py`."""
     prediction: Prediction | None = None
     """What it was expected to take, where that was asked."""
 
@@ -230,7 +245,7 @@ def finish_sweep(
         on_progress: see `sweep`.
     """
     started = time.perf_counter()
-    tasks = [Task(name=f"{arm.name}-s{s}", arm=arm.name, seed=s) for s in record.seeds for arm in record.arms]
+    tasks = _cell_tasks(record)
     trials = _tuning_tasks(record, runs, store)
     try:
         with polling(_teller(store, record.sweep, len(trials) + len(tasks), on_progress)):
@@ -292,15 +307,6 @@ def plan_lines(record: SweepRecord) -> list[str]:
     return lines
 
 
-def outcome_line(result: SweepResult) -> str | None:
-    """What was predicted, and what it took; ``None`` where nothing was."""
-    record = result.record
-    if record.prediction is None:
-        return None
-    expected = prediction_text(record.prediction, seeds=len(record.seeds))
-    return f"predicted {expected}; took {cost_text(result.seconds / 60, dollars_spent(result))}"
-
-
 def dollars_spent(result: SweepResult) -> float | None:
     """On all trainings, those that chose learning rates too; ``None`` if the price of one is not known."""
     spent, prices = list(_all_seconds(result)), result.record.dollars_per_hour
@@ -340,6 +346,7 @@ def ledger_of(record: SweepRecord, cells: list[Cell]) -> Ledger:
     """The table, the effects and the verdict."""
     sweep = record.experiment.sweep
     assert sweep is not None
+    size = max(record.together.values(), default=1)
     ledger = summarize(
         cells,
         arms={arm.name: arm.settings for arm in record.arms},
@@ -349,6 +356,7 @@ def ledger_of(record: SweepRecord, cells: list[Cell]) -> Ledger:
         dollars_per_hour=record.dollars_per_hour or None,
         factors=sweep.vary,
         parameters={arm.name: arm.parameters for arm in record.arms if arm.parameters},
+        together=[record.seeds[i : i + size] for i in range(0, len(record.seeds), size)],
     )
     if "train.learning_rate" in sweep.vary:
         return ledger
@@ -368,9 +376,10 @@ def _predict(record: SweepRecord, runs: Mapping[str, RunRecord], store: Store) -
         runs,
         store=store,
         launch=partial(_run_lanes, record, runs, store.settings),
-        lanes=_num_lanes(record, runs, len(record.arms) * len(record.seeds)),
+        lanes=_num_lanes(record.experiment, runs, len(record.arms) * len(record.seeds)),
         trials=record.experiment.sweep.tune_learning_rate or 0,
         prices=record.dollars_per_hour,
+        together=record.together,
     )
 
 
@@ -380,6 +389,21 @@ def _within(settings: SweepConfig, prediction: Prediction, record: SweepRecord) 
     seeds = seeds_within(settings.budget, prediction, most=most) if settings.budget else most
     first = record.seeds[0]
     return record.model_copy(update={"seeds": list(range(first, first + seeds)), "prediction": prediction})
+
+
+def _cell_tasks(record: SweepRecord) -> list[Task]:
+    """Every arm with every seed; all arms are begun before an arm comes again."""
+    return [
+        Task(name=f"{arm.name}-s{seed}", arm=arm.name, seed=seed, pack=_pack(record, arm.name, place))
+        for place, seed in enumerate(record.seeds)
+        for arm in record.arms
+    ]
+
+
+def _pack(record: SweepRecord, arm: str, place: int) -> str | None:
+    """Name of the pack of an arm's task with its ``place``-th seed."""
+    size = record.together.get(arm)
+    return f"{arm}-{place // size}" if size else None
 
 
 def _tuning_tasks(record: SweepRecord, runs: Mapping[str, RunRecord], store: Store) -> list[Task]:
@@ -394,6 +418,7 @@ def _tuning_tasks(record: SweepRecord, runs: Mapping[str, RunRecord], store: Sto
                 arm=arm.name,
                 seed=max(record.seeds) + 1,
                 folder="tuning",
+                pack=f"{arm.name}-lr" if arm.name in record.together else None,
                 learning_rate=rate,
                 evaluated_on="validation" if "validation" in splits else "test",
             )
@@ -462,13 +487,15 @@ def _run_lanes(record: SweepRecord, runs: Mapping[str, RunRecord], store: StoreS
     logging.getLogger("ray.tune").setLevel(logging.CRITICAL)  # of what it would say, we say what matters
     from ray import tune
 
-    lanes = _num_lanes(record, runs, len(plan.tasks))
-    shared = {"store": store.model_dump(mode="json"), "plan": plan.key, "lanes": lanes}
+    lanes = _num_lanes(record.experiment, runs, len(packs_of(plan)))
+    each = lanes if trains_in_workers(runs) and num_nodes() == 1 else 1  # a trial's process takes seconds to start
+    shared = {"store": store.model_dump(mode="json"), "plan": plan.key, "num_lanes": lanes}
+    trials = [list(range(first, first + each)) for first in range(0, lanes, each)]
     with tempfile.TemporaryDirectory(prefix="orchestrator-sweep-") as folder:
         results = tune.Tuner(
-            tune.with_resources(run_lane, _lane_resources(runs)),
-            param_space={**shared, "lane": tune.grid_search(list(range(lanes)))},
-            tune_config=tune.TuneConfig(max_concurrent_trials=lanes),
+            tune.with_resources(run_lanes, _trial_resources(runs, lanes=each)),
+            param_space={**shared, "lanes": tune.grid_search(trials)},
+            tune_config=tune.TuneConfig(max_concurrent_trials=len(trials)),
             run_config=tune.RunConfig(
                 name=record.sweep,
                 storage_path=folder,  # Tune's own state holds pickles: it stays on the driver's disk
@@ -479,11 +506,11 @@ def _run_lanes(record: SweepRecord, runs: Mapping[str, RunRecord], store: StoreS
     return next((str(error) for error in results.errors), "")
 
 
-def _num_lanes(record: SweepRecord, runs: Mapping[str, RunRecord], todo: int) -> int:
+def _num_lanes(experiment: Experiment, runs: Mapping[str, RunRecord], todo: int) -> int:
     """As many as the cluster has room for, the file allows and the work needs."""
     resources, need = cluster_resources(), _cell_resources(runs)
     room = min(int(resources.get(kind, 0) // amount) for kind, amount in need.items() if amount)
-    asked = record.experiment.sweep.concurrency if record.experiment.sweep else None
+    asked = experiment.sweep.concurrency if experiment.sweep else None
     return max(1, min(asked or room, room, todo))
 
 
@@ -494,11 +521,11 @@ def _cell_resources(runs: Mapping[str, RunRecord]) -> dict[str, float]:
     return {"CPU": max(s.max_workers * s.cpus_per_worker for s in scaling)} | ({"GPU": gpus} if gpus else {})
 
 
-def _lane_resources(runs: Mapping[str, RunRecord]) -> dict[str, float]:
-    """A lane that trains in its own process holds the cell's share; one that starts workers leaves all to them."""
+def _trial_resources(runs: Mapping[str, RunRecord], *, lanes: int) -> dict[str, float]:
+    """What its cells take at a time; where they start several workers each, it leaves all to these."""
     if any(run.experiment.scaling.max_workers > 1 for run in runs.values()):
         return {"cpu": 0, "memory": 1}  # bytes: Tune refuses a trial that asks for nothing
-    return {kind.lower(): amount for kind, amount in _cell_resources(runs).items()}
+    return {kind.lower(): amount * lanes for kind, amount in _cell_resources(runs).items()}
 
 
 def _planned_runs(arms: Sequence[Arm], store: Store) -> dict[str, RunRecord]:
@@ -507,23 +534,39 @@ def _planned_runs(arms: Sequence[Arm], store: Store) -> dict[str, RunRecord]:
     ahead.start()
     gpus = cluster_resources().get("GPU", 0)
     datasets: dict[tuple[str, str | None], Dataset] = {}
-    runs = []
+    runs, code = {}, code_version()
     for arm in arms:
         data, scaling = arm.experiment.data, arm.experiment.scaling
         if (data.name, data.version) not in datasets:
             datasets[data.name, data.version] = dataset_of(arm.experiment, store)
-        run = plan_run(arm.experiment, datasets[data.name, data.version], gpus=gpus)
+        run = plan_run(arm.experiment, datasets[data.name, data.version], gpus=gpus, code=code)
         gpus_needed = scaling.max_workers if run.techniques.processor == "gpu" else 0
         require_resources(cpus=scaling.max_workers * scaling.cpus_per_worker, gpus=gpus_needed)
-        runs.append(run.model_dump(mode="json"))
-    described = call_in_worker(describe_all, runs, store.settings.model_dump(mode="json"), threads=1)
+        runs[arm.name] = run
+    _start_lanes_ahead(arms, runs)
+    threads = next(iter(runs.values())).experiment.scaling.num_threads
+    records = [run.model_dump(mode="json") for run in runs.values()]
+    described = call_in_worker(describe_all, records, store.settings.model_dump(mode="json"), threads=threads)
     ahead.join()  # a thread that imports must not outlive the process's other threads
-    return {arm.name: run for arm, run in zip(arms, described, strict=True)}
+    return dict(zip(runs, described, strict=True))
+
+
+def _start_lanes_ahead(arms: Sequence[Arm], runs: Mapping[str, RunRecord]) -> None:
+    """Begin to start the processes that will train."""
+    experiment = arms[0].experiment
+    seeds = experiment.sweep.seeds if experiment.sweep else 1
+    lanes = _num_lanes(experiment, runs, len(arms) * seeds)
+    first = next(iter(runs.values()))
+    prepare(first, workers=lanes * first.experiment.scaling.max_workers)
 
 
 def describe_all(records: list[dict[str, Any]], store: dict[str, Any]) -> list[RunRecord]:
     """`orchestrator.train.describe` of many runs, where PyTorch is: the driver does without it."""
-    return [describe_stored(record, store)[0] for record in records]
+    opened = Store(StoreSettings.model_validate(store))
+    runs = [RunRecord.model_validate(record) for record in records]
+    named = {(run.dataset.name, run.dataset.version) for run in runs}
+    datasets = {(name, version): open_dataset(opened, name, version=version) for name, version in named}
+    return [describe(run, datasets[run.dataset.name, run.dataset.version])[0] for run in runs]
 
 
 def _sweep_record(
@@ -536,6 +579,8 @@ def _sweep_record(
     if metric not in known:
         raise ConfigError(f"sweep.metric must be a metric of the task, got {metric!r}. {near_miss(metric, known)}")
     seed = experiment.train.seed
+    lanes = _num_lanes(experiment, runs, len(arms) * experiment.sweep.seeds)
+    packing = choose_packing(experiment.sweep, runs, lanes=lanes)
     return SweepRecord(
         sweep=name or f"{first.run}-sweep"[:50],
         state="running",
@@ -549,7 +594,8 @@ def _sweep_record(
         resolution=design.resolution,
         generators=design.generators,
         aliases=design.aliases,
-        notes=design.notes,
+        notes=[*design.notes, packing.note],
+        together=dict.fromkeys(sorted(packing.arms), packing.size),
     )
 
 
@@ -574,7 +620,7 @@ def _prices(experiment: Experiment, runs: Mapping[str, RunRecord]) -> dict[str, 
 def _check_names(vary: Mapping[str, list[Any]]) -> None:
     known = {name for name, _ in setting_names()} | {"techniques"}
     for name in vary:
-        if name not in known or name.startswith(("sweep", "train.seed")):
+        if name not in known or name.startswith(("sweep", "search", "train.seed")):
             raise ConfigError(f"sweep.vary.{name} must name a setting, got {name!r}. {near_miss(name, known)}")
 
 

@@ -167,8 +167,17 @@ def dataset_of(experiment: Experiment, store: Store) -> Dataset:
         raise ConfigError(str(error)) from None
 
 
-def plan_run(experiment: Experiment, dataset: Dataset, *, run: str | None = None, gpus: float = 0) -> RunRecord:
+def plan_run(
+    experiment: Experiment, dataset: Dataset, *, run: str | None = None, gpus: float = 0, code: str | None = None
+) -> RunRecord:
     """Decide everything that a run depends on; pure but for the time and the random part of its name.
+
+    Args:
+        experiment: what is asked for.
+        dataset: the data it names.
+        run: name of the new run; default: made of dataset, model and time.
+        gpus: that the cluster has.
+        code: its `code_version`, where that is known: to find it takes a tenth of a second.
 
     Raises:
         ConfigError: the experiment does not fit the dataset.
@@ -189,7 +198,7 @@ def plan_run(experiment: Experiment, dataset: Dataset, *, run: str | None = None
         evaluated_on="test",
         primary_metric=signature.target.primary_metric,
         higher_is_better=signature.target.higher_is_better,
-        code_version=code_version(),
+        code_version=code or code_version(),
         versions=versions(),
     )
 

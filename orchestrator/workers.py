@@ -17,9 +17,10 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import Any, NamedTuple, TypeVar
+from functools import partial
+from typing import Any, NamedTuple, TypeVar, cast
 
-from cluster.errors import ClusterError
+from cluster.errors import WorkerLostError
 from cluster.preemption import draining_nodes
 from cluster.session import NAMESPACE, STORE_VARIABLES
 from orchestrator.pulse import PULSE, StopReason
@@ -29,6 +30,7 @@ T = TypeVar("T")
 IDLE_S = 300.0  # a person edits a file between two runs; an idle worker holds about 400 MB
 WATCH_S = 2.0
 START_S = 60.0  # for a process that was started ahead; it takes 2 to 10
+SHORTEST_LOOK_S, LONGEST_LOOK_S = 0.01, 0.25  # between two looks at a call
 RELEASE_S = 5.0  # a training whose peers are gone ends within milliseconds; one that hangs is killed
 
 
@@ -46,6 +48,7 @@ class TrainingProcess:
 
     def __init__(self, idle_s: float, reserved_for: str | None = None) -> None:
         # `reserved_for`: the token of the first lease, where somebody starts a worker for himself
+        _HERE.append(self)
         self._idle_s, self._idle_since, self._reserved_for = idle_s, time.monotonic(), reserved_for
         self._owner: str | None = None
         self._before: dict[str, str | None] = {}
@@ -79,10 +82,11 @@ class TrainingProcess:
         """Run something here and return what it returns; Ray Train calls it too."""
         return function(*args, **kwargs)
 
-    def start(self, function: Callable[..., Any], **arguments: Any) -> None:
+    def start(self, function: Callable[..., Any], *args: Any, **kwargs: Any) -> None:
         """Run something in the training's thread; `look` tells how it went."""
         self._alone = outcome = _Outcome()
-        threading.Thread(target=outcome.run, args=(function, arguments), name="training", daemon=True).start()
+        call = partial(function, *args, **kwargs)
+        threading.Thread(target=outcome.run, args=(call,), name="training", daemon=True).start()
 
     def look(self) -> Look:
         """The pulse, and the outcome of `start`."""
@@ -130,6 +134,16 @@ class TrainingProcess:
                 os._exit(0)
 
 
+_HERE: list[TrainingProcess] = []
+"""This process, where it is one."""
+
+
+def is_abandoned() -> bool:
+    """Whether this process works for somebody who has ended. It notices by itself, but only after seconds."""
+    owners = [process._owner for process in _HERE if process._owner]
+    return any(_is_dead(owner) for owner in owners)
+
+
 class _Outcome:
     """Of a function that runs in a thread."""
 
@@ -138,9 +152,9 @@ class _Outcome:
         self.result: Any = None
         self.error: BaseException | None = None
 
-    def run(self, function: Callable[..., Any], arguments: dict[str, Any]) -> None:
+    def run(self, call: Callable[[], Any]) -> None:
         try:
-            self.result = function(**arguments)
+            self.result = call()
         except BaseException as error:
             self.error = _with_traceback(error)
         self.is_running = False
@@ -199,32 +213,62 @@ def start_ahead(nodes: Sequence[str], *, threads: int) -> None:
         _start(key, node, threads)
 
 
-def call_in_worker(function: Callable[..., T], *args: Any, threads: int) -> T:
-    """Run something short in a worker that reserves nothing for it, and return what it returns.
+def call_in_worker(
+    function: Callable[..., T], *args: Any, threads: int, environment: Mapping[str, str] | None = None
+) -> T:
+    """Run something in a worker on this node, and return what it returns; what it takes, its caller has reserved.
+
+    Args:
+        function: what to run.
+        *args: of the function.
+        threads: see `lease_workers`.
+        environment: see `lease_workers`.
 
     Raises:
         Exception: what the function raised.
+        WorkerLostError: the worker died.
     """
+    ray: Any = importlib.import_module("ray")
+    try:
+        worker = _borrow(threads, environment or {})
+        look = _run(worker, partial(function, *args))
+    except ray.exceptions.RayActorError as error:
+        raise WorkerLostError(
+            f"a worker must live until its work is done, got: {str(error).strip()} See the logs of the cluster."
+        ) from None
+    if look.error is not None:
+        raise look.error
+    result: T = look.result
+    return result
+
+
+def _run(worker: Worker, call: Callable[[], Any]) -> Look:
+    """Let a leased worker do something, and give it back."""
+    ray: Any = importlib.import_module("ray")
+    try:
+        ray.get(worker.actor.start.remote(call))
+        pause_s = SHORTEST_LOOK_S
+        while (look := ray.get(worker.actor.look.remote())).is_running:
+            time.sleep(pause_s)
+            pause_s = min(1.5 * pause_s, LONGEST_LOOK_S)
+        return cast("Look", look)
+    finally:
+        worker.actor.release.remote()
+
+
+def _borrow(threads: int, environment: Mapping[str, str]) -> Worker:
     ray: Any = importlib.import_module("ray")
     owner, key = _owner(), _key(threads)
     here = ray.get_runtime_context().get_node_id()
-    for name, node in [*_named(key), (None, here)]:
-        try:
-            worker = (
-                Worker(ray.get_actor(name, namespace=NAMESPACE), node, True) if name else _start(key, node, threads)
-            )
-            if not ray.get(worker.actor.lease.remote(owner, {})):
-                continue
-            try:
-                result: T = ray.get(worker.actor.execute.remote(function, *args))
-                return result
-            finally:
-                worker.actor.release.remote()
-        except ray.exceptions.RayTaskError as error:
-            raise error.cause from None
-        except (ValueError, ray.exceptions.RayActorError):
-            continue  # it has just ended
-    raise ClusterError("a worker must start, got none that lives. See the logs of the cluster in its temporary folder.")
+    for name in [name for name, node in _named(key) if node == here]:
+        with suppress(ValueError, ray.exceptions.RayActorError):  # it has just ended
+            worker = Worker(ray.get_actor(name, namespace=NAMESPACE), here, is_reusable=True)
+            if ray.get(worker.actor.lease.remote(owner, dict(environment))):
+                return worker
+    token = secrets.token_hex(8)
+    worker = _start(key, here, threads, reserved_for=token)
+    ray.get(worker.actor.lease.remote(owner, dict(environment), token))
+    return worker
 
 
 def release_workers(workers: Sequence[Worker]) -> None:
@@ -295,17 +339,24 @@ def _import_ahead() -> None:
     """What a training needs first, while nobody waits for it."""
     importlib.import_module("orchestrator.train")
     importlib.import_module("orchestrator.trainer")
+    importlib.import_module("torch._dynamo")  # two seconds that an optimizer takes at its first step
 
 
 def _owner() -> str:
+    """Whom a lease belongs to: this process's actor where it is one, else the driver's job."""
     ray: Any = importlib.import_module("ray")
-    return str(ray.get_runtime_context().get_job_id())
+    context = ray.get_runtime_context()
+    actor = context.get_actor_id()
+    return f"actor {actor}" if actor else f"job {context.get_job_id()}"
 
 
 def _is_dead(owner: str) -> bool:
-    """Whether the job of a driver has ended, by its own will or not."""
+    """Whether an actor or a driver's job has ended, by its own will or not."""
     state: Any = importlib.import_module("ray._private.state")
-    return any(job["JobID"] == owner and job["IsDead"] for job in state.jobs())
+    kind, _, number = owner.partition(" ")
+    if kind == "actor":
+        return bool(state.actors(number).get("State", "DEAD") == "DEAD")
+    return any(job["JobID"] == number and job["IsDead"] for job in state.jobs())
 
 
 def _key(threads: int) -> str:

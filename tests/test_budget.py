@@ -1,5 +1,6 @@
 """What a sweep is predicted to take, and how many seeds a budget pays for."""
 
+import itertools
 from typing import Any
 
 import pytest
@@ -7,7 +8,7 @@ import pytest
 from cluster.errors import ConfigError
 from orchestrator.budget import Prediction, prediction_text, probe, seeds_within
 from orchestrator.config import BudgetConfig
-from orchestrator.lanes import LanePlan, claim_tasks, run_record, write_cell
+from orchestrator.lanes import LanePlan, Task, claim_packs, run_record, write_cell
 from orchestrator.ledger import Cell
 from tests.example_runs import JsonMemoryStore
 from tests.test_lanes import RELU, TANH, plan
@@ -63,15 +64,18 @@ def test_the_probe_infers_all_epochs_from_one_and_two_and_leaves_nothing(digits:
 
     def launch(attempt: LanePlan) -> str:
         """Every epoch takes 3 s, and the rest 1 s, or twice that."""
-        for task in claim_tasks(store, attempt, lane=0, lanes=1):
+        packs.extend(pack := list(claim_packs(store, attempt, lane=0, lanes=1)))
+        for task in itertools.chain(*pack):
             run = run_record(attempt, task)
             seconds = (1.0 + 3.0 * run.experiment.train.epochs) * (2 if task.arm.startswith(RELU) else 1)
             cell = Cell(arm=task.arm, seed=task.seed, run=run.run, state="finished", seconds=seconds)
             write_cell(store, attempt.sweep, cell)
         return ""
 
-    found = probe("s", runs, store=store, launch=launch, lanes=1, trials=0, prices={})
+    packs: list[list[Task]] = []
+    found = probe("s", runs, store=store, launch=launch, lanes=1, trials=0, prices={}, together={TANH: 3})
+    assert sorted(map(len, packs)) == [1, 1, 3, 3]
     assert found.seconds == {TANH: pytest.approx(31.0), RELU: pytest.approx(62.0)}
     assert set(store.objects) == set(digits)
-    once = probe("s", plan(store, epochs=1).arms, store=store, launch=launch, lanes=1, trials=0, prices={})
+    once = probe("s", plan(store, epochs=1).arms, store=store, launch=launch, lanes=1, trials=0, prices={}, together={})
     assert once.seconds == {TANH: pytest.approx(4.0), RELU: pytest.approx(8.0)}

@@ -20,11 +20,12 @@ from orchestrator.data.push import push
 from orchestrator.lanes import (
     LanePlan,
     Task,
-    claim_tasks,
+    claim_packs,
     finish_tasks,
     parse_cell,
     read_stored,
     run_cell,
+    run_pack,
     run_task,
     write_cell,
 )
@@ -228,7 +229,7 @@ def test_lanes_at_the_same_time_take_every_task_once(memory: Any) -> None:
     taken: list[list[str]] = [[], [], []]
 
     def lane(number: int) -> None:
-        taken[number] += [task.name for task in claim_tasks(memory, todo, lane=number, lanes=3)]
+        taken[number] += [task.name for (task,) in claim_packs(memory, todo, lane=number, lanes=3)]
 
     threads = [threading.Thread(target=lane, args=(number,)) for number in range(3)]
     for thread in threads:
@@ -246,7 +247,7 @@ class Lanes:
         self.trained: list[str] = []
 
     def __call__(self, plan: LanePlan) -> str:
-        for task in claim_tasks(self.store, plan, lane=0, lanes=1):
+        for (task,) in claim_packs(self.store, plan, lane=0, lanes=1):
             if self.deadly(task):
                 return "the process died"
             self.trained.append(task.name)
@@ -273,6 +274,85 @@ def test_a_process_that_dies_once_costs_its_cell_nothing(memory: Any) -> None:
     lanes = Lanes(memory, deadly=lambda task: task.seed == 4 and not died and not died.append(task.name))  # type: ignore[func-returns-value]
     assert [cell.state for cell in finish(memory, lanes)] == ["finished"] * 4
     assert died == [f"{TANH}-s4"]
+
+
+# ---- packs
+
+
+def packed(store: Any, **train: Any) -> LanePlan:
+    """Both seeds of an arm together."""
+    alone = plan(store, **train)
+    return alone.model_copy(update={"tasks": [t.model_copy(update={"pack": f"{t.arm}-0"}) for t in alone.tasks]})
+
+
+class Packs:
+    """Stands for Ray Tune: one lane in this process, which dies where it is told to."""
+
+    def __init__(self, store: Any, *, deadly: Callable[[list[Task]], bool] = lambda pack: False):
+        self.store, self.deadly = store, deadly
+        self.begun: list[list[str]] = []
+
+    def __call__(self, plan: LanePlan) -> str:
+        for pack in claim_packs(self.store, plan, lane=0, lanes=1):
+            self.begun.append([task.name for task in pack])
+            if self.deadly(pack):
+                return "the process died"
+            run_pack(plan, pack, store=self.store)
+        return ""
+
+
+def finish_packed(store: Any, launch: Callable[[LanePlan], str], **train: Any) -> list[Cell]:
+    todo = packed(store, **train)
+    finish_tasks(todo.tasks, sweep="s", arms=todo.arms, timeout_minutes=None, store=store, launch=launch)
+    return read_stored(store, "s").cells
+
+
+def test_a_pack_gives_the_cells_of_single_trainings_and_shares_its_seconds(memory: Any) -> None:
+    other: Any = JsonMemoryStore(objects=dict(memory.objects))
+    alone, together = finish(other, Lanes(other)), finish_packed(memory, lanes := Packs(memory))
+    assert lanes.begun == [[f"{TANH}-s3", f"{TANH}-s4"], [f"{RELU}-s3", f"{RELU}-s4"]]
+    for one, cell in zip(alone, together, strict=True):
+        assert (cell.run, cell.state, cell.metrics) == (one.run, one.state, pytest.approx(one.metrics, rel=1e-5))
+        assert read_run(memory, cell.run).checkpoint
+    assert together[0].seconds == together[1].seconds
+    assert together[1].started == pytest.approx((together[0].started or 0) + together[0].seconds, abs=0.01)
+
+
+def test_one_bad_training_of_a_pack_fails_alone(memory: Any) -> None:
+    todo = packed(memory)
+    rates = {3: 0.05, 4: 1e38}
+    tasks = [task.model_copy(update={"learning_rate": rates[task.seed]}) for task in todo.tasks if task.arm == TANH]
+    run_pack(todo, tasks, store=memory)
+    cells = read_stored(memory, "s").cells
+    assert [cell.state for cell in cells] == ["finished", "failed"]
+    assert "train_loss must be a finite number" in (cells[1].error or "")
+    assert read_run(memory, cells[1].run).state == "failed"
+
+
+def test_a_pack_that_its_process_does_not_survive_is_trained_one_by_one(memory: Any) -> None:
+    lanes = Packs(memory, deadly=lambda pack: len(pack) > 1 and pack[0].arm == RELU)
+    assert [cell.state for cell in finish_packed(memory, lanes)] == ["finished"] * 4
+    assert [len(pack) for pack in lanes.begun] == [2, 2, 1, 1]
+
+
+def test_a_pack_that_cannot_be_trained_together_is_trained_one_by_one(
+    memory: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("ORCHESTRATOR_FAILPOINTS", "train.after_step=raise#1")
+    assert [cell.state for cell in finish_packed(memory, Packs(memory))] == ["finished"] * 4
+
+
+def test_what_a_pack_had_finished_stays_when_it_is_trained_again(memory: Any) -> None:
+    unbroken: Any = JsonMemoryStore(objects=dict(memory.objects))
+    expected = finish_packed(unbroken, Packs(unbroken))
+    todo = packed(memory)
+    first = next(cell for cell in expected if cell.run == f"s.{TANH}-s3")
+    write_cell(memory, "s", first)
+    before = memory.objects[f"sweeps/s/cells/{TANH}-s3.json"]
+    found = finish_packed(memory, Packs(memory))
+    assert memory.objects[f"sweeps/s/cells/{TANH}-s3.json"] == before
+    assert [(cell.run, cell.metrics) for cell in found] == [(cell.run, cell.metrics) for cell in expected]
+    assert len(todo.tasks) == len(found)
 
 
 def test_a_sweep_without_a_living_lane_ends(memory: Any) -> None:

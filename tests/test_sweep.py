@@ -16,14 +16,15 @@ from cluster.storage import Store
 from orchestrator.budget import Prediction
 from orchestrator.config import Experiment
 from orchestrator.data.push import push
-from orchestrator.lanes import LanePlan, Task, claim_tasks, finish_tasks, parse_cell, read_stored, run_task
+from orchestrator.lanes import LanePlan, Task, claim_packs, finish_tasks, parse_cell, read_stored, run_pack
 from orchestrator.ledger import Cell
+from orchestrator.report_tables import outcome_of, outcome_sentence
 from orchestrator.runs import list_runs, read_run
 from orchestrator.sweep import (
     SweepRecord,
     SweepResult,
+    dollars_spent,
     ledger_of,
-    outcome_line,
     plan_arms,
     plan_lines,
     plan_sweep,
@@ -161,8 +162,11 @@ def test_what_is_planned_and_what_it_took_is_said() -> None:
         for seed in (0, 1)
     ]
     result = SweepResult("s", ledger_of(record, cells), cells, record, seconds=99.0)
-    assert outcome_line(result) == "predicted 1 min and $2; took 1.65 min and $3"
-    assert outcome_line(result._replace(record=record_of(base))) is None
+    assert dollars_spent(result) == pytest.approx(3.0)
+    outcome = outcome_of(result)
+    assert outcome is not None
+    assert outcome_sentence(outcome) == "Predicted: 1 min and $2; taken: 1.65 min and $3."
+    assert outcome_of(result._replace(record=record_of(base))) is None
 
 
 @pytest.mark.ray
@@ -218,10 +222,12 @@ def test_a_sweep_of_data_parallel_trainings_gives_the_results_of_single_ones(
     assert [c.metrics for c in nested.cells] == [c.metrics for c in alone.cells]
 
 
-TWELVE: dict[str, Any] = BASE | {
+SIXTEEN: dict[str, Any] = BASE | {
     "sweep": {
         "vary": {"techniques.activation": ["tanh", "relu"], "techniques.initialization": ["constant", "normalized"]},
-        "seeds": 3,
+        "seeds": 4,
+        "concurrency": 2,
+        "replicates": "alone",  # together they would be done before they can be killed; see tests/test_lanes.py
     }
 }
 
@@ -234,16 +240,17 @@ def test_a_driver_that_is_killed_three_times_loses_and_repeats_nothing(
 ) -> None:
     push(store, "sklearn:digits")
     config = tmp_path / "sweep.yaml"
-    config.write_text(json.dumps(TWELVE))
+    config.write_text(json.dumps(SIXTEEN))
     before: list[set[str]] = []
-    for kill_at, words in ((2, [str(config), "--name", "killed"]), (5, RESUME), (8, RESUME)):
-        before.append(cell_keys(store))
-        kill_driver(words, store, ray_cluster, when=lambda at=kill_at: len(cell_keys(store)) >= at)  # type: ignore[misc]
+    for words in ([str(config), "--name", "killed"], RESUME, RESUME):
+        before.append(cell_keys(store))  # a worker ends its cell after the death of the driver
+        kill_driver(words, store, ray_cluster, when=lambda: len(cell_keys(store)) > len(before[-1]))
+        time.sleep(1)
     etags = {info.key: info.etag for info in store.list("sweeps/killed/cells/")}
     before.append(set(etags))
     result = resume_sweep("killed", store=store, address=ray_cluster.address)
 
-    assert len(result.cells) == 12
+    assert len(result.cells) == 16
     assert {i.key: i.etag for i in store.list("sweeps/killed/cells/") if i.key in etags} == etags
     plans = [LanePlan.model_validate_json(store.read(i.key)) for i in store.list("sweeps/killed/attempts/")]
     asked = sorted(({f"sweeps/killed/cells/{t.name}.json" for t in p.tasks} for p in plans), key=len, reverse=True)
@@ -284,8 +291,8 @@ def unbroken(record: SweepRecord, plan: LanePlan, store: Store) -> list[Cell]:
     """The same cells, trained one after the other in this process."""
 
     def launch(attempt: LanePlan) -> str:
-        for task in claim_tasks(store, attempt, lane=0, lanes=1):
-            run_task(attempt, task, store=store)
+        for pack in claim_packs(store, attempt, lane=0, lanes=1):
+            run_pack(attempt, pack, store=store)
         return ""
 
     tasks = [Task(name=f"{arm.name}-s{seed}", arm=arm.name, seed=seed) for seed in record.seeds for arm in record.arms]

@@ -12,6 +12,7 @@ from typing import Any
 import psutil
 import pytest
 
+from cluster.errors import WorkerLostError
 from cluster.session import ray_session
 from cluster.state import RayState
 from orchestrator.workers import call_in_worker, kill_workers, lease_workers, release_workers
@@ -84,6 +85,44 @@ def test_what_a_function_raises_in_a_worker_is_raised_here(place: Any) -> None:
     assert call_in_worker(int, "7", threads=1) == 7
     with pytest.raises(ValueError, match="invalid literal"):
         call_in_worker(int, "seven", threads=1)
+
+
+DEATH = "import os; os._exit(1)"
+ENDLESS = """
+import os, pathlib, time
+pathlib.Path({path!r}).write_text(str(os.getpid()))
+time.sleep(3600)
+"""
+
+
+def test_a_death_is_told_to_whom_the_worker_worked_for(place: Any) -> None:
+    with pytest.raises(WorkerLostError, match="a worker must live until its work is done"):
+        call_in_worker(exec, DEATH, threads=1)
+    assert call_in_worker(int, "7", threads=1) == 7
+
+
+def test_a_worker_ends_with_the_actor_that_it_works_for(place: Any, tmp_path: Path) -> None:
+    import ray
+
+    class User:
+        def use(self, code: str) -> None:
+            call_in_worker(exec, code, threads=1)
+
+    told = tmp_path / "pid"
+    user = ray.remote(User).options(num_cpus=0).remote()
+    user.use.remote(ENDLESS.format(path=str(told)))
+    worker = wait_for_number(told)
+    assert psutil.pid_exists(worker)
+    ray.kill(user)
+    assert is_over(worker)
+
+
+def wait_for_number(path: Path) -> int:
+    deadline = time.monotonic() + PATIENCE_S
+    while not (path.exists() and path.read_text()):
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    return int(path.read_text())
 
 
 PROGRAM = """

@@ -4,13 +4,15 @@
     sweep_vs_tune   seconds of Ray Tune, one trial for each cell, reuse_actors=True / ours: higher is better
 
 The cells are a feed-forward net and a CNN on digits, with the traditional and the deep form of three techniques. All
-sides train each cell with the same code and write the same objects to the store; their metrics are compared bit by bit.
+sides train each cell with the same code and write the same objects to the store, but ours trains the seeds of an MLP
+as one batched model (`orchestrator/replicates.py`), the same up to rounding; the metrics are compared.
 Each is timed from its command to its end, imports included, on a cluster of 2 CPUs that runs already. Ours also plans
 and validates the sweep and makes the ledger; the others are given the finished plan.
 """
 
 import argparse
 import json
+import math
 import subprocess
 import sys
 import tempfile
@@ -121,7 +123,14 @@ def require_same_metrics(store: Store, sweeps: Sequence[str]) -> None:
     """See that all sides have done the same work."""
     found = [[(c.arm, c.seed, c.state, c.metrics) for c in read_stored(store, sweep).cells] for sweep in sweeps]
     assert found[0], "there are cells"
-    assert all(cells == found[0] for cells in found), "all sides end with the same metrics"
+    for cells in found[1:]:
+        assert [cell[:3] for cell in cells] == [cell[:3] for cell in found[0]], "all sides train the same cells"
+        for ours, peers in zip(found[0], cells, strict=True):
+            for name, value in ours[3].items():
+                assert math.isclose(value, peers[3][name], rel_tol=1e-4, abs_tol=3e-3), (
+                    ours,
+                    peers,
+                )  # one sample is 1/360
 
 
 def run_loop(key: str) -> None:
