@@ -11,9 +11,7 @@ Results do not depend on where a cell runs. So nothing is kept but finished cell
 trained again from their beginning.
 """
 
-import hashlib
 import importlib
-import json
 import logging
 import os
 import secrets
@@ -43,13 +41,13 @@ from cluster.staging import check_packages
 from cluster.storage import Store
 from orchestrator.ledger import Cell
 from orchestrator.runs import Metrics, RunRecord, update_run, utc_now
+from orchestrator.sealed import append, read_all, unsealed
 from orchestrator.train import fit_on_ray
 from orchestrator.workers import call_in_worker, is_abandoned
 
 log = logging.getLogger(__name__)
 
 FORGIVEN_LOSSES = 1  # deaths of the process that trains a cell: the first may be its node's fault
-READERS = 8  # a cell is a few kilobytes: reading many takes the round trips, not the bytes
 
 
 class _Frozen(BaseModel):
@@ -371,30 +369,19 @@ def run_record(plan: LanePlan, task: Task) -> RunRecord:
 
 def write_cell(store: Store, sweep: str, cell: Cell, *, folder: str = "cells") -> None:
     """Append to the ledger. A cell that is there already stays: the first result counts."""
-    key, body = f"sweeps/{sweep}/{folder}/{cell.run.removeprefix(f'{sweep}.')}.json", _body(cell)
-    try:
-        store.write(key, body, only_if_absent=True)
-    except PreconditionError:
-        if parse_cell(store.read(key)) is None:
-            store.write(key, body)
+    append(store, f"sweeps/{sweep}/{folder}/{cell.run.removeprefix(f'{sweep}.')}.json", cell, kind="cell")
 
 
 def read_stored(store: Store, sweep: str, *, folder: str = "cells") -> StoredCells:
     """Read every cell of a sweep, and see which objects are no longer what was written."""
-    keys = [info.key for info in store.list(f"sweeps/{sweep}/{folder}/")]
-    with ThreadPoolExecutor(READERS) as pool:
-        found = dict(zip(keys, pool.map(lambda key: parse_cell(store.read(key)), keys), strict=True))
+    found = read_all(store, f"sweeps/{sweep}/{folder}/", Cell, kind="cell")
     cells = sorted((cell for cell in found.values() if cell), key=lambda c: (c.arm, c.seed, c.run))
     return StoredCells(cells, [key for key, cell in found.items() if cell is None])
 
 
 def parse_cell(body: bytes) -> Cell | None:
     """The cell of an object; ``None`` if it is not as it was written."""
-    try:
-        found = json.loads(body)
-        return Cell.model_validate(found["cell"]) if found["sha256"] == _sha256(found["cell"]) else None
-    except (ValueError, KeyError, TypeError):  # a ValidationError and a UnicodeDecodeError are ValueErrors
-        return None
+    return unsealed(body, Cell, kind="cell")
 
 
 def _train(record: RunRecord, store: Store) -> tuple[Metrics, list[dict[str, Any]]]:
@@ -453,13 +440,3 @@ def _timed_out(plan: LanePlan, task: Task, lane: int) -> Cell:
 
 def _claims(plan: LanePlan) -> str:
     return f"sweeps/{plan.sweep}/claims/{plan.attempt}/"
-
-
-def _body(cell: Cell) -> bytes:
-    content = json.loads(cell.model_dump_json())
-    return json.dumps({"sha256": _sha256(content), "cell": content}).encode()
-
-
-def _sha256(content: Any) -> str:
-    """Of JSON in its one shortest form, so that fields which a later release adds to a cell change nothing."""
-    return hashlib.sha256(json.dumps(content, sort_keys=True, separators=(",", ":")).encode()).hexdigest()

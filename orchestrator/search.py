@@ -13,7 +13,6 @@ import importlib
 import threading
 import time
 from collections.abc import Callable, Iterable
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Literal, NamedTuple
 
 from pydantic import BaseModel, ConfigDict
@@ -23,9 +22,9 @@ from cluster.session import cluster_resources, ray_session, require_resources
 from cluster.storage import Store, open_store
 from orchestrator.config import Experiment, RangeConfig
 from orchestrator.configfile import near_miss
-from orchestrator.lanes import READERS
 from orchestrator.polling import polling
 from orchestrator.runs import Metrics, RunRecord, read_run, update_run, utc_now
+from orchestrator.sealed import read_all
 from orchestrator.search_space import probes
 from orchestrator.search_trial import TrialRecord, finish_best, parse_trial, trial_name, trials_folder
 from orchestrator.sweep import describe_all
@@ -175,9 +174,7 @@ def is_search(store: Store, name: str) -> bool:
 
 def read_trials(store: Store, name: str) -> list[TrialRecord]:
     """Every trial that has ended, in the order of their numbers; an object that is damaged counts as not done."""
-    keys = [info.key for info in store.list(trials_folder(name))]
-    with ThreadPoolExecutor(READERS) as pool:
-        found = list(pool.map(lambda key: parse_trial(store.read(key)), keys))
+    found = read_all(store, trials_folder(name), TrialRecord, kind="trial").values()
     return sorted((trial for trial in found if trial), key=lambda trial: trial.number)
 
 

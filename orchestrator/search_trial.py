@@ -4,7 +4,6 @@ searches/SEARCH/trials/trial-007.json    a trial that has ended, written once: t
 runs/SEARCH.trial-007/                   the same as an ordinary run, with its checkpoints
 """
 
-import hashlib
 import json
 import math
 import secrets
@@ -18,10 +17,11 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict
 
 from cluster.config import StoreSettings
-from cluster.errors import OrchestratorError, PreconditionError, RunFailedError, StoreUnavailableError
+from cluster.errors import OrchestratorError, RunFailedError, StoreUnavailableError
 from cluster.staging import check_packages
 from cluster.storage import Store
 from orchestrator.runs import EpochRecord, RunLog, RunRecord, read_run, update_run
+from orchestrator.sealed import append, unsealed
 from orchestrator.search_space import Values
 
 SAVES_EVERY_EPOCH = ("asha", "pbt")  # any of whose epochs may be a trial's last, or the first of its copy
@@ -71,21 +71,12 @@ def trial_name(number: int) -> str:
 
 def write_trial(store: Store, search: str, trial: TrialRecord) -> None:
     """Append a trial. One that is there already stays: the first result counts."""
-    key, body = f"{trials_folder(search)}{trial_name(trial.number)}.json", _body(trial)
-    try:
-        store.write(key, body, only_if_absent=True)
-    except PreconditionError:
-        if parse_trial(store.read(key)) is None:
-            store.write(key, body)
+    append(store, f"{trials_folder(search)}{trial_name(trial.number)}.json", trial, kind="trial")
 
 
 def parse_trial(body: bytes) -> TrialRecord | None:
     """The trial of an object; ``None`` if it is not as it was written."""
-    try:
-        found = json.loads(body)
-        return TrialRecord.model_validate(found["trial"]) if found["sha256"] == _sha256(found["trial"]) else None
-    except (ValueError, KeyError, TypeError):  # a ValidationError and a UnicodeDecodeError are ValueErrors
-        return None
+    return unsealed(body, TrialRecord, kind="trial")
 
 
 def trials_folder(search: str) -> str:
@@ -136,7 +127,7 @@ def finish_best(run: str, store: dict[str, Any], keep_only: list[str]) -> dict[s
 def _train(config: Mapping[str, Any], store: Store, run: str) -> None:
     import torch
 
-    from orchestrator.trainer import World, build_trainer, evaluate, report, train_epoch
+    from orchestrator.trainer import World, build_trainer, evaluate, load_state, report, train_epoch
 
     values = config["trial"]["values"]
     copied, stages = _copied(store)
@@ -149,7 +140,7 @@ def _train(config: Mapping[str, Any], store: Store, run: str) -> None:
         record = record.model_copy(update={"parameters": sum(p.numel() for p in trainer.network.parameters())})
         update_run(store, record)
         if copied:
-            _continue_from(trainer, copied)
+            load_state(trainer, copied)
         for epoch in range(trainer.position.epoch, trainer.settings.epochs):
             began = time.perf_counter()
             trained = train_epoch(trainer, epoch)
@@ -221,27 +212,3 @@ def _copied(store: Store) -> tuple[Any, list[Stage]]:
     with checkpoint.as_directory() as folder:
         found = json.loads(Path(folder, TUNE_CHECKPOINT).read_text())
     return load_checkpoint(store, prefix=found["prefix"]), [Stage.model_validate(s) for s in found["stages"]]
-
-
-def _continue_from(trainer: Any, state: Any) -> None:
-    """Take over weights, optimizer and history; the settings stay those of this trial."""
-    from orchestrator.checkpoint import load_optimizer_tensors
-    from orchestrator.trainer import Position
-
-    weights, optimizer, progress = state
-    trainer.network.load_state_dict(weights)
-    load_optimizer_tensors(trainer.optimizer, [name for name, _ in trainer.network.named_parameters()], optimizer)
-    trainer.history, trainer.update = list(progress.history), progress.update
-    trainer.position = Position(progress.epoch)
-    if trainer.why:
-        trainer.why.restore(progress.why)
-
-
-def _body(trial: TrialRecord) -> bytes:
-    content = json.loads(trial.model_dump_json())
-    return json.dumps({"sha256": _sha256(content), "trial": content}).encode()
-
-
-def _sha256(content: Any) -> str:
-    """Of JSON in its one shortest form, so that fields which a later release adds change nothing."""
-    return hashlib.sha256(json.dumps(content, sort_keys=True, separators=(",", ":")).encode()).hexdigest()

@@ -250,16 +250,22 @@ def restore(trainer: Trainer) -> None:
     found = _agreed_checkpoint(trainer)
     if found is None:
         return
-    weights, optimizer, progress = found.state
+    load_state(trainer, found.state)
+    progress = found.state.progress
+    trainer.checkpoint = PULSE.resumed_from = found.prefix
+    PULSE.resumed_step = PULSE.step = progress.epoch * trainer.steps_per_epoch + progress.step
+    failpoint("restore.after", rank=trainer.world.rank)
+
+
+def load_state(trainer: Trainer, state: State) -> None:
+    """Go on from a `snapshot`."""
+    weights, optimizer, progress = state
     trainer.network.load_state_dict(weights)
     load_optimizer_tensors(trainer.optimizer, _parameter_names(trainer.network), optimizer)
     trainer.history, trainer.update = list(progress.history), progress.update
     trainer.position = Position(progress.epoch, progress.step, progress.loss_sum, progress.samples)
     if trainer.why:
         trainer.why.restore(progress.why)
-    trainer.checkpoint = PULSE.resumed_from = found.prefix
-    PULSE.resumed_step = PULSE.step = progress.epoch * trainer.steps_per_epoch + progress.step
-    failpoint("restore.after", rank=trainer.world.rank)
 
 
 def train_epoch(trainer: Trainer, epoch: int, writer: CheckpointWriter | None = None) -> Metrics:

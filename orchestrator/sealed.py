@@ -1,0 +1,60 @@
+"""Objects that are written once, with the SHA-256 of their content: finished cells of a sweep, trials of a search."""
+
+import hashlib
+import json
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, TypeVar
+
+from pydantic import BaseModel
+
+from cluster.errors import PreconditionError
+from cluster.storage import Store
+
+M = TypeVar("M", bound=BaseModel)
+
+READERS = 8  # an object is a few kilobytes: reading many takes the round trips, not the bytes
+
+
+def append(store: Store, key: str, content: BaseModel, *, kind: str) -> None:
+    """Write an object. One that is there already, and as it was written, stays: the first result counts.
+
+    Args:
+        store: where to.
+        key: of the object.
+        content: what it holds.
+        kind: its name within the object.
+    """
+    body = sealed(content, kind=kind)
+    try:
+        store.write(key, body, only_if_absent=True)
+    except PreconditionError:
+        if unsealed(store.read(key), type(content), kind=kind) is None:
+            store.write(key, body)
+
+
+def sealed(content: BaseModel, *, kind: str) -> bytes:
+    """The bytes of an object."""
+    values = json.loads(content.model_dump_json())
+    return json.dumps({"sha256": _sha256(values), kind: values}).encode()
+
+
+def unsealed(body: bytes, model: type[M], *, kind: str) -> M | None:
+    """The content of an object; ``None`` if it is not as it was written."""
+    try:
+        found = json.loads(body)
+        return model.model_validate(found[kind]) if found["sha256"] == _sha256(found[kind]) else None
+    except (ValueError, KeyError, TypeError):  # a ValidationError and a UnicodeDecodeError are ValueErrors
+        return None
+
+
+def read_all(store: Store, folder: str, model: type[M], *, kind: str) -> dict[str, M | None]:
+    """The contents of all objects of a folder by their keys; ``None`` for one that is not as it was written."""
+    keys = [info.key for info in store.list(folder)]
+    with ThreadPoolExecutor(READERS) as pool:
+        bodies = pool.map(store.read, keys)
+        return {key: unsealed(body, model, kind=kind) for key, body in zip(keys, bodies, strict=True)}
+
+
+def _sha256(values: Any) -> str:
+    """Of JSON in its one shortest form, so that fields which a later release adds change nothing."""
+    return hashlib.sha256(json.dumps(values, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
