@@ -22,6 +22,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from functools import partial
 from typing import Any, Literal, NamedTuple
 
 from pydantic import BaseModel, ConfigDict
@@ -184,35 +185,35 @@ def run_lanes(config: Mapping[str, Any]) -> None:
     plan = LanePlan.model_validate_json(store.read(config["plan"]))
     if trains_in_workers(plan.arms):
         with ThreadPoolExecutor(len(config["lanes"])) as pool:
-            list(pool.map(lambda lane: _train_in_workers(plan, store, lane, config["num_lanes"]), config["lanes"]))
+            train = partial(_train_in_worker, plan, store=store, lanes=config["num_lanes"])
+            list(pool.map(lambda lane: train(lane=lane), config["lanes"]))
     else:
         for lane in config["lanes"]:
-            train_tasks(plan, store, lane, config["num_lanes"])
+            train_tasks(plan, store=store, lane=lane, lanes=config["num_lanes"])
     tune.report({"is_done": True})
 
 
-def _train_in_workers(plan: LanePlan, store: Store, lane: int, lanes: int) -> None:
+def _train_in_worker(plan: LanePlan, *, store: Store, lane: int, lanes: int) -> None:
     """Let one worker train all tasks of a lane; when it dies, let another do the rest."""
     threads = max(arm.experiment.scaling.num_threads for arm in plan.arms.values())
-    environment, settings = store_environment(store.settings), store.settings.model_dump(mode="json")
+    settings = store.settings.model_dump(mode="json")
+    work = partial(train_stored_tasks, plan.key, settings=settings, lane=lane, lanes=lanes)
     while True:
         claimed = claimed_tasks(store, plan)
         try:
-            return call_in_worker(
-                train_stored_tasks, plan.key, settings, lane, lanes, threads=threads, environment=environment
-            )
+            return call_in_worker(work, threads=threads, environment=store_environment(store.settings))
         except WorkerLostError:
             if claimed_tasks(store, plan) == claimed:
                 raise  # it could not even begin
 
 
-def train_stored_tasks(key: str, settings: dict[str, Any], lane: int, lanes: int) -> None:
+def train_stored_tasks(key: str, *, settings: dict[str, Any], lane: int, lanes: int) -> None:
     """`train_tasks`, in a worker."""
     store = Store(StoreSettings.model_validate(settings))
-    train_tasks(LanePlan.model_validate_json(store.read(key)), store, lane, lanes)
+    train_tasks(LanePlan.model_validate_json(store.read(key)), store=store, lane=lane, lanes=lanes)
 
 
-def train_tasks(plan: LanePlan, store: Store, lane: int, lanes: int) -> None:
+def train_tasks(plan: LanePlan, *, store: Store, lane: int, lanes: int) -> None:
     """Train in this process what no lane has claimed."""
     for module in ("orchestrator.trainer", "torch._dynamo"):  # seconds that are no part of the first cell's
         importlib.import_module(module)

@@ -4,6 +4,7 @@ import hashlib
 import math
 import multiprocessing
 import wave
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -152,30 +153,45 @@ def panels(trainer: Trainer) -> list[Any]:
     return [entry.get("why") for entry in trainer.history]
 
 
-def worker(rank: int, workers: int, port: int, objects: dict[str, bytes], record: RunRecord, results: Any) -> None:
-    dist.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=workers)
-    store = MemoryStore(objects=objects)
-    trainer = fit(record, store=store, world=World(rank, workers), checkpoints="last")  # type: ignore[arg-type]
-    results.put((rank, digest(trainer), panels(trainer)))
-    dist.barrier()
+def worker(rank: int, port: int, tasks: Any, results: Any) -> None:
+    """One of two processes in a group: trains what it is given, until that is nothing."""
+    dist.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=2)
+    while task := tasks.get():
+        objects, record = task
+        store = MemoryStore(objects=objects)
+        trainer = fit(record, store=store, world=World(rank, 2), checkpoints="last")  # type: ignore[arg-type]
+        results.put((rank, digest(trainer), panels(trainer)))
+        dist.barrier()
     dist.destroy_process_group()
 
 
-@pytest.mark.parametrize("name", MODELS)
-def test_two_workers_end_with_the_bits_of_one(store: MemoryStore, name: str) -> None:
-    alone = fit(record_of(store, name), store=store, world=World(), checkpoints="last")  # type: ignore[arg-type]
-    context = multiprocessing.get_context("spawn")
-    results = context.SimpleQueue()
-    port = free_port()
-    record = record_of(store, name, workers=2)
-    processes = [
-        context.Process(target=worker, args=(rank, 2, port, store.objects, record, results)) for rank in range(2)
-    ]
+@pytest.fixture(scope="module")
+def train_in_two() -> Iterator[Callable[[MemoryStore, RunRecord], list[Any]]]:
+    """Trains with two workers and returns what each found. The processes serve all tests, as they start slowly."""
+    context, port = multiprocessing.get_context("spawn"), free_port()
+    tasks, results = [context.SimpleQueue() for _ in range(2)], context.SimpleQueue()
+    processes = [context.Process(target=worker, args=(rank, port, tasks[rank], results)) for rank in range(2)]
     for process in processes:
         process.start()
-    found = sorted(results.get() for _ in processes)
+
+    def train(store: MemoryStore, record: RunRecord) -> list[Any]:
+        for queue in tasks:
+            queue.put((store.objects, record))
+        return sorted(results.get() for _ in processes)
+
+    yield train
+    for queue in tasks:
+        queue.put(None)
     for process in processes:
         process.join()
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_two_workers_end_with_the_bits_of_one(
+    store: MemoryStore, name: str, train_in_two: Callable[[MemoryStore, RunRecord], list[Any]]
+) -> None:
+    alone = fit(record_of(store, name), store=store, world=World(), checkpoints="last")  # type: ignore[arg-type]
+    found = train_in_two(store, record_of(store, name, workers=2))
     assert [bits for _, bits, _ in found] == [digest(alone)] * 2
     assert found[0][2] == panels(alone) and all(panels(alone))
 
