@@ -18,7 +18,7 @@ from pathlib import Path
 
 from cluster.storage import Store
 from orchestrator.runs import read_history
-from tests.benchmarks.cluster import ROOT, started_cluster
+from tests.benchmarks.local_cluster import ROOT, started_cluster
 from tests.benchmarks.measure import print_report
 from tests.benchmarks.train import TIMEOUT_S, Timing, prepare, run_ours, run_torchrun
 

@@ -28,7 +28,7 @@ from orchestrator.data.push import push
 from orchestrator.lanes import LanePlan, Task, read_stored, run_cell, write_cell
 from orchestrator.sweep import plan_arms
 from orchestrator.train import plan_run
-from tests.benchmarks.cluster import ROOT, started_cluster
+from tests.benchmarks.local_cluster import ROOT, started_cluster
 from tests.benchmarks.measure import print_report
 
 TIMEOUT_S = 3600

@@ -29,7 +29,7 @@ from orchestrator.data.sources.options import SourceOptions
 from orchestrator.data.sources.prepared import Part, Prepared
 from orchestrator.runs import read_history, read_status
 from orchestrator.train import plan_run
-from tests.benchmarks.cluster import ROOT, started_cluster
+from tests.benchmarks.local_cluster import ROOT, started_cluster
 from tests.benchmarks.measure import print_report
 from tests.ports import free_port
 
