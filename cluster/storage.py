@@ -39,6 +39,7 @@ from cluster.store_errors import (
     exhausted_error,
     fatal_error,
     has_expired,
+    is_without_credentials,
     reason,
     required,
 )
@@ -142,6 +143,7 @@ class Store:
         self.bucket, self.prefix = parse_url(settings.url)
         check_endpoint(settings.endpoint_url)
         self._connection: _Connection | None = None
+        self._has_answered = False
         self._lock = threading.Lock()
         self._burst = _Burst(settings.url, calm_s=self.policy.calm_s)
 
@@ -409,10 +411,12 @@ class Store:
             try:
                 result = operation(self._connect().s3)
             except (BotoCoreError, ClientError, BadAnswerError) as error:
-                if (fatal := fatal_error(error, settings=self.settings, what=what)) is not None:
+                fatal = fatal_error(error, settings=self.settings, what=what)
+                expired = has_expired(error) or (self._has_answered and is_without_credentials(error))
+                if fatal is not None and not expired:
                     raise fatal from error
                 left_s = patience.left_s()
-                if has_expired(error):
+                if expired:
                     renewal = renewal or _Patience(self.policy.expired_s)
                     left_s = min(left_s, renewal.left_s())
                     self._disconnect()
@@ -420,12 +424,13 @@ class Store:
                 attempt += 1
                 if pause_s > left_s:
                     spent_s = time.monotonic() - began
-                    raise exhausted_error(
+                    raise fatal or exhausted_error(
                         error, settings=self.settings, what=what, attempts=attempt, spent_s=spent_s
                     ) from error
                 self._burst.failed(what, error)
                 time.sleep(pause_s)
             else:
+                self._has_answered = True
                 self._burst.answered()
                 return result
 

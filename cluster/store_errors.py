@@ -5,6 +5,7 @@ from typing import Any
 
 from botocore.exceptions import (
     ClientError,
+    ConfigParseError,
     ConnectionError,
     CredentialRetrievalError,
     HTTPClientError,
@@ -79,6 +80,11 @@ def has_expired(error: Exception) -> bool:
     """Whether fresh credentials would help: the server refuses the old ones, or their source cannot renew them."""
     sources = CredentialRetrievalError | TokenRetrievalError | SSOError | LoginError
     return error_code(error) in EXPIRED or isinstance(error, sources)
+
+
+def is_without_credentials(error: Exception) -> bool:
+    """Whether the source of credentials has none, as for an instant while another process writes the file anew."""
+    return isinstance(error, ConfigParseError | NoCredentialsError | PartialCredentialsError | ProfileNotFound)
 
 
 def reason(error: Exception) -> str:

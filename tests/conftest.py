@@ -11,8 +11,18 @@ from cluster import local
 from cluster.state import RayState, StoreState
 from cluster.storage import Store
 
+SECOND_HALF = ("test_chaos.py", "test_demo.py", "test_checkpoint_crashes.py")  # of the tests that mostly wait
 USER_VARIABLES = ("AWS_", "RAY_", "ORCHESTRATOR_")
 LOGICAL_CPUS = 4  # more than a small machine has: the tests wait more than they compute
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """With ``-n 2``: one half of what waits for Ray in each process and its cluster, the other tests in either."""
+    for item in items:
+        if item.path.name in SECOND_HALF:
+            item.add_marker(pytest.mark.xdist_group("second half"))
+        elif item.get_closest_marker("ray"):
+            item.add_marker(pytest.mark.xdist_group("first half"))
 
 
 @pytest.fixture(scope="session", autouse=True)

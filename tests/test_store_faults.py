@@ -388,6 +388,8 @@ def test_new_credentials_that_appear_in_the_file_are_used(
         proxy.wait_for(CHECKPOINT, method="PUT")
         proxy.set(Rule(EXPIRED, header=OUTDATED))
         proxy.wait_for("", times=len(proxy.log) + 5)
+        file.write_text("")  # as whatever writes a file anew leaves it for an instant
+        time.sleep(0.2)
         credentials(direct, file, region="us-west-2")
 
     file = tmp_path / "credentials"
