@@ -19,10 +19,9 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict
-from scipy import special
 
 from orchestrator.design import level_name
-from orchestrator.effects import CONFIDENCE, Array, Key, interval, t_quantile
+from orchestrator.effects import CONFIDENCE, Array, Key, f_tail, interval, t_quantile
 
 PROCESSOR = "techniques.processor"
 LACK_OF_FIT = 0.25  # chance of a needless remedy, which costs width and no truth
@@ -247,7 +246,7 @@ def _lacks_fit(x: Array, y: Array, groups: Sequence[Sequence[float]]) -> bool:
     if between < 1 or within < 1 or pure == 0:
         return False
     f = max(0.0, float(rest @ rest) - pure) / between / (pure / within)
-    return float(special.fdtrc(between, within, f)) < LACK_OF_FIT
+    return f_tail(between, within, f) < LACK_OF_FIT
 
 
 # --------------------------------------------------------------------------------------------------- what is concluded

@@ -24,7 +24,6 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict
-from scipy import special
 
 from models.config import PRESETS
 from orchestrator.design import level_name
@@ -196,7 +195,16 @@ def interval(values: Sequence[float], *, confidence: float = CONFIDENCE) -> tupl
 
 def t_quantile(degrees_of_freedom: int, confidence: float) -> float:
     """Half the width of a two-sided interval, in standard errors."""
+    from scipy import special  # not with this module: whoever trains a cell imports that, and needs no quantiles
+
     return float(special.stdtrit(degrees_of_freedom, 0.5 + confidence / 2))
+
+
+def f_tail(numerator: int, denominator: int, value: float) -> float:
+    """Probability that an F-distributed number of these degrees of freedom is greater."""
+    from scipy import special
+
+    return float(special.fdtrc(numerator, denominator, value))
 
 
 class Grid(NamedTuple):
@@ -469,6 +477,8 @@ def _p_value(fit: _Fit, found: float, weights: Array) -> float | None:
     error = _standard_error(fit, weights)
     if error == 0:
         return 1.0 if found == 0 else 0.0
+    from scipy import special
+
     return float(2 * special.stdtr(fit.degrees_of_freedom, -abs(found) / error))
 
 
@@ -508,7 +518,7 @@ def _variance(fit: _Fit, source: str, factors: tuple[str, ...], columns: Sequenc
         eta_squared=squares / fit.total_squares if fit.total_squares else None,
         partial_eta_squared=squares / both if fit.noise is not None and both else None,
         f=f,
-        p=None if f is None else float(special.fdtrc(len(which), fit.degrees_of_freedom, f)),
+        p=None if f is None else f_tail(len(which), fit.degrees_of_freedom, f),
     )
 
 

@@ -49,13 +49,16 @@ class TrainingProcess:
     def __init__(self, idle_s: float, reserved_for: str | None = None) -> None:
         # `reserved_for`: the token of the first lease, where somebody starts a worker for himself
         _HERE.append(self)
-        self._idle_s, self._idle_since, self._reserved_for = idle_s, time.monotonic(), reserved_for
+        self._idle_s, self._reserved_for = idle_s, reserved_for
         self._owner: str | None = None
         self._before: dict[str, str | None] = {}
         self._alone: _Outcome | None = None
         self._train: Any = None  # Ray Train's half, only in a group
+        # Calls wait until all is imported: what a call brings imports PyTorch too, and two threads that do so at the
+        # same time abort the process.
+        _import_ahead()
+        self._idle_since = time.monotonic()
         threading.Thread(target=self._watch, name="watch", daemon=True).start()
-        threading.Thread(target=_import_ahead, name="imports", daemon=True).start()
 
     def lease(self, owner: str, environment: Mapping[str, str], token: str | None = None) -> bool:
         """Belong to a driver's job from now on, unless another has been faster."""
@@ -336,7 +339,7 @@ def leave_group() -> None:
 
 
 def _import_ahead() -> None:
-    """What a training needs first, while nobody waits for it."""
+    """What a training needs first; where a process was started ahead, nobody waits for it."""
     importlib.import_module("orchestrator.train")
     importlib.import_module("orchestrator.trainer")
     importlib.import_module("torch._dynamo")  # two seconds that an optimizer takes at its first step

@@ -130,13 +130,13 @@ def versions(store: "Store", name: str) -> list[str]:
 def read_manifest(store: "Store", name: str, version: str) -> Manifest:
     """Read and check one version's manifest; see `open_dataset` for the errors."""
     key = manifest_key(name, version)
-    if not store.exists(key):
+    try:
+        manifest = Manifest.model_validate_json(store.read(key))
+    except NotFoundError:
         raise NotFoundError(
             f"data.version must be a version of dataset {name}, got {version!r}. "
             f"{_there_are('Versions', versions(store, name))}"
-        )
-    try:
-        manifest = Manifest.model_validate_json(store.read(key))
+        ) from None
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(map(str, first["loc"])) or "the whole"
