@@ -19,13 +19,14 @@ from dataclasses import dataclass
 from datetime import datetime
 from functools import cache
 from pathlib import Path
-from typing import Any, NoReturn, TypeVar
+from typing import Any, NoReturn, TypeVar, cast
 from urllib.parse import urlsplit
 from uuid import uuid4
 
 import boto3
 import botocore.loaders
 import botocore.session
+import botocore.utils
 from botocore.config import Config
 from botocore.exceptions import BotoCoreError, ClientError
 from urllib3.exceptions import HTTPError
@@ -485,6 +486,7 @@ def _session(settings: StoreSettings) -> boto3.Session:
     """Return a session over boto3's credential chain, or over the profile and file that the settings name."""
     core = botocore.session.Session(profile=settings.profile)
     core.register_component("data_loader", _loader())
+    core.get_component("response_parser_factory").set_parser_defaults(timestamp_parser=_timestamp)
     if settings.credentials_file is not None:
         core.set_config_variable("credentials_file", settings.credentials_file)
     return boto3.Session(botocore_session=core, region_name=settings.region or _default_region(core, settings))
@@ -494,6 +496,14 @@ def _session(settings: StoreSettings) -> boto3.Session:
 def _loader() -> Any:
     """Parse S3's description once in a process; for every client anew it takes five times as long."""
     return botocore.loaders.create_loader()
+
+
+def _timestamp(text: Any) -> datetime:
+    """Of a listing, a time for each object, which botocore's own parser takes five times as long for."""
+    try:
+        return datetime.fromisoformat(text)
+    except (ValueError, TypeError):
+        return cast(datetime, botocore.utils.parse_timestamp(text))
 
 
 def _default_region(core: Any, settings: StoreSettings) -> str | None:

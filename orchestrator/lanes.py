@@ -42,7 +42,7 @@ from cluster.staging import check_packages
 from cluster.storage import Store
 from orchestrator.ledger import Cell
 from orchestrator.runs import Metrics, RunRecord, update_run, utc_now
-from orchestrator.sealed import append, read_all, unsealed
+from orchestrator.sealed import append, read_all
 from orchestrator.train import fit_on_ray
 from orchestrator.workers import call_in_worker, is_abandoned
 
@@ -378,11 +378,6 @@ def read_stored(store: Store, sweep: str, *, folder: str = "cells") -> StoredCel
     found = read_all(store, f"sweeps/{sweep}/{folder}/", Cell, kind="cell")
     cells = sorted((cell for cell in found.values() if cell), key=lambda c: (c.arm, c.seed, c.run))
     return StoredCells(cells, [key for key, cell in found.items() if cell is None])
-
-
-def parse_cell(body: bytes) -> Cell | None:
-    """The cell of an object; ``None`` if it is not as it was written."""
-    return unsealed(body, Cell, kind="cell")
 
 
 def _train(record: RunRecord, store: Store) -> tuple[Metrics, list[dict[str, Any]]]:

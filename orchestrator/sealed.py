@@ -4,6 +4,7 @@ import hashlib
 import json
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeVar
+from weakref import WeakKeyDictionary
 
 from pydantic import BaseModel
 
@@ -13,6 +14,9 @@ from cluster.storage import Store
 M = TypeVar("M", bound=BaseModel)
 
 READERS = 8  # an object is a few kilobytes: reading many takes the round trips, not the bytes
+
+_READ: WeakKeyDictionary[Store, dict[tuple[str, str, type[BaseModel]], Any]] = WeakKeyDictionary()
+"""What has been read of each store, by key, etag and model: who follows a sweep looks at all of its cells again."""
 
 
 def append(store: Store, key: str, content: BaseModel, *, kind: str) -> None:
@@ -48,11 +52,18 @@ def unsealed(body: bytes, model: type[M], *, kind: str) -> M | None:
 
 
 def read_all(store: Store, folder: str, model: type[M], *, kind: str) -> dict[str, M | None]:
-    """The contents of all objects of a folder by their keys; ``None`` for one that is not as it was written."""
-    keys = [info.key for info in store.list(folder)]
-    with ThreadPoolExecutor(READERS) as pool:
-        bodies = pool.map(store.read, keys)
-        return {key: unsealed(body, model, kind=kind) for key, body in zip(keys, bodies, strict=True)}
+    """The contents of all objects of a folder by their keys; ``None`` for one that is not as it was written.
+
+    An object that this process has read is read again only if it has changed.
+    """
+    known = _READ.setdefault(store, {})
+    found = {info.key: (info.key, info.etag, model) for info in store.list(folder)}
+    new = [key for key in found if found[key] not in known]
+    if new:
+        with ThreadPoolExecutor(READERS) as pool:
+            for key, body in zip(new, pool.map(store.read, new), strict=True):
+                known[found[key]] = unsealed(body, model, kind=kind)
+    return {key: known[identity] for key, identity in found.items()}
 
 
 def _sha256(values: Any) -> str:

@@ -26,7 +26,7 @@ from orchestrator.polling import polling
 from orchestrator.runs import Metrics, RunRecord, read_run, update_run, utc_now
 from orchestrator.sealed import read_all
 from orchestrator.search_space import probes
-from orchestrator.search_trial import TrialRecord, finish_best, parse_trial, trial_name, trials_folder
+from orchestrator.search_trial import TrialRecord, finish_best, trial_name, trials_folder
 from orchestrator.sweep import describe_all
 from orchestrator.train import dataset_of, plan_run
 from orchestrator.workers import call_in_worker
@@ -391,18 +391,17 @@ def _teller(
     store: Store, record: SearchRecord, on_progress: Callable[[SearchProgress], None] | None
 ) -> Callable[[], None]:
     """A function that calls ``on_progress`` for every trial that has come into the store since the last call."""
-    seen: dict[str, TrialRecord | None] = {}
+    seen: dict[int, TrialRecord] = {}
     total = record.experiment.search.trials if record.experiment.search else 0
 
     def look() -> None:
-        for info in store.list(trials_folder(record.search)) if on_progress else ():
-            if info.key in seen:
+        for trial in read_trials(store, record.search) if on_progress else ():
+            if trial.number in seen:
                 continue
-            seen[info.key] = parse_trial(store.read(info.key))
-            trials = [trial for trial in seen.values() if trial]
-            best = best_of(trials, higher_is_better=record.higher_is_better)
+            seen[trial.number] = trial
+            best = best_of(list(seen.values()), higher_is_better=record.higher_is_better)
             assert on_progress
-            on_progress(SearchProgress(len(trials), total, counts_of(trials), best))
+            on_progress(SearchProgress(len(seen), total, counts_of(list(seen.values())), best))
 
     return look
 

@@ -21,7 +21,7 @@ from cluster.errors import OrchestratorError, RunFailedError, StoreUnavailableEr
 from cluster.staging import check_packages
 from cluster.storage import Store
 from orchestrator.runs import EpochRecord, RunLog, RunRecord, read_run, update_run
-from orchestrator.sealed import append, unsealed
+from orchestrator.sealed import append
 from orchestrator.search_space import Values
 
 SAVES_EVERY_EPOCH = ("asha", "pbt")  # any of whose epochs may be a trial's last, or the first of its copy
@@ -72,11 +72,6 @@ def trial_name(number: int) -> str:
 def write_trial(store: Store, search: str, trial: TrialRecord) -> None:
     """Append a trial. One that is there already stays: the first result counts."""
     append(store, f"{trials_folder(search)}{trial_name(trial.number)}.json", trial, kind="trial")
-
-
-def parse_trial(body: bytes) -> TrialRecord | None:
-    """The trial of an object; ``None`` if it is not as it was written."""
-    return unsealed(body, TrialRecord, kind="trial")
 
 
 def trials_folder(search: str) -> str:

@@ -41,7 +41,6 @@ from orchestrator.lanes import (
     Task,
     finish_tasks,
     packs_of,
-    parse_cell,
     read_stored,
     run_lanes,
     trains_in_workers,
@@ -247,8 +246,10 @@ def finish_sweep(
     started = time.perf_counter()
     tasks = _cell_tasks(record)
     trials = _tuning_tasks(record, runs, store)
+    folders = sorted({task.folder for task in trials + tasks}, reverse=True)  # the tuning comes first
+    look = _teller(store, record.sweep, folders=folders, total=len(trials) + len(tasks), on_progress=on_progress)
     try:
-        with polling(_teller(store, record.sweep, len(trials) + len(tasks), on_progress)):
+        with polling(look):
             if trials and any(arm.tuned is None for arm in record.arms):
                 record = _tune(record, runs, trials, store=store, launch=launch)
             _finish(record, runs, tasks, store=store, launch=launch)
@@ -645,7 +646,12 @@ def _body(record: SweepRecord) -> bytes:
 
 
 def _teller(
-    store: Store, sweep: str, total: int, on_progress: Callable[[SweepProgress], None] | None
+    store: Store,
+    sweep: str,
+    *,
+    folders: Sequence[str],
+    total: int,
+    on_progress: Callable[[SweepProgress], None] | None,
 ) -> Callable[[], None]:
     """A function that calls ``on_progress`` for every cell that has come into the store since the last call."""
     seen: set[str] = set()
@@ -653,15 +659,13 @@ def _teller(
 
     def look() -> None:
         nonlocal failed
-        folders = [f"sweeps/{sweep}/tuning/", f"sweeps/{sweep}/cells/"] if on_progress else []
-        keys = {info.key for folder in folders for info in store.list(folder)}
-        for key in sorted(keys - seen):
-            seen.add(key)
-            newest = parse_cell(store.read(key))
-            if newest is None:
-                continue  # damaged: a lane will do it again
-            failed += newest.state == "failed"
-            assert on_progress
-            on_progress(SweepProgress(len(seen), failed, total, newest))
+        for folder in folders if on_progress else ():
+            for cell in read_stored(store, sweep, folder=folder).cells:
+                if cell.run in seen:
+                    continue
+                seen.add(cell.run)
+                failed += cell.state == "failed"
+                assert on_progress
+                on_progress(SweepProgress(len(seen), failed, total, cell))
 
     return look

@@ -10,7 +10,7 @@ from cluster.errors import NotFoundError, PreconditionError
 from cluster.storage import ObjectInfo
 
 
-@dataclass
+@dataclass(eq=False)
 class MemoryStore:
     """Holds objects in a dictionary and logs every operation; `before` may fail one, `damage` may change a read."""
 

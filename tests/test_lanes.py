@@ -22,7 +22,6 @@ from orchestrator.lanes import (
     Task,
     claim_packs,
     finish_tasks,
-    parse_cell,
     read_stored,
     run_cell,
     run_pack,
@@ -31,6 +30,7 @@ from orchestrator.lanes import (
 )
 from orchestrator.ledger import Cell
 from orchestrator.runs import read_run
+from orchestrator.sealed import unsealed
 from orchestrator.sweep import SweepRecord, finish_sweep, ledger_of, plan_arms, read_sweep
 from orchestrator.train import plan_run
 from tests.example_runs import JsonMemoryStore
@@ -218,7 +218,22 @@ def test_any_changed_byte_of_a_cell_is_noticed(memory: Any) -> None:
     write_cell(memory, "s", a_cell())
     (body,) = (data for key, data in memory.objects.items() if "/cells/" in key)
     changed = [body[:i] + bytes([body[i] ^ 1]) + body[i + 1 :] for i in range(len(body))]
-    assert [parse_cell(data) for data in changed if parse_cell(data) not in (None, a_cell())] == []
+    found = [unsealed(data, Cell, kind="cell") for data in changed]
+    assert [cell for cell in found if cell not in (None, a_cell())] == []
+
+
+def test_who_looks_again_reads_only_what_has_come_or_changed(memory: Any) -> None:
+    for seed in range(3):
+        write_cell(memory, "s", a_cell(seed=seed))
+    first = read_stored(memory, "s")
+    key = f"sweeps/s/cells/{TANH}-s1.json"
+    memory.objects[key] = b"damaged"
+    write_cell(memory, "s", a_cell(seed=3))
+    memory.log.clear()
+    found = read_stored(memory, "s")
+    assert [name for operation, name in memory.log if operation == "read"] == [key, key.replace("-s1", "-s3")]
+    assert (found.damaged, [cell.seed for cell in found.cells]) == ([key], [0, 2, 3])
+    assert found.cells[:2] == [first.cells[0], first.cells[2]]
 
 
 # ---- lanes

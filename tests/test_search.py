@@ -23,6 +23,7 @@ from orchestrator.config import Experiment
 from orchestrator.configfile import parse_document, validate
 from orchestrator.data.push import push
 from orchestrator.runs import read_history, read_run
+from orchestrator.sealed import unsealed
 from orchestrator.search import (
     SearchProgress,
     best_of,
@@ -35,7 +36,7 @@ from orchestrator.search import (
     search,
 )
 from orchestrator.search_space import MOST_PROBES, Known, Values, probes, suggest, with_values
-from orchestrator.search_trial import TrialRecord, parse_trial, trials_folder, write_trial
+from orchestrator.search_trial import TrialRecord, trials_folder, write_trial
 from orchestrator.sweep import read_sweep
 from orchestrator.train import resume
 from serving import registry
@@ -223,9 +224,9 @@ def test_a_trial_is_read_back_as_it_was_written_or_not_at_all(store: Store) -> N
     write_trial(store, "s", first)
     write_trial(store, "s", trial(0, 0.6))
     key = "searches/s/trials/trial-000.json"
-    assert parse_trial(store.read(key)) == first  # the first result counts
+    assert unsealed(store.read(key), TrialRecord, kind="trial") == first  # the first result counts
     damaged = store.read(key).replace(b"0.5", b"0.9")
-    assert parse_trial(damaged) is None
+    assert unsealed(damaged, TrialRecord, kind="trial") is None
     store.write(key, damaged)
     assert read_trials(store, "s") == []
     write_trial(store, "s", first)

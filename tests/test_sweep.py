@@ -16,10 +16,11 @@ from cluster.storage import Store
 from orchestrator.budget import Prediction
 from orchestrator.config import Experiment
 from orchestrator.data.push import push
-from orchestrator.lanes import LanePlan, Task, claim_packs, finish_tasks, parse_cell, read_stored, run_pack
+from orchestrator.lanes import LanePlan, Task, claim_packs, finish_tasks, read_stored, run_pack
 from orchestrator.ledger import Cell
 from orchestrator.report_tables import outcome_of, outcome_sentence
 from orchestrator.runs import list_runs, read_run
+from orchestrator.sealed import unsealed
 from orchestrator.sweep import (
     SweepRecord,
     SweepResult,
@@ -195,7 +196,7 @@ def test_a_sweep_runs_every_cell_once_and_resuming_runs_only_what_is_missing(
     assert {r.sweep for r in list_runs(store)} == {"all"}
 
     key = "sweeps/all/cells/arm-02-s1.json"
-    lost = parse_cell(store.read(key))
+    lost = unsealed(store.read(key), Cell, kind="cell")
     assert lost is not None
     store.delete([key])
     others = {info.key: info.etag for info in store.list("sweeps/all/cells/")}
