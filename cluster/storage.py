@@ -49,11 +49,13 @@ STORE_VARIABLE = "ORCHESTRATOR_STORE"
 MULTIPART_BYTES = 64 * 2**20  # above this a file goes up in parts, so that a break costs one part, not all
 PART_BYTES = 16 * 2**20
 PART_THREADS = 4
+CALLS = 8  # for small objects at the same time
 DELETE_BATCH = 1000  # S3's limit for one DeleteObjects
 READ_BYTES = 256 * 2**10  # at most, in one look at the socket: with 512 KiB the fastest of 64 KiB to 4 MiB
 UPLOAD_MARK = "upload"  # metadata of an object that came in parts: which upload it was
 
 log = logging.getLogger(__name__)
+S = TypeVar("S")
 T = TypeVar("T")
 
 
@@ -688,6 +690,15 @@ class _Burst:
 
 
 # ---- addresses
+
+
+def all_at_once(call: Callable[[S], T], items: Iterable[S]) -> builtins.list[T]:
+    """What ``call`` returns for each of the items, in their order; calls that wait for a store wait together."""
+    items = list(items)
+    if len(items) < 2:
+        return [call(item) for item in items]
+    with ThreadPoolExecutor(min(len(items), CALLS)) as pool:
+        return list(pool.map(call, items))
 
 
 def parse_url(url: str) -> tuple[str, str]:

@@ -39,7 +39,7 @@ from cluster.errors import (
 from cluster.failpoints import failpoint
 from cluster.session import store_environment
 from cluster.staging import check_packages
-from cluster.storage import Store
+from cluster.storage import Store, all_at_once
 from orchestrator.ledger import Cell
 from orchestrator.runs import Metrics, RunRecord, update_run, utc_now
 from orchestrator.sealed import append, read_all
@@ -260,8 +260,7 @@ def run_pack(plan: LanePlan, pack: Sequence[Task], *, store: Store, lane: int = 
         except Exception:
             log.warning("%s: %d trainings are taken one by one", pack[0].name, len(pack), exc_info=True)
         else:
-            for cell, task in zip(cells, pack, strict=True):
-                write_cell(store, plan.sweep, cell, folder=task.folder)
+            all_at_once(lambda cell: write_cell(store, plan.sweep, cell, folder=pack[0].folder), cells)
             return
     for task in pack:
         run_task(plan, task, store=store, lane=lane)
@@ -314,18 +313,19 @@ def run_cells_together(plan: LanePlan, tasks: Sequence[Task], *, store: Store, l
 
     started, clock = time.time(), time.perf_counter()
     records = [run_record(plan, task) for task in tasks]
-    for record in records:
-        update_run(store, record)
+    all_at_once(partial(update_run, store), records)
     trained = fit_together(records, store=store, world=World(device=torch.device("cpu")))
     ends: list[dict[str, Any]] = []
+    ended: list[RunRecord] = []
     for record, end in zip(records, trained, strict=True):
         if isinstance(end, RunFailedError):
             ends.append({"state": "failed", "error": str(end)})
-            update_run(store, record.model_copy(update=ends[-1]))
+            ended.append(record.model_copy(update=ends[-1]))
         else:
-            metrics = evaluate(end, record.evaluated_on)
-            ends.append({"state": "finished", "metrics": metrics, "history": end.history})
-            _finish_run(record, metrics, end.checkpoint, store)
+            found: dict[str, Any] = {"state": "finished", "metrics": evaluate(end, record.evaluated_on)}
+            ends.append(found | {"history": end.history})
+            ended.append(record.model_copy(update=found | {"checkpoint": end.checkpoint}))
+    all_at_once(partial(update_run, store), ended)
     seconds = (time.perf_counter() - clock) / len(tasks)
     return [
         _cell(task, record, end, seconds=seconds, started=started + place * seconds, lane=lane)
@@ -394,12 +394,8 @@ def _train(record: RunRecord, store: Store) -> tuple[Metrics, list[dict[str, Any
         world = World(device=torch.device("cuda" if record.techniques.processor == "gpu" else "cpu"))
         trainer = fit(record, store=store, world=world, checkpoints="last")
         metrics, history, checkpoint = evaluate(trainer, record.evaluated_on), trainer.history, trainer.checkpoint
-    _finish_run(record, metrics, checkpoint, store)
-    return metrics, history
-
-
-def _finish_run(record: RunRecord, metrics: Metrics, checkpoint: str | None, store: Store) -> None:
     update_run(store, record.model_copy(update={"state": "finished", "metrics": metrics, "checkpoint": checkpoint}))
+    return metrics, history
 
 
 @contextmanager

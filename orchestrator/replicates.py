@@ -18,7 +18,7 @@ from torch.func import functional_call
 
 from cluster.errors import RunFailedError
 from cluster.failpoints import failpoint
-from cluster.storage import Store
+from cluster.storage import Store, all_at_once
 from models.diagnostics import Diagnostics, look_steps
 from models.features import TARGET
 from models.stacked import StackedNetwork
@@ -238,9 +238,10 @@ def _fit(group: Group) -> list[Trainer | RunFailedError]:
             _end_epoch(group, place, epoch, metrics)
         if len(group.failures) == len(group.trainers):
             break
-    for place, trainer in _living(group):
+    living = list(_living(group))
+    for place, _ in living:
         _hand_over_optimizer(group, place)
-        write_checkpoint(trainer, snapshot(trainer))
+    all_at_once(lambda one: write_checkpoint(one[1], snapshot(one[1])), living)
     return [group.failures.get(place, trainer) for place, trainer in enumerate(group.trainers)]
 
 

@@ -2,18 +2,15 @@
 
 import hashlib
 import json
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeVar
 from weakref import WeakKeyDictionary
 
 from pydantic import BaseModel
 
 from cluster.errors import PreconditionError
-from cluster.storage import Store
+from cluster.storage import Store, all_at_once
 
 M = TypeVar("M", bound=BaseModel)
-
-READERS = 8  # an object is a few kilobytes: reading many takes the round trips, not the bytes
 
 _READ: WeakKeyDictionary[Store, dict[tuple[str, str, type[BaseModel]], Any]] = WeakKeyDictionary()
 """What has been read of each store, by key, etag and model: who follows a sweep looks at all of its cells again."""
@@ -59,10 +56,8 @@ def read_all(store: Store, folder: str, model: type[M], *, kind: str) -> dict[st
     known = _READ.setdefault(store, {})
     found = {info.key: (info.key, info.etag, model) for info in store.list(folder)}
     new = [key for key in found if found[key] not in known]
-    if new:
-        with ThreadPoolExecutor(READERS) as pool:
-            for key, body in zip(new, pool.map(store.read, new), strict=True):
-                known[found[key]] = unsealed(body, model, kind=kind)
+    for key, body in zip(new, all_at_once(store.read, new), strict=True):
+        known[found[key]] = unsealed(body, model, kind=kind)
     return {key: known[identity] for key, identity in found.items()}
 
 
