@@ -289,6 +289,9 @@ class SearchConfig(_Frozen):
     concurrency: int | None = Field(default=None, gt=0)
     """Trainings at the same time; default: as many as the cluster has CPUs (or GPUs) for. With 1, the same seed leads
     to the same trials (not with `pbt`)."""
+    trial_timeout_minutes: float | None = Field(default=None, gt=0)
+    """A training that takes longer (with `pbt`: from one copy to the next) is ended and counts as failed; the others go
+    on. Default: no limit."""
     seed: int = Field(default=0, ge=0, lt=2**32)
     """Of the choice of settings; the trainings use `train.seed`."""
 

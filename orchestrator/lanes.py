@@ -273,7 +273,7 @@ def run_task(plan: LanePlan, task: Task, *, store: Store, lane: int = 0) -> Cell
         write_cell(store, plan.sweep, _timed_out(plan, task, lane), folder=task.folder)
         os._exit(1)  # a thread that hangs cannot be ended by itself; Tune starts the lane again, for the next task
 
-    with _time_limit(plan.timeout_minutes, give_up):
+    with time_limit(plan.timeout_minutes, give_up):
         cell = run_cell(plan, task, store=store, lane=lane)
         failpoint("sweep.before_cell")
         write_cell(store, plan.sweep, cell, folder=task.folder)
@@ -399,7 +399,7 @@ def _train(record: RunRecord, store: Store) -> tuple[Metrics, list[dict[str, Any
 
 
 @contextmanager
-def _time_limit(minutes: float | None, give_up: Callable[[], None]) -> Iterator[None]:
+def time_limit(minutes: float | None, give_up: Callable[[], None]) -> Iterator[None]:
     """Call ``give_up`` from another thread if the block has not ended in time."""
     if minutes is None:
         yield

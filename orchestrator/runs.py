@@ -298,11 +298,12 @@ class _TensorBoard:
 
 
 def _scalars(epoch: EpochRecord) -> Metrics:
-    """Every number of an epoch by a name of its own: `loss`, `why/hidden 1/dead`."""
+    """Every number of an epoch by a name of its own: `loss`, `why/hidden_1/dead`."""
     found = {name: value for name, value in epoch.items() if name not in ("epoch", "why")}
     for row in epoch.get("why", []):
+        layer = row["layer"].replace(" ", "_")  # a name that TensorBoard takes
         measured = {name: value for name, value in row.items() if name not in ("layer", "samples")}
-        found |= {f"why/{row['layer']}/{name}": value for name, value in measured.items() if value is not None}
+        found |= {f"why/{layer}/{name}": value for name, value in measured.items() if value is not None}
     return found
 
 

@@ -6,11 +6,13 @@ runs/SEARCH.trial-007/                   the same as an ordinary run, with its c
 
 import json
 import math
+import os
 import secrets
 import tempfile
 import time
 import traceback
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -20,6 +22,7 @@ from cluster.config import StoreSettings
 from cluster.errors import OrchestratorError, RunFailedError, StoreUnavailableError
 from cluster.staging import check_packages
 from cluster.storage import Store
+from orchestrator.lanes import time_limit
 from orchestrator.runs import EpochRecord, RunLog, RunRecord, read_run, update_run
 from orchestrator.sealed import append
 from orchestrator.search_space import Values
@@ -83,7 +86,8 @@ def run_trial(config: Mapping[str, Any]) -> None:
     """Train one trial and report every epoch. Runs as a trial of Ray Tune, whose name is that of the run.
 
     Args:
-        config: `store` settings; the `metric`; the `method`; and `trial`, whose `values` are what `pbt` may change.
+        config: `store` settings; the `metric`; the `method`; `timeout_minutes`, if there is a limit; and `trial`, whose
+            `values` are what `pbt` may change.
     """
     from ray import tune
 
@@ -128,8 +132,11 @@ def _train(config: Mapping[str, Any], store: Store, run: str) -> None:
     copied, stages = _copied(store)
     if not stages or (stages[-1].run, stages[-1].values) != (run, values):  # else it was only paused
         stages.append(Stage(run=run, after_epoch=copied.progress.epoch if copied else 0, values=values))
-    record = _with_changes(read_run(store, run), values)
-    with RunLog(store, run) as log:
+    found = read_run(store, run)
+    if found.state == "failed":
+        raise RunFailedError(found.error or "")  # by `_give_up`: Tune has started its trial once more
+    record = _with_changes(found, values)
+    with time_limit(config["timeout_minutes"], partial(_give_up, record, store, config)), RunLog(store, run) as log:
         device = torch.device("cuda" if record.techniques.processor == "gpu" else "cpu")
         trainer = build_trainer(record, store=store, world=World(device=device), log=log)
         record = record.model_copy(update={"parameters": sum(p.numel() for p in trainer.network.parameters())})
@@ -156,6 +163,16 @@ def _train(config: Mapping[str, Any], store: Store, run: str) -> None:
                 },
                 with_checkpoint=config["method"] == "pbt",
             )
+
+
+def _give_up(record: RunRecord, store: Store, config: Mapping[str, Any]) -> None:
+    """Let the run fail, and end this process: a thread that hangs cannot be ended by itself."""
+    error = (
+        f"a training must end within search.trial_timeout_minutes ({config['timeout_minutes']:g}), got no end. "
+        "Allow more, or find out where it hangs: train it alone."
+    )
+    update_run(store, record.model_copy(update={"state": "failed", "error": error}))
+    os._exit(1)
 
 
 def _with_changes(record: RunRecord, values: Values) -> RunRecord:

@@ -65,7 +65,12 @@ def run_trials(
     os.environ |= TUNE_ENVIRONMENT | {"TUNE_DISABLE_STRICT_METRIC_CHECKING": "1"}  # a failed trial has no metric
     logging.getLogger("ray.tune").setLevel(logging.CRITICAL)  # of what it would say, we say what matters
     journal = Journal(experiment, base, known=known, gpu_available=gpu_available, store=store)
-    shared = {"store": store.settings.model_dump(mode="json"), "metric": metric, "method": settings.method}
+    shared = {
+        "store": store.settings.model_dump(mode="json"),
+        "metric": metric,
+        "method": settings.method,
+        "timeout_minutes": settings.trial_timeout_minutes,
+    }
     if settings.method == "pbt":
         starts = [journal.begin(number, higher_is_better=higher_is_better) for number in numbers]
         searcher, samples = None, 1

@@ -15,6 +15,7 @@ import psutil
 import pytest
 
 from cluster.errors import ConfigError, NotFoundError
+from cluster.session import ray_session
 from cluster.state import RayState
 from cluster.storage import Store
 from orchestrator.checkpoint import list_checkpoints, load_checkpoint
@@ -376,6 +377,25 @@ def test_a_trial_whose_process_dies_again_fails_with_its_reason(digits: Store, r
     assert (found.state, result.best, result.metrics) == ("failed", None, {})
     assert "a training must not end its process, got 2 deaths in a row" in (found.error or "")
     assert read_run(digits, found.run).state == "failed"
+
+
+@pytest.mark.ray
+@pytest.mark.store
+def test_a_trial_that_hangs_is_ended_and_the_next_ones_go_on(
+    digits: Store, ray_cluster: RayState, tmp_path: Path
+) -> None:
+    variables = {"ORCHESTRATOR_FAILPOINTS": f"train.after_step=sleep:600!{tmp_path.name}-{digits.settings.url[-12:]}"}
+    tried = experiment({"train.momentum": [0.8, 0.9]}, trials=3, concurrency=1, trial_timeout_minutes=0.1)
+    with ray_session(ray_cluster.address, store=digits.settings, environment=variables):
+        result = search(tried, store=digits, address=ray_cluster.address, name="hangs")
+    assert [trial.state for trial in sorted(result.trials, key=lambda t: t.number)] == [
+        "failed",
+        "finished",
+        "finished",
+    ]
+    (error,) = [trial.error for trial in result.trials if trial.error]
+    assert "a training must end within search.trial_timeout_minutes (0.1)" in error
+    assert result.best is not None
 
 
 # ----------------------------------------------------------------------------------------------------------- resume
