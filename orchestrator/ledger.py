@@ -61,6 +61,18 @@ class Cell(_Frozen):
     """Of the training."""
 
 
+def busy_seconds(cells: Sequence[Cell]) -> float | None:
+    """Time in which any training ran, by the clock; ``None`` where starts are not known."""
+    busy, until = 0.0, -math.inf
+    for cell in sorted(cells, key=lambda c: c.started or 0.0):
+        if cell.started is None:
+            return None
+        end = cell.started + cell.seconds
+        busy += max(0.0, end - max(cell.started, until))
+        until = max(until, end)
+    return busy if cells else None
+
+
 class ArmSummary(_Frozen):
     """One row of the table."""
 

@@ -14,7 +14,7 @@ from orchestrator.crossover import PROCESSOR
 from orchestrator.design import level_name
 from orchestrator.display import number, out, table
 from orchestrator.effects import Effect, Mean, Response
-from orchestrator.ledger import ArmSummary, Cell, Comparison, Ledger
+from orchestrator.ledger import ArmSummary, Cell, Comparison, Ledger, busy_seconds
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -236,18 +236,6 @@ def outcome_of(result: "SweepResult") -> Outcome | None:
         is_complete=len(result.cells) >= len(record.arms) * len(record.seeds),
         arms=tuple(rows),
     )
-
-
-def busy_seconds(cells: Sequence[Cell]) -> float | None:
-    """Time in which any training ran, by the clock; ``None`` where starts are not known."""
-    busy, until = 0.0, -math.inf
-    for cell in sorted(cells, key=lambda c: c.started or 0.0):
-        if cell.started is None:
-            return None
-        end = cell.started + cell.seconds
-        busy += max(0.0, end - max(cell.started, until))
-        until = max(until, end)
-    return busy if cells else None
 
 
 def outcome_sentence(outcome: Outcome) -> str:

@@ -45,7 +45,7 @@ from orchestrator.lanes import (
     run_lanes,
     trains_in_workers,
 )
-from orchestrator.ledger import Cell, Ledger, summarize
+from orchestrator.ledger import Cell, Ledger, busy_seconds, summarize
 from orchestrator.packs import choose_packing
 from orchestrator.polling import polling
 from orchestrator.recovery import prepare
@@ -126,6 +126,7 @@ class SweepResult(NamedTuple):
     cells: list[Cell]
     record: SweepRecord
     seconds: float
+    """That it took. Of what was done before a `resume` only the time in which trainings ran is known."""
 
     def _repr_html_(self) -> str:
         """The report, in a notebook."""
@@ -243,7 +244,7 @@ def finish_sweep(
         launch: see `orchestrator.lanes.finish_tasks`.
         on_progress: see `sweep`.
     """
-    started = time.perf_counter()
+    started, clock = time.time(), time.perf_counter()
     tasks = _cell_tasks(record)
     trials = _tuning_tasks(record, runs, store)
     folders = sorted({task.folder for task in trials + tasks}, reverse=True)  # the tuning comes first
@@ -260,7 +261,8 @@ def finish_sweep(
     finished = record.model_copy(update={"state": "finished"})
     store.write(f"sweeps/{record.sweep}/result.json", ledger.model_dump_json(indent=1).encode())
     store.write(f"sweeps/{record.sweep}/sweep.json", _body(finished))
-    return SweepResult(record.sweep, ledger, cells, finished, time.perf_counter() - started)
+    earlier = busy_seconds([cell for cell in cells if cell.started is not None and cell.started < started]) or 0.0
+    return SweepResult(record.sweep, ledger, cells, finished, earlier + time.perf_counter() - clock)
 
 
 def plan_sweep(experiment: Experiment) -> tuple[Design, list[Arm]]:

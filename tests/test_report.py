@@ -18,10 +18,10 @@ from orchestrator.budget import Prediction
 from orchestrator.config import Experiment
 from orchestrator.configfile import parse_document, validate
 from orchestrator.display import number, plain
-from orchestrator.ledger import Cell, summarize
+from orchestrator.ledger import Cell, busy_seconds, summarize
 from orchestrator.report import commands, experiment_yaml, notebook_html, render_report, write_report
 from orchestrator.report_charts import Offer, Scale, average, pareto_front, scale_of
-from orchestrator.report_tables import busy_seconds, outcome_of, print_report, report_data, write_parquet
+from orchestrator.report_tables import outcome_of, print_report, report_data, write_parquet
 from orchestrator.sweep import Arm, SweepRecord, SweepResult
 
 TECHNIQUES: dict[str, list[Any]] = {

@@ -17,7 +17,7 @@ from orchestrator.budget import Prediction
 from orchestrator.config import Experiment
 from orchestrator.data.push import push
 from orchestrator.lanes import LanePlan, Task, claim_packs, finish_tasks, read_stored, run_pack
-from orchestrator.ledger import Cell
+from orchestrator.ledger import Cell, busy_seconds
 from orchestrator.report_tables import outcome_of, outcome_sentence
 from orchestrator.runs import list_runs, read_run
 from orchestrator.sealed import unsealed
@@ -205,6 +205,8 @@ def test_a_sweep_runs_every_cell_once_and_resuming_runs_only_what_is_missing(
     assert {i.key: i.etag for i in store.list("sweeps/all/cells/") if i.key != key} == others
     (repeated,) = (c for c in again.cells if (c.arm, c.seed) == ("arm-02", 1))
     assert repeated.metrics == lost.metrics
+    earlier = busy_seconds([cell for cell in again.cells if cell != repeated])
+    assert earlier is not None and again.seconds > earlier + repeated.seconds  # what was there already counts too
     assert again.ledger.winner == result.ledger.winner
     assert read_sweep(store, "all").state == "finished"
     assert read_cells(store, "all") == again.cells
