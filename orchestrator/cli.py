@@ -5,6 +5,7 @@ import math
 import sys
 import time
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
 
@@ -61,9 +62,12 @@ Command = TypeVar("Command", bound=Callable[..., Any])
 
 def main() -> None:
     """Run the command line; errors become one clear message and an exit code."""
-    as_json = "--json" in sys.argv[1:]
+    from orchestrator.display import stdout_kept_for_json
+
+    as_json = "--json" in sys.argv[1:] and "--help" not in sys.argv[1:]
     try:
-        app(standalone_mode=True)
+        with stdout_kept_for_json() if as_json else nullcontext():
+            app(standalone_mode=True)
     except OrchestratorError as error:
         _fail(error, as_json=as_json)
     except KeyboardInterrupt:

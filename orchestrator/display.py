@@ -6,7 +6,7 @@ import math
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TextIO
 
 from pydantic import BaseModel
 from rich.console import Console
@@ -30,13 +30,27 @@ out = Console(highlight=False, soft_wrap=True, width=None if sys.stdout.isatty()
 """Results."""
 err = Console(stderr=True, highlight=False, soft_wrap=True, width=None if sys.stderr.isatty() else PIPE_WIDTH)
 """Progress, notes and errors: data on stdout stays clean."""
+_kept: list[TextIO] = []
+"""The true stdout, where something else stands in its place."""
+
+
+@contextmanager
+def stdout_kept_for_json() -> Iterator[None]:
+    """Let stdout hold what `emit` prints and nothing else: Ray tells on it which of its processes has died."""
+    _kept.append(sys.stdout)
+    sys.stdout = sys.stderr
+    try:
+        yield
+    finally:
+        sys.stdout = _kept.pop()
 
 
 def emit(value: Any, *, as_json: bool, show: Callable[[], None]) -> None:
     """Print ``value`` as one JSON object, or call ``show``."""
     if as_json:
-        sys.stdout.write(json.dumps(plain(value), allow_nan=False, indent=None) + "\n")
-        sys.stdout.flush()
+        stdout = _kept[-1] if _kept else sys.stdout
+        stdout.write(json.dumps(plain(value), allow_nan=False, indent=None) + "\n")
+        stdout.flush()
     else:
         show()
 

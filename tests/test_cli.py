@@ -14,6 +14,7 @@ from cluster.storage import Store
 from orchestrator.checkpoint import list_checkpoints
 from orchestrator.cli import app
 from orchestrator.data.push import push
+from orchestrator.display import emit, stdout_kept_for_json
 from tests.example_runs import write_run
 
 ROOT = Path(__file__).parents[1]
@@ -36,6 +37,16 @@ def commands() -> list[list[str]]:
         assert group.typer_instance
         found += [[str(group.name), str(c.name)] for c in group.typer_instance.registered_commands]
     return found
+
+
+def test_with_json_whatever_a_library_prints_stays_off_stdout(capsys: pytest.CaptureFixture[str]) -> None:
+    with stdout_kept_for_json():
+        print("(raylet) A worker died or was killed")
+        emit({"state": "finished"}, as_json=True, show=lambda: None)
+    print("later")
+    found = capsys.readouterr()
+    assert found.out == '{"state": "finished"}\nlater\n'
+    assert found.err == "(raylet) A worker died or was killed\n"
 
 
 def test_every_command_shows_an_example_first() -> None:
