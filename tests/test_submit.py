@@ -4,9 +4,10 @@ import json
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import psutil
 import pytest
@@ -14,11 +15,14 @@ import requests
 
 from cluster.local import end_processes
 from cluster.storage import Store
+from orchestrator.attempts import read_attempts
 from orchestrator.data.push import push
-from orchestrator.runs import read_run
+from orchestrator.runs import read_run, read_status
 from tests.ports import free_port
 
 pytestmark = [pytest.mark.ray, pytest.mark.store]
+
+OUTAGE_S = 60.0
 
 
 @pytest.fixture(scope="module")
@@ -46,14 +50,15 @@ def wait_for(url: str) -> None:
     assert session.get(url, timeout=5).ok
 
 
+def start(*words: str, cwd: Path) -> subprocess.Popen[str]:
+    command = [str(Path(sys.executable).with_name("orchestrator")), *words]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=cwd)
+
+
 def orchestrator(*words: str, cwd: Path) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [str(Path(sys.executable).with_name("orchestrator")), *words],
-        capture_output=True,
-        text=True,
-        check=False,
-        cwd=cwd,
-    )
+    with start(*words, cwd=cwd) as process:
+        stdout, stderr = process.communicate()
+    return subprocess.CompletedProcess(words, process.returncode, stdout, stderr)
 
 
 @pytest.fixture
@@ -82,7 +87,7 @@ def test_a_job_trains_is_followed_and_another_is_stopped(store: Store, dashboard
     assert record.checkpoint
 
     orchestrator("submit", "train", "digits-mlp", "train.epochs=100000", "--job", "second", *where, cwd=folder)
-    wait_until_training(dashboard, folder)
+    wait_until_training("second", dashboard, folder)
     stopped = orchestrator("stop", "second", "--address", dashboard, "--json", cwd=folder)
     assert json.loads(stopped.stdout)["status"] == "STOPPED", stopped.stderr
     assert read_run(store, "second").state == "cancelled"
@@ -91,19 +96,45 @@ def test_a_job_trains_is_followed_and_another_is_stopped(store: Store, dashboard
     assert found[0]["metadata"]["command"].startswith("train digits-mlp")
 
 
-def wait_until_training(dashboard: str, folder: Path) -> None:
-    """Follow the second job's log until its first epoch has ended."""
-    command = [
-        str(Path(sys.executable).with_name("orchestrator")),
-        "logs",
-        "second",
-        "--follow",
-        "--address",
-        dashboard,
-    ]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=folder) as process:
+def test_an_outage_of_the_job_service_disturbs_no_job_and_loses_no_stop(
+    store: Store, dashboard: str, folder: Path
+) -> None:
+    push(store, "sklearn:digits")
+    where = ["--address", dashboard, "--store", store.settings.url]
+    orchestrator("submit", "train", "digits-mlp", "train.epochs=100000", "--job", "third", *where, cwd=folder)
+    wait_until_training("third", dashboard, folder)
+    with suspended(dashboard):
+        stopping = start("stop", "third", "--address", dashboard, "--json", cwd=folder)
+        before = read_status(store, "third")
+        time.sleep(OUTAGE_S)
+        after = read_status(store, "third")
+        assert before is not None
+        assert after is not None and after.epoch > before.epoch
+        assert stopping.poll() is None, "it waits for an answer"
+    told, _ = stopping.communicate(timeout=60)
+    assert json.loads(told)["status"] == "STOPPED"
+    assert read_run(store, "third").state == "cancelled"
+    assert len(read_attempts(store, "third")) == 1
+
+
+@contextmanager
+def suspended(dashboard: str) -> Iterator[None]:
+    """Let the process behind an address answer nobody."""
+    marks = {"--port=" + dashboard.rpartition(":")[2]}
+    lines = {process: process.info["cmdline"] or [] for process in psutil.process_iter(["cmdline"])}
+    (found,) = [p for p, line in lines.items() if marks <= set(line) and any("dashboard.py" in word for word in line)]
+    found.suspend()
+    try:
+        yield
+    finally:
+        found.resume()
+
+
+def wait_until_training(job: str, dashboard: str, folder: Path) -> None:
+    """Follow a job's log until its first epoch has ended."""
+    with start("logs", job, "--follow", "--address", dashboard, cwd=folder) as process:
         assert process.stdout is not None
-        lines: list[Any] = []
+        lines = []
         for line in process.stdout:
             lines.append(line)
             if line.startswith("epoch "):
