@@ -80,13 +80,14 @@ def probe(
         for n in _epochs(run)
         for seed in range(run.experiment.train.seed, run.experiment.train.seed + together.get(arm, 1))
     ]
+    _remove(name, store)  # what a killed probe of this name has left may be of other settings
     try:
         finish_tasks(tasks, sweep=name, arms=arms, timeout_minutes=None, store=store, launch=launch)
         spent = defaultdict(list)
         for cell in read_stored(store, name).cells:
             spent[cell.arm].append(cell.seconds)
     finally:
-        store.delete([info.key for prefix in (f"sweeps/{name}/", f"runs/{name}.") for info in store.list(prefix)])
+        _remove(name, store)
     wall_s = time.perf_counter() - started
     took = {arm: statistics.fmean(seconds) for arm, seconds in spent.items()}
     return Prediction(
@@ -97,6 +98,10 @@ def probe(
         start_seconds=max(0.0, wall_s - math.fsum(itertools.chain(*spent.values())) / lanes),
         probe_seconds=wall_s,
     )
+
+
+def _remove(name: str, store: Store) -> None:
+    store.delete([info.key for prefix in (f"sweeps/{name}/", f"runs/{name}.") for info in store.list(prefix)])
 
 
 def _epochs(run: RunRecord) -> range:

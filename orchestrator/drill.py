@@ -274,7 +274,7 @@ def remove_checkpoints(store: Store, run: str) -> None:
 
 def list_drills(store: Store) -> list[str]:
     """Names of all runs that drills have made and that do not work at this moment."""
-    names = [folder.removeprefix("runs/").strip("/") for folder in store.folders("runs/")]
+    names = store.folders("runs/")
     return [name for name in names if name.startswith("drill-") and _is_removable(store, name)]
 
 

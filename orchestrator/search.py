@@ -161,7 +161,7 @@ def read_search(store: Store, name: str) -> SearchRecord:
     try:
         return SearchRecord.model_validate_json(store.read(f"searches/{name}/search.json"))
     except NotFoundError:
-        known = [folder.removeprefix("searches/").strip("/") for folder in store.folders("searches/")]
+        known = [found for found in store.folders("searches/") if is_search(store, found)]
         raise NotFoundError(
             f"search must exist, got {name!r}. {near_miss(name, known) if known else 'There are none yet.'}"
         ) from None

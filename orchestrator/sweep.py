@@ -334,7 +334,7 @@ def read_sweep(store: Store, name: str) -> SweepRecord:
     try:
         return SweepRecord.model_validate_json(store.read(f"sweeps/{name}/sweep.json"))
     except NotFoundError:
-        known = [folder.removeprefix("sweeps/").strip("/") for folder in store.folders("sweeps/")]
+        known = [found for found in store.folders("sweeps/") if store.exists(f"sweeps/{found}/sweep.json")]
         raise NotFoundError(
             f"sweep must exist, got {name!r}. {near_miss(name, known) if known else 'There are none yet.'}"
         ) from None

@@ -73,6 +73,8 @@ def test_the_probe_infers_all_epochs_from_one_and_two_and_leaves_nothing(digits:
         return ""
 
     packs: list[list[Task]] = []
+    old = Cell(arm=f"{TANH}-e1", seed=3, run=f"s-probe.{TANH}-e1-s3", state="finished", seconds=999.0)
+    write_cell(store, "s-probe", old)  # by a probe that was killed
     found = probe("s", runs, store=store, launch=launch, lanes=1, trials=0, prices={}, together={TANH: 3})
     assert sorted(map(len, packs)) == [1, 1, 3, 3]
     assert found.seconds == {TANH: pytest.approx(31.0), RELU: pytest.approx(62.0)}

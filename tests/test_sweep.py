@@ -1,6 +1,7 @@
 """Sweeps: what is planned, what is run, and that nothing is run twice."""
 
 import json
+import re
 import subprocess
 import sys
 import time
@@ -304,6 +305,10 @@ def unbroken(record: SweepRecord, plan: LanePlan, store: Store) -> list[Cell]:
 
 
 @pytest.mark.store
-def test_an_unknown_sweep_is_named(store: Store) -> None:
-    with pytest.raises(NotFoundError, match="sweep must exist, got 'none'"):
+def test_an_unknown_sweep_is_named_and_only_sweeps_are_offered(store: Store) -> None:
+    store.write("sweeps/some-probe/cells/arm.json", b"{}")
+    with pytest.raises(NotFoundError, match=re.escape("sweep must exist, got 'none'. There are none yet.")):
+        read_sweep(store, "none")
+    store.write("sweeps/some/sweep.json", b"{}")
+    with pytest.raises(NotFoundError, match="got 'none'. Known: some[.]"):
         read_sweep(store, "none")
