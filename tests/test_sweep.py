@@ -310,5 +310,5 @@ def test_an_unknown_sweep_is_named_and_only_sweeps_are_offered(store: Store) -> 
     with pytest.raises(NotFoundError, match=re.escape("sweep must exist, got 'none'. There are none yet.")):
         read_sweep(store, "none")
     store.write("sweeps/some/sweep.json", b"{}")
-    with pytest.raises(NotFoundError, match="got 'none'. Known: some[.]"):
+    with pytest.raises(NotFoundError, match=r"got 'none'. Known: some[.]"):
         read_sweep(store, "none")
