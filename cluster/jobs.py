@@ -33,6 +33,8 @@ if TYPE_CHECKING:
     from ray.job_submission import JobSubmissionClient
 
 POLL_S = 0.25
+NO_AGENT = "No available agent"  # what the job service says of a cluster that has just started
+AGENT_S = 30.0  # to wait for one
 CHATTY_LOGGERS = ("ray.dashboard.modules.dashboard_sdk", "ray.dashboard.modules.job.sdk", "ray._private.runtime_env")
 FINAL = ("SUCCEEDED", "FAILED", "STOPPED")
 
@@ -89,18 +91,23 @@ def submit(
     """
     runtime_env = {"working_dir": str(stage(files)), "env_vars": dict(env or {})}
     with _client(address, allow_unauthenticated=allow_unauthenticated) as client:
-        try:
-            job = client.submit_job(
-                entrypoint=_shell_command(entrypoint),
-                submission_id=submission_id,
-                runtime_env=runtime_env,
-                metadata=dict(metadata or {}),
-            )
-        except RuntimeError as error:
-            if submission_id is None or "already exists" not in str(error):
-                raise
-            return Accepted(submission_id, client.get_address(), new=False)
-        return Accepted(job, client.get_address(), new=True)
+        ends = time.monotonic() + AGENT_S
+        while True:
+            try:
+                job = client.submit_job(
+                    entrypoint=_shell_command(entrypoint),
+                    submission_id=submission_id,
+                    runtime_env=runtime_env,
+                    metadata=dict(metadata or {}),
+                )
+            except RuntimeError as error:
+                if NO_AGENT in str(error) and time.monotonic() < ends:
+                    time.sleep(POLL_S)
+                    continue
+                if submission_id is None or "already exists" not in str(error):
+                    raise
+                return Accepted(submission_id, client.get_address(), new=False)
+            return Accepted(job, client.get_address(), new=True)
 
 
 def jobs(address: str | None = None) -> list[JobRecord]:
