@@ -2,9 +2,11 @@
 
 import textwrap
 from pathlib import Path
+from typing import Any
 from uuid import uuid4
 
 import pytest
+from ray.job_submission import JobSubmissionClient
 
 from cluster import jobs
 from cluster.errors import ClusterError, NotFoundError, RunCancelledError, RunFailedError, RunUnfinishedError
@@ -53,6 +55,21 @@ def test_a_job_runs_our_packages_though_a_foreign_one_is_on_its_path(ray_cluster
     assert record.started is not None
     assert record.ended is not None
     assert "".join(jobs.logs(accepted.job)) == log
+
+
+def test_a_cluster_that_has_just_started_is_waited_for(ray_cluster: RayState, monkeypatch: pytest.MonkeyPatch) -> None:
+    answers = ["Request failed with status code 500: No available agent to submit job, please try again later."]
+    submit_job = JobSubmissionClient.submit_job
+
+    def submit_once_ready(client: JobSubmissionClient, **job: Any) -> str:
+        if answers:
+            raise RuntimeError(answers.pop())
+        return submit_job(client, **job)
+
+    monkeypatch.setattr(JobSubmissionClient, "submit_job", submit_once_ready)
+    accepted = jobs.submit(["true"])
+    assert (accepted.new, answers) == (True, [])
+    assert jobs.wait(accepted.job, timeout_s=60).status == "SUCCEEDED"
 
 
 def test_a_job_can_be_submitted_twice_watched_and_stopped(ray_cluster: RayState) -> None:
