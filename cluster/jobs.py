@@ -91,23 +91,20 @@ def submit(
     """
     runtime_env = {"working_dir": str(stage(files)), "env_vars": dict(env or {})}
     with _client(address, allow_unauthenticated=allow_unauthenticated) as client:
-        ends = time.monotonic() + AGENT_S
-        while True:
-            try:
-                job = client.submit_job(
+        try:
+            job = _once_ready(
+                lambda: client.submit_job(
                     entrypoint=_shell_command(entrypoint),
                     submission_id=submission_id,
                     runtime_env=runtime_env,
                     metadata=dict(metadata or {}),
                 )
-            except RuntimeError as error:
-                if NO_AGENT in str(error) and time.monotonic() < ends:
-                    time.sleep(POLL_S)
-                    continue
-                if submission_id is None or "already exists" not in str(error):
-                    raise
-                return Accepted(submission_id, client.get_address(), new=False)
-            return Accepted(job, client.get_address(), new=True)
+            )
+        except RuntimeError as error:
+            if submission_id is None or "already exists" not in str(error):
+                raise
+            return Accepted(submission_id, client.get_address(), new=False)
+        return Accepted(job, client.get_address(), new=True)
 
 
 def jobs(address: str | None = None) -> list[JobRecord]:
@@ -182,6 +179,18 @@ def _shell_command(entrypoint: Sequence[str]) -> str:
     has_ray = shlex.quote("import importlib.util as u, sys; sys.exit(u.find_spec('ray') is None)")
     find = f'for p in {candidates}; do "$p" -c {has_ray} 2>/dev/null && echo "$p" && break; done'
     return f'P=$({find}); exec "${{P:-python}}" {shlex.join(entrypoint[1:])}'
+
+
+def _once_ready(request: Callable[[], str]) -> str:
+    """What a request returns, once the cluster has somebody to take it."""
+    ends = time.monotonic() + AGENT_S
+    while True:
+        try:
+            return request()
+        except RuntimeError as error:
+            if NO_AGENT not in str(error) or time.monotonic() >= ends:
+                raise
+        time.sleep(POLL_S)
 
 
 def _wait(look: Callable[[], JobRecord], *, deadline: float) -> JobRecord:
