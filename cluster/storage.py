@@ -93,6 +93,15 @@ class ObjectInfo:
     modified: datetime
 
 
+def all_at_once(call: Callable[[S], T], items: Iterable[S]) -> builtins.list[T]:
+    """What ``call`` returns for each of the items, in their order; calls that wait for a store wait together."""
+    items = list(items)
+    if len(items) < 2:
+        return [call(item) for item in items]
+    with ThreadPoolExecutor(min(len(items), CALLS)) as pool:
+        return list(pool.map(call, items))
+
+
 def named_store() -> str | None:
     """Return the store that the environment names; ``None`` when the local one is meant."""
     return os.environ.get(STORE_VARIABLE)
@@ -690,15 +699,6 @@ class _Burst:
 
 
 # ---- addresses
-
-
-def all_at_once(call: Callable[[S], T], items: Iterable[S]) -> builtins.list[T]:
-    """What ``call`` returns for each of the items, in their order; calls that wait for a store wait together."""
-    items = list(items)
-    if len(items) < 2:
-        return [call(item) for item in items]
-    with ThreadPoolExecutor(min(len(items), CALLS)) as pool:
-        return list(pool.map(call, items))
 
 
 def parse_url(url: str) -> tuple[str, str]:

@@ -13,15 +13,12 @@ trained again from their beginning.
 
 import importlib
 import logging
-import os
 import secrets
-import threading
 import time
 import traceback
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from functools import partial
 from typing import Any, Literal, NamedTuple
 
@@ -41,6 +38,7 @@ from cluster.session import store_environment
 from cluster.staging import check_packages
 from cluster.storage import Store, all_at_once
 from orchestrator.ledger import Cell
+from orchestrator.polling import time_limit
 from orchestrator.runs import Metrics, RunRecord, update_run, utc_now
 from orchestrator.sealed import append, read_all
 from orchestrator.train import fit_on_ray
@@ -271,9 +269,8 @@ def run_task(plan: LanePlan, task: Task, *, store: Store, lane: int = 0) -> Cell
 
     def give_up() -> None:
         write_cell(store, plan.sweep, _timed_out(plan, task, lane), folder=task.folder)
-        os._exit(1)  # a thread that hangs cannot be ended by itself; Tune starts the lane again, for the next task
 
-    with time_limit(plan.timeout_minutes, give_up):
+    with time_limit(plan.timeout_minutes, give_up):  # Tune starts the lane again, for the next task
         cell = run_cell(plan, task, store=store, lane=lane)
         failpoint("sweep.before_cell")
         write_cell(store, plan.sweep, cell, folder=task.folder)
@@ -396,21 +393,6 @@ def _train(record: RunRecord, store: Store) -> tuple[Metrics, list[dict[str, Any
         metrics, history, checkpoint = evaluate(trainer, record.evaluated_on), trainer.history, trainer.checkpoint
     update_run(store, record.model_copy(update={"state": "finished", "metrics": metrics, "checkpoint": checkpoint}))
     return metrics, history
-
-
-@contextmanager
-def time_limit(minutes: float | None, give_up: Callable[[], None]) -> Iterator[None]:
-    """Call ``give_up`` from another thread if the block has not ended in time."""
-    if minutes is None:
-        yield
-        return
-    timer = threading.Timer(minutes * 60, give_up)
-    timer.daemon = True
-    timer.start()
-    try:
-        yield
-    finally:
-        timer.cancel()
 
 
 def _lost(plan: LanePlan, task: Task) -> Cell:

@@ -1,5 +1,6 @@
-"""Looks at something from a thread, again and again, while other work goes on."""
+"""Watches from a thread while work goes on: what has come of it, and whether it takes too long."""
 
+import os
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -29,3 +30,23 @@ def polling(look: Callable[[], None]) -> Iterator[None]:
     finally:
         stop.set()
         thread.join()
+
+
+@contextmanager
+def time_limit(minutes: float | None, tell: Callable[[], None]) -> Iterator[None]:
+    """Call ``tell`` and end this process if the block has not ended in time: a thread that hangs cannot be ended."""
+    if minutes is None:
+        yield
+        return
+
+    def give_up() -> None:
+        tell()
+        os._exit(1)
+
+    timer = threading.Timer(minutes * 60, give_up)
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()

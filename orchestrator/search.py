@@ -399,9 +399,10 @@ def _teller(
             if trial.number in seen:
                 continue
             seen[trial.number] = trial
-            best = best_of(list(seen.values()), higher_is_better=record.higher_is_better)
+            trials = list(seen.values())
+            best = best_of(trials, higher_is_better=record.higher_is_better)
             assert on_progress
-            on_progress(SearchProgress(len(seen), total, counts_of(list(seen.values())), best))
+            on_progress(SearchProgress(len(trials), total, counts_of(trials), best))
 
     return look
 

@@ -6,7 +6,6 @@ runs/SEARCH.trial-007/                   the same as an ordinary run, with its c
 
 import json
 import math
-import os
 import secrets
 import tempfile
 import time
@@ -22,7 +21,7 @@ from cluster.config import StoreSettings
 from cluster.errors import OrchestratorError, RunFailedError, StoreUnavailableError
 from cluster.staging import check_packages
 from cluster.storage import Store
-from orchestrator.lanes import time_limit
+from orchestrator.polling import time_limit
 from orchestrator.runs import EpochRecord, RunLog, RunRecord, read_run, update_run
 from orchestrator.sealed import append
 from orchestrator.search_space import Values
@@ -166,13 +165,12 @@ def _train(config: Mapping[str, Any], store: Store, run: str) -> None:
 
 
 def _give_up(record: RunRecord, store: Store, config: Mapping[str, Any]) -> None:
-    """Let the run fail, and end this process: a thread that hangs cannot be ended by itself."""
+    """Let the run fail whose time is over."""
     error = (
         f"a training must end within search.trial_timeout_minutes ({config['timeout_minutes']:g}), got no end. "
         "Allow more, or find out where it hangs: train it alone."
     )
     update_run(store, record.model_copy(update={"state": "failed", "error": error}))
-    os._exit(1)
 
 
 def _with_changes(record: RunRecord, values: Values) -> RunRecord:
