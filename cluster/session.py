@@ -15,6 +15,7 @@ from urllib.parse import urlsplit
 
 from cluster.config import StoreSettings
 from cluster.errors import ClusterError, ConfigError
+from cluster.local_ray import require_closed
 from cluster.staging import stage
 from cluster.state import RayState, read_state
 from cluster.storage import is_loopback
@@ -173,9 +174,14 @@ def client_environment(found: ClusterAddress) -> Iterator[None]:
     """Let Ray's clients in this process use the cluster's token, and nothing but its address; then undo it.
 
     Ray keeps both in process-wide caches and lets its variables override an address given as an argument.
+
+    Raises:
+        ClusterError: It is the local cluster, and its files are open to other accounts.
     """
     from ray._private import ray_constants
 
+    if found.local is not None:
+        require_closed(found.local)
     before = dict(os.environ)
     cluster_mode = ray_constants.ENABLE_RAY_CLUSTER
     for name in ADDRESS_VARIABLES:

@@ -8,6 +8,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from cluster.config import StoreSettings
 from cluster.errors import ConfigError
+from cluster.private import write_private
 
 HOME_VARIABLE = "ORCHESTRATOR_HOME"
 STATE_FILE = "local.json"
@@ -43,6 +44,7 @@ class RayState(BaseModel):
     dashboard_url: str
     token_file: str
     temp_dir: str
+    """The folder around its files, which nobody else can enter."""
 
     def running(self) -> bool:
         """Whether its process is alive."""
@@ -56,6 +58,8 @@ class StoreState(BaseModel):
 
     process: ProcessRecord
     settings: StoreSettings
+    temp_dir: str | None = None
+    """The folder of its Unix sockets; ``None`` where an earlier release started it."""
 
     def running(self) -> bool:
         """Whether its process is alive."""
@@ -106,7 +110,4 @@ def read_started() -> LocalState:
 
 def write_state(state: LocalState) -> None:
     """Replace the state file in one step."""
-    path = home() / STATE_FILE
-    fresh = path.with_suffix(".new")
-    fresh.write_text(state.model_dump_json(indent=2) + "\n")
-    fresh.replace(path)
+    write_private(home() / STATE_FILE, state.model_dump_json(indent=2) + "\n")

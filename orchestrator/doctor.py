@@ -14,7 +14,7 @@ import psutil
 from packaging.requirements import Requirement
 
 from cluster.errors import OrchestratorError, StoreError
-from cluster.local import is_free
+from cluster.processes import is_free
 from cluster.session import check_reachable, client_environment, resolve_address
 from cluster.state import home, read_state
 from cluster.storage import Store, open_store

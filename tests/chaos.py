@@ -495,7 +495,7 @@ def _run_on_nodes(arguments: str, *, timeout_s: float) -> str:
         "RAY_TMPDIR": folder,
         "RAY_AUTH_MODE": "disabled",
         "RAY_USAGE_STATS_ENABLED": "0",
-        "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",  # stay on 127.0.0.1, see cluster/local.py
+        "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",  # stay on 127.0.0.1, see cluster/local_ray.py
     }
     command = [sys.executable, "-m", "tests.chaos_nodes", arguments]
     with subprocess.Popen(command, cwd=ROOT, env=environment, text=True, stderr=subprocess.PIPE) as process:

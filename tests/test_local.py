@@ -1,5 +1,7 @@
 """The local Ray head and store: started once, repaired, reachable from this machine alone, ended completely."""
 
+import json
+import socket
 import stat
 from pathlib import Path
 from urllib.error import HTTPError
@@ -8,7 +10,7 @@ from urllib.request import Request, urlopen
 import psutil
 import pytest
 
-from cluster import local, state
+from cluster import local, local_store, processes, state
 from cluster.errors import ClusterError, ConfigError
 from cluster.state import LocalState, ProcessRecord, RayState
 from cluster.storage import Store, is_loopback, open_store
@@ -32,7 +34,9 @@ def test_the_store_starts_once_keeps_its_data_and_its_address_and_ends(own_home:
         ]
         assert local.processes_of(first) == []
         assert local.status() == LocalState()
-        assert not list(Path("/tmp").glob(f"orchestrator-{first.store.settings.endpoint_url.rsplit(':', 1)[1]}-*"))
+        assert not Path(first.store.temp_dir).exists()
+        ports = json.loads((own_home / "ports.json").read_text()).values()
+        assert not [p for port in ports for p in Path("/tmp").glob(f"seaweedfs-*-{port + 10000}.sock")]
         second = local.up(with_ray=False)
         assert second.store.settings == first.store.settings
         assert open_store().read("kept") == b"data"
@@ -65,8 +69,8 @@ def test_an_address_moves_when_its_port_was_taken(own_home: Path) -> None:
         open_store().write("kept", b"data")
         local.down()
         port = int(before.endpoint_url.rsplit(":", 1)[1])
-        with local.socket.socket() as taken:
-            taken.setsockopt(local.socket.SOL_SOCKET, local.socket.SO_REUSEADDR, 1)
+        with socket.socket() as taken:
+            taken.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             taken.bind(("127.0.0.1", port))
             taken.listen()
             after = local.up(with_ray=False).store.settings
@@ -92,16 +96,6 @@ def test_no_key_is_in_the_state_the_log_or_the_arguments_of_the_store(home: Path
     seen = [(home / "local.json").read_text(), (home / "logs" / "store.log").read_text(), *process.cmdline()]
     assert len(keys) == 2
     assert not [key for key in keys for text in seen if key in text]
-
-
-@pytest.mark.store
-@pytest.mark.parametrize("method", ["GET", "PUT"])
-def test_the_ports_behind_the_s3_port_ask_for_a_key_too(store: Store, method: str) -> None:
-    store.write("x", b"data")
-    filer = local.json.loads((state.home() / "ports.json").read_text())["filer"]
-    path = f"http://127.0.0.1:{filer}/buckets/orchestrator/{store.prefix}x"
-    with pytest.raises(HTTPError, match="401"):
-        urlopen(Request(path, method=method, data=b"changed" if method == "PUT" else None), timeout=10)
 
 
 @pytest.mark.ray
@@ -148,10 +142,10 @@ def test_a_second_cluster_lives_beside_the_first_is_repaired_and_ends_alone(
         head.wait()
         after = local.up(cpus=1, with_store=False)
         assert after.ray.process != before.ray.process
-        assert local.ray_processes(before.ray.temp_dir) == []
+        assert local.ray_processes(before.ray) == []
     finally:
         local.down()
-    assert local.ray_processes(after.ray.temp_dir) == []
+    assert local.ray_processes(after.ray) == []
     assert not Path(after.ray.temp_dir).exists()
     assert ray_cluster.running()
 
@@ -171,21 +165,21 @@ def test_a_state_that_is_none_of_ours_is_named(own_home: Path) -> None:
 
 def test_a_missing_program_names_the_cure() -> None:
     with pytest.raises(ClusterError, match=r"'no-such-weed' must be installed, got none\. Run `pip"):
-        local._find_program("no-such-weed", cure="Run `pip install it`.")
+        processes.find_program("no-such-weed", cure="Run `pip install it`.")
 
 
 def test_a_server_that_does_not_start_says_why(own_home: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     broken = tmp_path / "weed"
     broken.write_text("#!/bin/sh\necho no room for volumes\nexit 1\n")
     broken.chmod(0o755)
-    monkeypatch.setattr(local, "_find_program", lambda name, *, cure: str(broken))
+    monkeypatch.setattr(local_store, "find_program", lambda name, *, cure: str(broken))
     with pytest.raises(ClusterError, match=r"got 3 failures\..* its last words: no room for volumes"):
         local.up(with_ray=False)
     assert local.status() == LocalState()
 
 
 def test_the_ports_of_the_store_are_distinct_and_leave_room_for_their_partners() -> None:
-    ports = local._free_store_ports()
+    ports = local_store.free_store_ports()
     both = {*ports.values(), *(port + 10000 for port in ports.values())}
     assert (len(ports), len(both)) == (5, 10)
     assert max(both) < 32768

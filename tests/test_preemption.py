@@ -486,7 +486,7 @@ def program(url: str) -> Iterator[subprocess.Popen[str]]:
         "RAY_TMPDIR": temp_dir,
         "RAY_AUTH_MODE": "disabled",
         "RAY_USAGE_STATS_ENABLED": "0",
-        "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",  # stay on 127.0.0.1, see cluster/local.py
+        "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",  # stay on 127.0.0.1, see cluster/local_ray.py
     }
     command = [sys.executable, "-c", PROGRAM]
     process = subprocess.Popen(command, env=environment, cwd=ROOT, stdout=subprocess.PIPE, text=True)

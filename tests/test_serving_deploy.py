@@ -190,7 +190,7 @@ def test_no_request_fails_when_a_replica_is_killed(table, module_store, ray_clus
 
 def serve_processes(ray_cluster: RayState, title: str) -> list[psutil.Process]:
     """This session's live processes of Serve whose title holds `title`."""
-    return [p for p in local.ray_processes(ray_cluster.temp_dir) if title in " ".join(p.cmdline())]
+    return [p for p in local.ray_processes(ray_cluster) if title in " ".join(p.cmdline())]
 
 
 def test_a_model_that_does_not_exist_is_not_deployed(table, module_store):

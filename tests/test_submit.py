@@ -13,7 +13,7 @@ import psutil
 import pytest
 import requests
 
-from cluster.local import end_processes
+from cluster.processes import end_processes
 from cluster.storage import Store
 from orchestrator.attempts import read_attempts
 from orchestrator.data.push import push
