@@ -19,6 +19,7 @@ from cluster.errors import (
     RunFailedError,
     RunUnfinishedError,
 )
+from cluster.exposure import warn_if_open
 from cluster.session import (
     ClusterAddress,
     check_reachable,
@@ -228,6 +229,7 @@ def _client(address: str | None, *, allow_unauthenticated: bool = False) -> "Ite
     found = resolve_address(address)
     with client_environment(found):
         require_token(found, allow_unauthenticated=allow_unauthenticated)
+        warn_if_open(found)
         try:
             yield JobSubmissionClient(_dashboard_url(found), headers=token_header())
         except AuthenticationError as error:

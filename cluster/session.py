@@ -15,8 +15,9 @@ from urllib.parse import urlsplit
 
 from cluster.config import StoreSettings
 from cluster.errors import ClusterError, ConfigError
+from cluster.exposure import listens_beyond_loopback, warn_if_open
 from cluster.local_ray import require_closed
-from cluster.staging import stage
+from cluster.staging import content_check, stage
 from cluster.state import RayState, read_state
 from cluster.storage import is_loopback
 
@@ -29,6 +30,7 @@ STORE_VARIABLES = (
     "AWS_PROFILE",
     "AWS_SHARED_CREDENTIALS_FILE",
 )
+HOOK_VARIABLE = "__RAY_WORKER_PROCESS_SETUP_HOOK_ENV_VAR"  # Ray's, in the workers of a job; another in each job
 JOB_VARIABLE = "RAY_JOB_CONFIG_JSON_ENV_VAR"  # Ray sets it in the driver of a submitted job
 CONNECT_S = 10.0
 START_CURE = "Run `orchestrator up`, or `ray start --head` and give its address."
@@ -95,6 +97,7 @@ def ray_session(
     environment: Mapping[str, str] | None = None,
     log_to_driver: bool = False,
     allow_unauthenticated: bool = False,
+    serves: bool = False,
 ) -> Iterator[ClusterAddress]:
     """Connect this process to the cluster; its workers import our packages and can reach the store.
 
@@ -106,6 +109,8 @@ def ray_session(
         environment: More variables for the workers; nothing secret, Ray shows them to every client.
         log_to_driver: Print what the workers print.
         allow_unauthenticated: Accept a cluster on another machine that asks for no token.
+        serves: The session may deploy. Serve starts replicas again after this process has ended, and with it ends the
+            check of the code's hash that new workers make otherwise.
 
     Raises:
         ClusterError: No cluster, not reachable, other versions of Ray or Python, a wrong token, or no token check.
@@ -125,7 +130,12 @@ def ray_session(
     with client_environment(found):
         require_token(found, allow_unauthenticated=allow_unauthenticated)
         check_reachable(found)
-        _connect(found, store_environment(store) | dict(environment or {}), log_to_driver=log_to_driver)
+        warn_if_open(found)
+        variables = store_environment(store) | dict(environment or {})
+        runtime_env: dict[str, Any] = {"working_dir": str(stage()), "env_vars": variables}
+        if not serves:
+            runtime_env["worker_process_setup_hook"] = content_check()
+        _connect(found, _without_jobs_own(runtime_env), log_to_driver=log_to_driver)
         try:
             yield found
         finally:
@@ -187,8 +197,8 @@ def client_environment(found: ClusterAddress) -> Iterator[None]:
     for name in ADDRESS_VARIABLES:
         os.environ.pop(name, None)
     os.environ.update(_token_variables(found))
-    if found.local is not None:
-        # Otherwise Ray replaces 127.0.0.1 by an address on which our head does not listen, and waits for minutes.
+    if is_loopback(found.host) and not listens_beyond_loopback(found):
+        # Otherwise Ray replaces 127.0.0.1 by an address on which this head does not listen, and waits for minutes.
         ray_constants.ENABLE_RAY_CLUSTER = False
     _forget_token()
     try:
@@ -331,14 +341,14 @@ def _require_port(found: ClusterAddress) -> None:
         raise _unreachable(found, type(error).__name__) from error
 
 
-def _connect(found: ClusterAddress, environment: dict[str, str], *, log_to_driver: bool) -> None:
+def _connect(found: ClusterAddress, runtime_env: dict[str, Any], *, log_to_driver: bool) -> None:
     import ray
 
     try:
         ray.init(
             address=found.address,
             namespace=NAMESPACE,
-            runtime_env=_without_jobs_own({"working_dir": str(stage()), "env_vars": environment}),
+            runtime_env=runtime_env,
             log_to_driver=log_to_driver,
             logging_level=logging.WARNING,
         )

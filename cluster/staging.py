@@ -4,10 +4,11 @@ import hashlib
 import importlib.util
 import shutil
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 from cluster.errors import ConfigError
+from cluster.private import private_folder
 from cluster.state import home
 
 PACKAGES = ("orchestrator", "models", "cluster", "serving")
@@ -29,10 +30,38 @@ def stage(files: Mapping[str, bytes] | None = None) -> Path:
         if "/" in name or name in ("", ".", "..", *PACKAGES):
             raise ConfigError(f"a file beside the packages must have a plain name of its own, got {name!r}.")
         contents[name] = data
-    target = home() / "staged" / _digest(contents)
+    target = home() / "staged" / _digest(contents)[:16]
     if not target.exists():
         _write_tree(contents, target)
     return target
+
+
+def content_check() -> Callable[[], None]:
+    """Return a function that refuses a working directory whose packages differ from ours.
+
+    Ray runs it in each new worker before anything of the working directory is imported. It is a closure over plain
+    values and imports only the standard library, so that it travels by value: were it imported over there, whoever
+    replaced the packages would have replaced the check.
+    """
+    packages, expected = PACKAGES, _digest(dict(_sources(check_packages())))
+
+    def check() -> None:
+        import hashlib
+        from pathlib import Path
+
+        folder, digest = Path.cwd(), hashlib.sha256()
+        paths = (path for package in packages for path in (folder / package).rglob("*"))
+        files = (path for path in paths if path.is_file() and "__pycache__" not in path.parts)
+        for name, path in sorted((path.relative_to(folder).as_posix(), path) for path in files):
+            data = path.read_bytes()
+            digest.update(f"{name}\0{len(data)}\0".encode() + data)
+        if digest.hexdigest() != expected:
+            raise RuntimeError(
+                f"the packages in {folder} must be those that the driver sent, got other bytes. Somebody or something "
+                "changed them: run `orchestrator down`, then `orchestrator up`."
+            )
+
+    return check
 
 
 def check_packages() -> Path:
@@ -70,12 +99,12 @@ def _digest(contents: Mapping[str, bytes]) -> str:
     digest = hashlib.sha256()
     for name, data in sorted(contents.items()):
         digest.update(f"{name}\0{len(data)}\0".encode() + data)
-    return digest.hexdigest()[:16]
+    return digest.hexdigest()
 
 
 def _write_tree(contents: Mapping[str, bytes], target: Path) -> None:
     """Write beside ``target``, then rename: another process sees all of it or nothing."""
-    target.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    private_folder(target.parent)
     fresh = Path(tempfile.mkdtemp(dir=target.parent))
     for name, data in contents.items():
         path = fresh / name

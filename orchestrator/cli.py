@@ -1073,7 +1073,7 @@ def deploy(
     opened = _store(store)
     opened.check()
     _print_address(address)
-    with ray_session(address, store=opened.settings):
+    with ray_session(address, store=opened.settings, serves=True):
         endpoint = serving.deploy(opened, name=name, version=version, port=port, replicas=replicas, cpus=cpus)
 
     def show() -> None:
@@ -1092,7 +1092,7 @@ def rollback(name: str, json: Json = False, address: Address = None, store: Stor
     from serving import deploy as serving
 
     opened = _store(store)
-    with ray_session(address, store=opened.settings):
+    with ray_session(address, store=opened.settings, serves=True):
         endpoint = serving.rollback_endpoint(opened, name)
     emit(endpoint, as_json=json, show=lambda: out.print(f"{name} serves {endpoint.version} again"))
 

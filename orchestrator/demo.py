@@ -44,7 +44,7 @@ def run_demo(*, keep: bool = False) -> Report:
         …), ``runs``, ``sweep``, ``queries`` with their answers, ``endpoint``, ``store`` and ``next`` commands.
     """
     report: Report = {"seconds": {}}
-    with _cluster(report, keep=keep) as (store, address), ray_session(address, store=store.settings):
+    with _cluster(report, keep=keep) as (store, address), ray_session(address, store=store.settings, serves=True):
         for source in SOURCES:
             with _step(report, f"push {source}") as say:
                 manifest = push(store, source).manifest

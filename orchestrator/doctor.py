@@ -14,6 +14,7 @@ import psutil
 from packaging.requirements import Requirement
 
 from cluster.errors import OrchestratorError, StoreError
+from cluster.exposure import CURE, describe_danger
 from cluster.processes import is_free
 from cluster.session import check_reachable, client_environment, resolve_address
 from cluster.state import home, read_state
@@ -142,10 +143,12 @@ def check_ports() -> Check:
 
 
 def check_ray(address: str | None) -> Check:
-    """Whether the cluster answers, takes our token and runs our version."""
+    """Whether the cluster answers, takes our token, runs our version, and is closed to everybody else."""
     found = resolve_address(address)
     with client_environment(found):
         check_reachable(found)
+    if (danger := describe_danger(found)) is not None:
+        return Check("ray", False, danger, CURE)
     return Check("ray", True, f"{importlib.metadata.version('ray')} at {found.address} (from {found.source})")
 
 

@@ -9,6 +9,7 @@ private names that we use are in this file and in `orchestrator/workers.py`; the
 import asyncio
 import logging
 import os
+import secrets
 import tempfile
 import threading
 import time
@@ -30,7 +31,7 @@ from ray.train.v2._internal.execution.worker_group.worker_group import WorkerGro
 from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
 
 from orchestrator.recovery import is_collateral, unwrapped
-from orchestrator.workers import Worker, free_address, join_group, kill_workers, lease_workers, release_workers
+from orchestrator.workers import Worker, closing_meeting, join_group, kill_workers, lease_workers, release_workers
 
 POLL_S = 0.1
 ECHO_S = 30.0  # a cluster needs 15 to be sure that a node is gone
@@ -70,11 +71,12 @@ def run_group(loop: Callable[[dict[str, Any]], Any], settings: dict[str, Any], *
     """
     os.environ.update(ENVIRONMENT | {"RAY_TRAIN_WORKER_HEALTH_CHECK_TIMEOUT_S": str(plan.hang_timeout_s)})
     logging.getLogger("ray.train").setLevel(logging.CRITICAL)  # what it would say, we say in our words
-    with tempfile.TemporaryDirectory(prefix="orchestrator-train-") as folder:
+    backend = _ProcessGroup("nccl" if plan.resources.get("GPU") else "gloo")
+    with tempfile.TemporaryDirectory(prefix="orchestrator-train-") as folder, closing_meeting(backend.meeting):
         trainer = _Trainer(
             loop,
             train_loop_config=settings,
-            backend_config=_ProcessGroup("nccl" if plan.resources.get("GPU") else "gloo"),
+            backend_config=backend,
             scaling_config=ray.train.ScalingConfig(
                 num_workers=plan.workers,
                 use_gpu=bool(plan.resources.get("GPU")),
@@ -238,6 +240,7 @@ class _ProcessGroup(BackendConfig):
 
     def __init__(self, backend: str) -> None:
         self.backend = backend
+        self.meeting = secrets.token_hex(8)
 
     @property
     def backend_cls(self) -> type[Backend]:
@@ -249,8 +252,13 @@ GROUP_TIMEOUT_S = 1800.0  # hangs are found by their pulse long before
 
 class _JoinGroup(Backend):
     def on_start(self, worker_group: Any, backend_config: Any) -> None:
-        address, size = worker_group.execute_single(0, free_address), len(worker_group)
-        join = partial(join_group, address, workers=size, backend=backend_config.backend, timeout_s=GROUP_TIMEOUT_S)
+        join = partial(
+            join_group,
+            backend_config.meeting,
+            workers=len(worker_group),
+            backend=backend_config.backend,
+            timeout_s=GROUP_TIMEOUT_S,
+        )
         ray.get([worker.actor.execute.remote(join, r) for r, worker in enumerate(worker_group.get_workers())])
 
 

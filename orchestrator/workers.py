@@ -11,18 +11,17 @@ import importlib
 import json
 import os
 import secrets
-import socket
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, NamedTuple, TypeVar, cast
 
 from cluster.errors import WorkerLostError
 from cluster.preemption import draining_nodes
-from cluster.session import NAMESPACE, STORE_VARIABLES
+from cluster.session import HOOK_VARIABLE, NAMESPACE, STORE_VARIABLES
 from orchestrator.pulse import PULSE, StopReason
 
 T = TypeVar("T")
@@ -31,6 +30,7 @@ IDLE_S = 300.0  # a person edits a file between two runs; an idle worker holds a
 WATCH_S = 2.0
 START_S = 60.0  # for a process that was started ahead; it takes 2 to 10
 SHORTEST_LOOK_S, LONGEST_LOOK_S = 0.01, 0.25  # between two looks at a call
+MEETINGS = b"orchestrator.meetings"  # the namespace of their keys in the control service
 RELEASE_S = 5.0  # a training whose peers are gone ends within milliseconds; one that hangs is killed
 
 
@@ -291,25 +291,29 @@ def kill_workers(workers: Sequence[Worker]) -> None:
         ray.kill(worker.actor)
 
 
-def join_group(address: str, rank: int, *, workers: int, backend: str, timeout_s: float) -> None:
+def join_group(name: str, rank: int, *, workers: int, backend: str, timeout_s: float) -> None:
     """Become a member of the default process group of PyTorch. Runs in the worker."""
     from datetime import timedelta
 
     import torch.distributed as dist
 
+    from orchestrator.meeting import Meeting
+
     PULSE.in_group = True
+    timeout = timedelta(seconds=timeout_s)
     dist.init_process_group(
-        backend, init_method=f"tcp://{address}", rank=rank, world_size=workers, timeout=timedelta(seconds=timeout_s)
+        backend, store=Meeting(name, timeout=timeout), rank=rank, world_size=workers, timeout=timeout
     )
 
 
-def free_address() -> str:
-    """An address on this machine where the group can meet. Runs in the first worker."""
-    util: Any = importlib.import_module("ray.util")
-    host = util.get_node_ip_address()
-    with socket.socket() as probe:
-        probe.bind((host, 0))
-        return f"{host}:{probe.getsockname()[1]}"
+@contextmanager
+def closing_meeting(name: str) -> Iterator[None]:
+    """Remove at the end what the workers of a group told each other to meet. Runs in the driver."""
+    kv: Any = importlib.import_module("ray.experimental.internal_kv")
+    try:
+        yield
+    finally:
+        kv._internal_kv_del(f"{name}/".encode(), del_by_prefix=True, namespace=MEETINGS)
 
 
 def _set_environment(values: Mapping[str, str | None]) -> None:
@@ -367,7 +371,8 @@ def _key(threads: int) -> str:
     ray: Any = importlib.import_module("ray")
     runtime_env = dict(ray.get_runtime_context().runtime_env)
     variables = runtime_env.pop("env_vars", {})
-    own = {name: value for name, value in variables.items() if name not in STORE_VARIABLES}  # those come with a lease
+    passing = (*STORE_VARIABLES, HOOK_VARIABLE)  # those come with a lease; this names the driver
+    own = {name: value for name, value in variables.items() if name not in passing}
     text = json.dumps([runtime_env, own, threads], sort_keys=True, default=str)
     return hashlib.sha256(text.encode()).hexdigest()[:12]
 

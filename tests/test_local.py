@@ -10,7 +10,7 @@ from urllib.request import Request, urlopen
 import psutil
 import pytest
 
-from cluster import local, local_store, processes, state
+from cluster import local, local_store, processes
 from cluster.errors import ClusterError, ConfigError
 from cluster.state import LocalState, ProcessRecord, RayState
 from cluster.storage import Store, is_loopback, open_store

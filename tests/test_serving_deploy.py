@@ -36,7 +36,7 @@ def module_store(store_server):
 
 @pytest.fixture(scope="module")
 def session(ray_cluster, module_store) -> Iterator[None]:
-    with ray_session(store=module_store.settings):
+    with ray_session(store=module_store.settings, serves=True):
         yield
         for endpoint in endpoints():
             undeploy(endpoint.name)
