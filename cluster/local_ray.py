@@ -1,7 +1,7 @@
 """The local Ray head: on loopback, with a token, its files in a folder that no other account can enter.
 
-``closed_head`` is the one command line and environment that `orchestrator up`, the README's `ray start` and the tests
-use. Ray opens its own folder to everybody (mode 0777), so it gets one inside a folder that stays closed.
+Ray opens its own folder to everybody (mode 0777), so it gets one inside a folder that stays closed. The README shows
+how to start a head by hand that is closed like this one.
 """
 
 import os
@@ -55,7 +55,7 @@ def start_ray(cpus: int | None, gpus: int | None) -> RayState:
         *([] if cpus is None else [f"--num-cpus={cpus}"]),
         *([] if gpus is None else [f"--num-gpus={gpus}"]),
     ]
-    command = [*start_command(temp_dir, ports), "--block", *resources]
+    command = [*_command(temp_dir, ports), "--block", *resources]
     process = spawn(command, name="ray", environment=ray_environment(token_file, temp_dir))
     state = RayState(
         process=record(process.pid),
@@ -73,7 +73,7 @@ def start_ray(cpus: int | None, gpus: int | None) -> RayState:
     return state
 
 
-def start_command(temp_dir: str, ports: Ports) -> list[str]:
+def _command(temp_dir: str, ports: Ports) -> list[str]:
     """Return the command that starts a head on loopback; it needs the environment of ``ray_environment``."""
     return [
         *(sys.executable, "-m", "ray.scripts.scripts", "start", "--head"),

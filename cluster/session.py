@@ -33,7 +33,7 @@ STORE_VARIABLES = (
 HOOK_VARIABLE = "__RAY_WORKER_PROCESS_SETUP_HOOK_ENV_VAR"  # Ray's, in the workers of a job; another in each job
 JOB_VARIABLE = "RAY_JOB_CONFIG_JSON_ENV_VAR"  # Ray sets it in the driver of a submitted job
 CONNECT_S = 10.0
-START_CURE = "Run `orchestrator up`, or `ray start --head` and give its address."
+START_CURE = "Run `orchestrator up`, or start one as the README shows and give its address."
 
 
 @dataclass(frozen=True)

@@ -36,7 +36,7 @@ def no_cluster(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_no_cluster_names_the_cure(no_cluster: None) -> None:
-    with pytest.raises(ClusterError, match=r"must be running, got none\. Run `orchestrator up`, or `ray start --head`"):
+    with pytest.raises(ClusterError, match=r"must be running, got none\. Run `orchestrator up`, or start one"):
         resolve_address()
 
 

@@ -2,19 +2,22 @@
 
 import json
 import os
+import re
+import stat
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import NamedTuple
 
 import psutil
 import pytest
 import requests
 
 from cluster.processes import end_processes
-from cluster.storage import Store
+from cluster.storage import Store, is_loopback
 from orchestrator.attempts import read_attempts
 from orchestrator.data.push import push
 from orchestrator.runs import read_run, read_status
@@ -23,31 +26,73 @@ from tests.ports import free_port
 pytestmark = [pytest.mark.ray, pytest.mark.store]
 
 OUTAGE_S = 60.0
+START_S = 120.0
+ROOT = Path(__file__).resolve().parents[1]
+
+
+class Head(NamedTuple):
+    """A Ray head that somebody started in a terminal."""
+
+    process: psutil.Process
+    dashboard: str
+    home: Path
+    """Of the person; the token is in it."""
 
 
 @pytest.fixture(scope="module")
-def dashboard(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """A Ray head as a person starts it: in the foreground, without our variables. Returns its dashboard's address."""
-    folder = tmp_path_factory.mktemp("r")
+def head(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Head]:
+    """A Ray head as the README says to start one, in the foreground and at ports of its own."""
+    home = tmp_path_factory.mktemp("person")
     ports = {"port": free_port(), "dashboard-port": free_port(), "ray-client-server-port": free_port()}
-    command = [str(Path(sys.executable).with_name("ray")), "start", "--head", "--block", "--num-cpus=2"]
-    command += ["--node-ip-address=127.0.0.1", "--disable-usage-stats", f"--temp-dir=/tmp/{folder.name}-{os.getpid()}"]
-    command += [f"--{name}={port}" for name, port in ports.items()]
-    environment = os.environ | {"RAY_AUTH_MODE": "disabled"}  # Ray asks for a token where ~/.ray holds one
-    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=environment) as process:
+    flags = ["--block", "--num-cpus=2", "--disable-usage-stats", *(f"--{name}={port}" for name, port in ports.items())]
+    programs = str(Path(sys.executable).parent)
+    environment = os.environ | {"HOME": str(home), "PATH": f"{programs}:{os.environ['PATH']}"}
+    script = f"{readme_start()} {' '.join(flags)}"
+    said = home / "said"
+    with (
+        said.open("wb") as out,
+        subprocess.Popen(["bash", "-c", script], env=environment, stdout=out, stderr=out) as process,
+    ):
         try:
-            address = f"http://127.0.0.1:{ports['dashboard-port']}"
-            wait_for(f"{address}/api/version")
-            yield address
+            wait_for_start(said)
+            yield Head(psutil.Process(process.pid), f"http://127.0.0.1:{ports['dashboard-port']}", home)
         finally:
             end_processes([psutil.Process(process.pid), *psutil.Process(process.pid).children(recursive=True)])
 
 
-def wait_for(url: str) -> None:
-    session = requests.Session()
-    retry = requests.adapters.Retry(total=60, backoff_factor=0.1, backoff_max=1, status_forcelist=[404, 500, 503])
-    session.mount("http://", requests.adapters.HTTPAdapter(max_retries=retry))
-    assert session.get(url, timeout=5).ok
+@pytest.fixture
+def dashboard(head: Head, monkeypatch: pytest.MonkeyPatch) -> str:
+    """The address of the head's job service, for the person who started it."""
+    monkeypatch.setenv("HOME", str(head.home))
+    return head.dashboard
+
+
+def readme_start() -> str:
+    """The lines of the README that start a closed head."""
+    blocks = re.findall(r"```console\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+    (block,) = [block for block in blocks if "ray start --head" in block]
+    return "\n".join(line.removeprefix("$ ") for line in block.splitlines())
+
+
+def test_the_head_of_the_readme_is_closed(head: Head) -> None:
+    processes = [head.process, *head.process.children(recursive=True)]
+    ports = [c.laddr for p in processes for c in p.net_connections() if c.status == psutil.CONN_LISTEN]
+    assert len(ports) > 6
+    assert [port for port in ports if not is_loopback(port.ip.removeprefix("::ffff:"))] == []
+    assert requests.get(f"{head.dashboard}/api/jobs/", timeout=10).status_code == 401
+    token = head.home / ".ray" / "auth_token"
+    assert (stat.S_IMODE(token.stat().st_mode), stat.S_IMODE(token.parent.stat().st_mode)) == (0o600, 0o700)
+    (folder,) = {
+        Path(word.partition("=")[2]).parent for word in head.process.cmdline() if word.startswith("--temp-dir=")
+    }
+    assert stat.S_IMODE(folder.stat().st_mode) == 0o700
+
+
+def wait_for_start(said: Path) -> None:
+    deadline = time.monotonic() + START_S
+    while "Ray runtime started" not in said.read_text():
+        assert time.monotonic() < deadline, said.read_text()
+        time.sleep(0.1)
 
 
 def start(*words: str, cwd: Path) -> subprocess.Popen[str]:

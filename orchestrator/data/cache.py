@@ -21,6 +21,9 @@ from uuid import uuid4
 
 import pyarrow as pa
 
+from cluster.errors import ClusterError
+from cluster.private import require_private
+
 CACHE_VARIABLE = "ORCHESTRATOR_CACHE"
 IDLE_S = 3600.0  # a file that nobody has opened for so long may make room for another
 
@@ -67,6 +70,7 @@ class Cache:
             return self._tables[key]
         path = self.folder / (key + _SUFFIX)
         try:
+            _require_ours(self.folder)
             table = _read(path)
         except OSError:
             return None
@@ -93,8 +97,7 @@ class Cache:
 
     def _write(self, key: str, table: pa.Table) -> None:
         self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        if self.folder.stat().st_uid != os.getuid():
-            raise OSError(f"{self.folder} belongs to another user")
+        _require_ours(self.folder)
         size = table.nbytes
         with _alone(self.folder):
             if not _make_room(self.folder, size, self.limit_bytes):
@@ -105,6 +108,14 @@ class Cache:
                 part.rename(self.folder / (key + _SUFFIX))
             finally:
                 part.unlink(missing_ok=True)
+
+
+def _require_ours(folder: Path) -> None:
+    """Raise OSError where another account could have written what would be read."""
+    try:
+        require_private(folder)
+    except ClusterError as error:
+        raise OSError(str(error)) from error
 
 
 def clear_cache(kind: Kind) -> int:
