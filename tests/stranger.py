@@ -120,21 +120,22 @@ def calls(port: int, methods: list[str]) -> Iterator[str]:
 
 
 def requests(port: int) -> Iterator[str]:
-    """HTTP requests that were not refused."""
+    """HTTP requests that were not refused; `statistics` stands for the path where counters are all that is told."""
     for method, path in REQUESTS:
-        status = answer(port, method, path)
+        status, body = answer(port, method, path)
         if status < 400:
-            yield f"{method} {path}"
+            yield f"{method} statistics" if body.startswith(b"# HELP") else f"{method} {path}"
 
 
-def answer(port: int, method: str = "GET", path: str = "/") -> int:
-    """The status of an answer; 599 where there is none."""
+def answer(port: int, method: str = "GET", path: str = "/") -> tuple[int, bytes]:
+    """The status and the beginning of an answer; 599 where there is none."""
     connection = HTTPConnection("127.0.0.1", port, timeout=WAIT_S)
     try:
         connection.request(method, path, body=b"{}" if method in ("POST", "PUT") else None)
-        return connection.getresponse().status
+        found = connection.getresponse()
+        return found.status, found.read(64)
     except (OSError, HTTPException):
-        return 599
+        return 599, b""
     finally:
         connection.close()
 

@@ -38,7 +38,7 @@ ROOT = Path(__file__).resolve().parents[1]
 PATIENCE_S = 120
 SHELL_S = 10
 ALONE = pytest.mark.skipif(os.geteuid() != 0, reason="only root can become another account and try as that one")
-STATISTICS = {"GET /status", "GET /metrics", "GET /healthz"}
+STATISTICS = {"GET statistics", "GET /status", "GET /healthz"}
 PAGES = {"GET /", "GET /docs", "GET /openapi.json", "GET /-/routes", "GET /healthz", "GET /v2/health/live"}
 
 ANSWERS: dict[str, dict[str, set[str]]] = {
@@ -48,7 +48,7 @@ ANSWERS: dict[str, dict[str, set[str]]] = {
     "raylet": {"grpc": set()},
     "dashboard.py": {"http": {"GET /"}},  # the page, which asks for the token
     "ray.util.client.server": {"grpc": set()},
-    "ray::DashboardAgent": {"grpc": set(), "http": {"GET /", "GET /metrics"}},  # counters of load and memory
+    "ray::DashboardAgent": {"grpc": set(), "http": {"GET statistics"}},
     "ray::RuntimeEnvAgent": {"http": set()},
     "ray::ServeController": {"grpc": set()},
     "ray::ServeReplica": {"grpc": set()},
