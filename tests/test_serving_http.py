@@ -23,6 +23,7 @@ from serving.protocol import output_tensor, request_of
 
 TOKEN, OLD_TOKEN = "the-token", "the-token-before"
 LIMIT = 200_000
+URL = "http://127.0.0.1:8000"
 GOOD = {"size": [5.0, 3.0], "colour": "red"}
 
 
@@ -65,13 +66,14 @@ def endpoints() -> LocalEndpoints:
 @pytest.fixture(scope="module")
 def anonymous(endpoints: LocalEndpoints) -> Iterator[TestClient]:
     settings = GatewaySettings(token_sha256=(token_sha256(TOKEN), token_sha256(OLD_TOKEN)), body_limit_bytes=LIMIT)
-    with TestClient(create_app(settings, endpoints), raise_server_exceptions=False) as client:
+    with TestClient(create_app(settings, endpoints), raise_server_exceptions=False, base_url=URL) as client:
         yield client
 
 
 @pytest.fixture(scope="module")
 def client(endpoints: LocalEndpoints, anonymous: TestClient) -> Iterator[TestClient]:
-    with TestClient(anonymous.app, raise_server_exceptions=False, headers={"Authorization": f"Bearer {TOKEN}"}) as c:
+    headers = {"Authorization": f"Bearer {TOKEN}"}
+    with TestClient(anonymous.app, raise_server_exceptions=False, base_url=URL, headers=headers) as c:
         yield c
 
 
@@ -228,7 +230,7 @@ def test_a_body_without_a_token_is_not_read(anonymous):
         "type": "http",
         "method": "POST",
         "path": "/models/table/predict",
-        "headers": [(b"content-length", b"9999999999")],
+        "headers": [(b"host", b"127.0.0.1"), (b"content-length", b"9999999999")],
         "query_string": b"",
         "http_version": "1.1",
         "scheme": "http",
@@ -268,7 +270,9 @@ BAD: list[tuple[str, str, Any, dict[str, str], int, str]] = [
     # paths and methods
     ("GET", "/nowhere", None, {}, 404, "not_found"),
     ("GET", "/models/", None, {}, 404, "not_found"),
-    ("GET", "/models/table", None, {}, 404, "not_found"),
+    ("GET", "/models/table/nothing", None, {}, 404, "not_found"),
+    ("GET", "/models/unknown", None, {}, 404, "model_not_found"),
+    ("POST", "/models/table", b"{}", JSON, 405, "method_not_allowed"),
     ("GET", "/../etc/passwd", None, {}, 404, "not_found"),
     ("GET", "/v2/models", None, {}, 404, "not_found"),
     ("GET", "/%2e%2e/%2e%2e/etc/passwd", None, {}, 404, "not_found"),
