@@ -32,7 +32,7 @@ from serving.app import (
 from serving.client import Client
 from serving.gateway import GatewaySettings
 from serving.protocol import output_tensor
-from serving.proxy import PROXY_ENVIRONMENT
+from serving.proxy import CONTROLLER_ENVIRONMENT
 from serving.sockets import require_loopback
 from serving.version import Version
 
@@ -273,7 +273,7 @@ def _start_proxy(*, host: str, port: int) -> str:
     port = port or _free_port(host)
     _require_free(host, port)
     options = {"host": host, "port": port, "request_timeout_s": PROXY_TIMEOUT_S}
-    controller = {"runtime_env": {"env_vars": PROXY_ENVIRONMENT}}
+    controller = {"runtime_env": {"env_vars": CONTROLLER_ENVIRONMENT}}
     serve.start(proxy_location="HeadOnly", http_options=options, controller_options=controller)
     return f"http://{host}:{port}"
 

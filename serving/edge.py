@@ -142,13 +142,12 @@ def check_token(token_sha256: Collection[str]) -> Check:
 class BodyLimit:
     """ASGI layer that refuses a body which is too large, by its announced length or once it is, or too slow."""
 
-    def __init__(self, app: ASGIApp, *, limit_bytes: int, timeout_s: float = BODY_TIMEOUT_S) -> None:
+    def __init__(self, app: ASGIApp, *, limit_bytes: int) -> None:
         self.app = app
         self.limit_bytes = limit_bytes
-        self.timeout_s = timeout_s
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Pass the request on with a counted and timed body, or answer 400, 413 or 415."""
+        """Pass the request on with a counted and timed body, or answer 400, 413 or 415; late, it raises 408."""
         if scope["type"] != "http":
             return await self.app(scope, receive, send)
         if refusal := self._refusal(Headers(scope=scope)):
@@ -157,7 +156,7 @@ class BodyLimit:
         return await self.app(scope, self._limited(receive), send)
 
     def _limited(self, receive: Receive) -> Receive:
-        received, ends, complete = 0, asyncio.get_running_loop().time() + self.timeout_s, False
+        received, ends, complete = 0, asyncio.get_running_loop().time() + BODY_TIMEOUT_S, False
 
         async def limited() -> Message:
             nonlocal received, complete

@@ -1,6 +1,7 @@
 """Serve's HTTP proxy, which reads every request first, made ours: bounded, and silent about itself.
 
-Serve calls `configure` in the proxy's process, because the controller that starts the proxy has `PROXY_ENVIRONMENT`.
+Serve calls `configure` in the proxy's process, because the controller that starts the proxy has
+`CONTROLLER_ENVIRONMENT`, which the proxy inherits.
 """
 
 from starlette.datastructures import Headers
@@ -10,7 +11,10 @@ from uvicorn.config import HTTP_PROTOCOLS
 
 from serving.failures import RETRY_AFTER, failure
 
-PROXY_ENVIRONMENT = {"RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH": "serving.proxy.configure"}
+CONTROLLER_ENVIRONMENT = {
+    "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH": "serving.proxy.configure",
+    "RAY_SERVE_PROXY_HEALTH_CHECK_PERIOD_S": "2",  # a proxy that died is replaced after three; 10 is the default
+}
 SERVES_OWN_PATHS = "/-/"  # its health and the names of its applications, without a token
 
 
