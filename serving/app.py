@@ -168,7 +168,10 @@ class ServeEndpoints:
 
     async def names(self) -> list[str]:
         """Names of all deployed models, those without a living replica included."""
-        return sorted(await self._status.read())
+        known = await self._status.read()
+        for name in self._handles.keys() - known.keys():
+            del self._handles[name]
+        return sorted(known)
 
     async def describe(self, name: str) -> dict[str, Any]:
         """The served version. Raises ``UnavailableError``."""
@@ -198,14 +201,14 @@ class ServeEndpoints:
             except BackPressureError:
                 message = f"{name} must have room for another request, got {MAX_QUEUED_REQUESTS} waiting."
                 raise UnavailableError("overloaded", message, status=503) from None
-            except (RayServeException, ray.exceptions.RayActorError):
+            except RayServeException:  # the application has gone, and perhaps come back
+                self._handles.pop(name, None)
+            except ray.exceptions.RayActorError:
                 continue
         raise _no_replica(name)
 
     async def _handle(self, name: str) -> DeploymentHandle[Any]:
         if name not in self._handles:
-            known = await self._status.read()
-            self._handles = {name: handle for name, handle in self._handles.items() if name in known}
             self._handles[name] = await asyncio.to_thread(serve.get_app_handle, MODEL_PREFIX + name)
         return self._handles[name]
 
