@@ -204,7 +204,7 @@ class ServeEndpoints:
             except RayServeException:  # the application has gone, and perhaps come back
                 self._handles.pop(name, None)
             except ray.exceptions.RayActorError:
-                continue
+                pass
         raise _no_replica(name)
 
     async def _handle(self, name: str) -> DeploymentHandle[Any]:
@@ -226,17 +226,24 @@ class StatusReader:
         self._reading: asyncio.Task[None] | None = None
 
     async def read(self) -> dict[str, ModelState]:
-        """The state of each deployed model by name; an old one while Serve's controller does not answer."""
+        """The state of each deployed model by name; an old one while Serve's controller does not answer.
+
+        Raises:
+            UnavailableError: It has never answered.
+        """
         if time.monotonic() - self._read_at >= STATUS_AGE_S:
             self._reading = self._reading or asyncio.create_task(self._renew())
             await asyncio.wait({self._reading}, timeout=None if self._states is None else STATUS_WAIT_S)
-        return self._states or {}
+        if self._states is None:
+            message = "Serve's controller must tell which models it has, got no answer. Ask again."
+            raise UnavailableError("unavailable", message, status=503)
+        return self._states
 
     async def _renew(self) -> None:
         try:
             self._states = await asyncio.to_thread(self._read)
         except (RayServeException, ray.exceptions.RayError) as error:
-            log.warning("Serve's controller must tell which models it has, got %s.", type(error).__name__)
+            log.warning("Serve's controller does not tell which models it has: %s", type(error).__name__)
         finally:
             self._read_at = time.monotonic()
             self._reading = None

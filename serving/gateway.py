@@ -62,7 +62,7 @@ class Endpoints(Protocol):
     """The deployed models, as the gateway sees them."""
 
     async def names(self) -> list[str]:
-        """Names of all deployed models, whether they answer or not."""
+        """Names of all deployed models, whether they answer or not. Raises ``UnavailableError``."""
 
     async def describe(self, name: str) -> dict[str, Any]:
         """The served version, see `serving.app.Model.describe`. Raises ``UnavailableError``."""

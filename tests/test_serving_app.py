@@ -86,6 +86,20 @@ def test_the_states_are_read_once_for_many_requests():
     assert controller.asked == 1
 
 
+def test_no_name_is_called_unknown_before_the_controller_has_answered(at_once):
+    controller = Controller()
+    controller.failure = RayServeException("no controller")
+
+    async def read_twice() -> None:
+        reader = StatusReader(controller.read)
+        with pytest.raises(UnavailableError, match="must tell which models it has, got no answer"):
+            await reader.read()
+        controller.failure = None
+        assert await reader.read() == TABLE
+
+    asyncio.run(read_twice())
+
+
 @pytest.mark.parametrize("failure", [RayServeException("no controller"), None])
 def test_the_last_states_count_while_the_controller_fails_or_does_not_answer(at_once, failure):
     controller = Controller()
