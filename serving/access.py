@@ -1,7 +1,8 @@
-"""Where the gateway is and the token that opens it: from the environment, or kept in the user's folder."""
+"""Where the gateway is, its names, and the token that opens it: from the environment, or kept in the user's folder."""
 
 import hashlib
 import os
+import re
 import secrets
 from pathlib import Path
 
@@ -14,6 +15,7 @@ DEFAULT_URL = "http://127.0.0.1:8000"
 TOKEN_VARIABLE = "ORCHESTRATOR_ENDPOINT_TOKEN"
 TOKEN_FILE = "endpoint_token"
 TOKEN_BYTES = 32
+HOSTS_VARIABLE = "ORCHESTRATOR_ENDPOINT_HOSTS"
 
 
 def read_url() -> str:
@@ -26,6 +28,19 @@ def write_url(url: str) -> None:
     """Remember the gateway for clients on this machine."""
     home().mkdir(parents=True, exist_ok=True, mode=0o700)
     (home() / URL_FILE).write_text(url + "\n", "utf-8")
+
+
+def read_allowed_hosts() -> tuple[str, ...]:
+    """Names by which a proxy in front of the gateway is reached, from the environment, with spaces or commas between.
+
+    Raises:
+        ConfigError: if one is no host name, or has more than a name and a port.
+    """
+    names = tuple(re.split(r"[\s,]+", os.environ.get(HOSTS_VARIABLE, "").strip(" ,")))
+    for name in names:
+        if name and not re.fullmatch(r"[A-Za-z0-9._-]+(:[0-9]{1,5})?", name):
+            raise ConfigError(f"{HOSTS_VARIABLE} must hold names like models.example.com, got {name!r}.")
+    return tuple(name for name in names if name)
 
 
 def token_path() -> Path:

@@ -7,9 +7,10 @@ replica, which with one replica is an outage.
 """
 
 import asyncio
+import logging
 import time
-from collections.abc import Awaitable, Callable
-from typing import Any, TypeVar
+from collections.abc import Awaitable, Callable, Collection, Mapping
+from typing import Any, Literal, TypeVar
 
 import ray
 import torch
@@ -25,16 +26,21 @@ from cluster.storage import Store
 from models.features import CategoricalFeature, Signature, TextFeature
 from serving.gateway import GatewaySettings, Kind, UnavailableError, create_app
 from serving.inputs import Batch, InputError, join_batches, parse_file, parse_samples, read_json
+from serving.limits import BODY_TIMEOUT_S
 from serving.outputs import describe_answers
 from serving.protocol import describe_output, describe_tensors, parse_request
 from serving.registry import LoadedModel, check_golden, load, read_golden
+from serving.sockets import listen_on_node_address
 
 GATEWAY = "gateway"
 MODEL_PREFIX = "model-"
 
 ANSWER_TIMEOUT_S = 30.0
-PROXY_TIMEOUT_S = 60.0  # only when the gateway itself hangs
-NAMES_AGE_S = 1.0  # a model deployed or removed is noticed after this long
+PROXY_TIMEOUT_S = BODY_TIMEOUT_S + ANSWER_TIMEOUT_S + 5  # only when the gateway itself hangs
+STATUS_AGE_S = 1.0  # a model that was deployed, was removed or died is noticed after this long
+STATUS_WAIT_S = 0.5  # while the controller does not answer, what it said last counts
+HEALTH_PERIOD_S = 2.0  # a replica that died is replaced after at most this long; Serve's default is 10
+LIVING_STATES = frozenset({"RUNNING", "UPDATING", "RECOVERING", "PENDING_MIGRATION"})  # RECOVERING: found again
 ATTEMPTS = 3  # a prediction changes nothing, so one that a dying replica took is asked again
 
 MAX_BATCH_REQUESTS = 32
@@ -45,12 +51,14 @@ START_ATTEMPTS = 1  # what fails is damage or a wrong version, which stays; the 
 LISTED_VALUES = 200  # of a category, in a model's description
 
 T = TypeVar("T")
+log = logging.getLogger(__name__)
 
 
 class Model:
     """A replica: one version of one model."""
 
     def __init__(self, store: Store, name: str, version: str) -> None:
+        listen_on_node_address()
         torch.set_num_threads(1)  # more replicas scale better than more threads on networks this small
         self._model = load(store, name=name, version=version)
         check_golden(self._model, read_golden(store, name=name, version=version))
@@ -81,6 +89,7 @@ class Gateway:
     """The replica that `serving.gateway` answers HTTP in."""
 
     def __init__(self, url: str) -> None:
+        listen_on_node_address()
         self._url = url
 
     async def url(self) -> str:
@@ -147,22 +156,22 @@ def describe_model(model: LoadedModel) -> dict[str, Any]:
 
 
 class ServeEndpoints:
-    """The models deployed on this Ray cluster, asked through Serve's handles."""
+    """The models deployed on this Ray cluster, asked through Serve's handles.
+
+    A model is asked whatever Serve says of it; only when it has not answered for a while does Serve's word decide
+    whether to go on waiting. So no request fails while Serve's controller is away or has not yet found its replicas.
+    """
 
     def __init__(self) -> None:
         self._handles: dict[str, DeploymentHandle[Any]] = {}
-        self._names: list[str] = []
-        self._read_at = -NAMES_AGE_S
-        self._reading = asyncio.Lock()
+        self._status = StatusReader(read_model_states)
 
     async def names(self) -> list[str]:
-        """Names of all deployed models, read again when older than ``NAMES_AGE_S``."""
-        async with self._reading:
-            if time.monotonic() - self._read_at >= NAMES_AGE_S:
-                self._names = await asyncio.to_thread(deployed_names)
-                self._read_at = time.monotonic()
-                self._handles = {name: h for name, h in self._handles.items() if name in self._names}
-        return self._names
+        """Names of all deployed models, those without a living replica included."""
+        known = await self._status.read()
+        for name in self._handles.keys() - known.keys():
+            del self._handles[name]
+        return sorted(known)
 
     async def describe(self, name: str) -> dict[str, Any]:
         """The served version. Raises ``UnavailableError``."""
@@ -173,25 +182,109 @@ class ServeEndpoints:
         return await self._call(name, lambda handle: handle.ask.remote(kind, content))
 
     async def _call(self, name: str, call: Callable[[DeploymentHandle[Any]], Awaitable[T]]) -> T:
-        if name not in self._handles:
-            self._handles[name] = await asyncio.to_thread(serve.get_app_handle, MODEL_PREFIX + name)
+        answer = asyncio.ensure_future(self._call_again(name, call))
         try:
             async with asyncio.timeout(ANSWER_TIMEOUT_S):
-                return await self._call_again(name, call)
+                while not (await asyncio.wait({answer}, timeout=STATUS_AGE_S))[0]:
+                    require_living(name, await self._status.read())
+                return answer.result()
         except TimeoutError:
             message = f"{name} must answer within {ANSWER_TIMEOUT_S:g} s, got no answer."
             raise UnavailableError("timeout", message, status=504) from None
+        finally:
+            answer.cancel()
 
     async def _call_again(self, name: str, call: Callable[[DeploymentHandle[Any]], Awaitable[T]]) -> T:
         for _ in range(ATTEMPTS):
             try:
-                return await call(self._handles[name])
+                return await call(await self._handle(name))
             except BackPressureError:
                 message = f"{name} must have room for another request, got {MAX_QUEUED_REQUESTS} waiting."
                 raise UnavailableError("overloaded", message, status=503) from None
-            except (RayServeException, ray.exceptions.RayActorError):
-                continue
-        raise UnavailableError("unavailable", f"{name} must have a living replica, got none.", status=503)
+            except RayServeException:  # the application has gone, and perhaps come back
+                self._handles.pop(name, None)
+            except ray.exceptions.RayActorError:
+                pass
+        raise _no_replica(name)
+
+    async def _handle(self, name: str) -> DeploymentHandle[Any]:
+        if name not in self._handles:
+            self._handles[name] = await asyncio.to_thread(serve.get_app_handle, MODEL_PREFIX + name)
+        return self._handles[name]
+
+
+ModelState = Literal["living", "deploying", "dead"]
+
+
+class StatusReader:
+    """Reads the states of all models at most once in ``STATUS_AGE_S``, in one thread; keeps the last when it fails."""
+
+    def __init__(self, read: Callable[[], dict[str, ModelState]]) -> None:
+        self._read = read
+        self._states: dict[str, ModelState] | None = None
+        self._read_at = -STATUS_AGE_S
+        self._reading: asyncio.Task[None] | None = None
+
+    async def read(self) -> dict[str, ModelState]:
+        """The state of each deployed model by name; an old one while Serve's controller does not answer.
+
+        Raises:
+            UnavailableError: It has never answered.
+        """
+        if time.monotonic() - self._read_at >= STATUS_AGE_S:
+            self._reading = self._reading or asyncio.create_task(self._renew())
+            await asyncio.wait({self._reading}, timeout=None if self._states is None else STATUS_WAIT_S)
+        if self._states is None:
+            message = "Serve's controller must tell which models it has, got no answer. Ask again."
+            raise UnavailableError("unavailable", message, status=503)
+        return self._states
+
+    async def _renew(self) -> None:
+        try:
+            self._states = await asyncio.to_thread(self._read)
+        except (RayServeException, ray.exceptions.RayError) as error:
+            log.warning("Serve's controller does not tell which models it has: %s", type(error).__name__)
+        finally:
+            self._read_at = time.monotonic()
+            self._reading = None
+
+
+def require_living(name: str, states: Mapping[str, ModelState]) -> None:
+    """Refuse to wait for a model that nobody can answer for now.
+
+    Raises:
+        UnavailableError: It has no living replica.
+    """
+    match states.get(name):
+        case "living":
+            return
+        case "deploying":
+            message = f"{name} must have started, got one that is being deployed. Ask again."
+            raise UnavailableError("deploying", message, status=503)
+        case _:
+            raise _no_replica(name)
+
+
+def _no_replica(name: str) -> UnavailableError:
+    message = f"{name} must have a living replica, got none. Ask again: another one is being started."
+    return UnavailableError("unavailable", message, status=503)
+
+
+def read_model_states() -> dict[str, ModelState]:
+    """The state of each deployed model by name, as Serve sees it."""
+    applications = serve.status().applications
+    return {
+        app.removeprefix(MODEL_PREFIX): model_state(overview)
+        for app, overview in applications.items()
+        if app.startswith(MODEL_PREFIX) and overview.status != "DELETING"
+    }
+
+
+def model_state(overview: ApplicationStatusOverview) -> ModelState:
+    """Whether a model has a replica that answers, or is expected to have one soon because it is being deployed."""
+    if count_replicas(overview, LIVING_STATES):
+        return "living"
+    return "deploying" if overview.status in ("NOT_STARTED", "DEPLOYING") else "dead"
 
 
 def deployed_names() -> list[str]:
@@ -206,8 +299,13 @@ def deployed_names() -> list[str]:
 
 def running_replicas(overview: ApplicationStatusOverview) -> int:
     """Replicas of an application that answer."""
-    states = (item for deployment in overview.deployments.values() for item in deployment.replica_states.items())
-    return sum(count for state, count in states if state == "RUNNING")
+    return count_replicas(overview, {"RUNNING"})
+
+
+def count_replicas(overview: ApplicationStatusOverview, states: Collection[str]) -> int:
+    """Replicas of an application that are in one of Serve's states."""
+    items = (item for deployment in overview.deployments.values() for item in deployment.replica_states.items())
+    return sum(count for state, count in items if state in states)
 
 
 def model_application(store: Store, *, name: str, version: str, replicas: int, cpus: float) -> serve.Application:
@@ -222,6 +320,7 @@ def model_application(store: Store, *, name: str, version: str, replicas: int, c
         graceful_shutdown_wait_loop_s=0.5,
         max_surge_percent=100,  # new replicas first, then stop the old ones
         max_constructor_retry_count=START_ATTEMPTS,
+        health_check_period_s=HEALTH_PERIOD_S,
     )
     return deployment(Model).bind(store, name, version)
 
@@ -240,5 +339,6 @@ def gateway_application(settings: GatewaySettings, *, url: str) -> serve.Applica
         backpressure_config=BackpressureConfig(status_code=503, retry_after_s=1),
         max_surge_percent=100,
         max_constructor_retry_count=START_ATTEMPTS,
+        health_check_period_s=HEALTH_PERIOD_S,
     )
     return deployment(serve.ingress(build_app)(Gateway)).bind(url)

@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from http import HTTPStatus
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import requests
 
@@ -79,16 +80,13 @@ class Client:
         return self._post(f"/v2/models/{name}/infer", _json_body(request), media_type="application/json")
 
     def models(self) -> list[dict[str, Any]]:
-        """All deployed models: name, version, metrics, signature. Raises as `predict` does."""
+        """All models that answer: name, version, metrics, signature. Raises as `predict` does."""
         found: list[dict[str, Any]] = self._ask("GET", "/models")["models"]
         return found
 
     def signature(self, name: str) -> Signature:
         """What a model reads and answers; long vocabularies are cut. Raises as `predict` does."""
-        for model in self.models():
-            if model["name"] == name:
-                return Signature.model_validate(model["signature"])
-        raise NotFoundError(f"the model must be deployed, got {name!r}. See `orchestrator endpoints`.")
+        return Signature.model_validate(self._ask("GET", f"/models/{quote(name, safe='')}")["signature"])
 
     def _post(self, path: str, body: bytes, *, media_type: str) -> dict[str, Any]:
         return self._ask("POST", path, data=body, headers={"Content-Type": media_type})
@@ -98,7 +96,7 @@ class Client:
         while True:
             response = self._try(method, path, deadline=deadline, **arguments)
             if response is None or (response.status_code == 503 and time.monotonic() < deadline):
-                time.sleep(_pause_s(response))
+                time.sleep(min(_pause_s(response), max(0.0, deadline - time.monotonic())))
                 continue
             if response.status_code == HTTPStatus.OK:
                 answer: dict[str, Any] = response.json()

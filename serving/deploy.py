@@ -6,16 +6,20 @@ import time
 from collections.abc import Iterable
 from dataclasses import dataclass
 from http import HTTPStatus
+from urllib.parse import urlsplit
 
+import psutil
+import ray
 import requests
 from ray import serve
 from ray.serve.exceptions import RayServeException
 from ray.serve.schema import ApplicationStatusOverview
 
+from cluster import local
 from cluster.errors import ClusterError, ConfigError, IntegrityError, NotFoundError, OrchestratorError, RunFailedError
 from cluster.storage import Store
 from serving import registry
-from serving.access import ensure_tokens, token_path, token_sha256, write_url
+from serving.access import ensure_tokens, read_allowed_hosts, token_path, token_sha256, write_url
 from serving.app import (
     GATEWAY,
     MODEL_PREFIX,
@@ -28,6 +32,8 @@ from serving.app import (
 from serving.client import Client
 from serving.gateway import GatewaySettings
 from serving.protocol import output_tensor
+from serving.proxy import CONTROLLER_ENVIRONMENT
+from serving.sockets import require_loopback
 from serving.version import Version
 
 LOOPBACK = "127.0.0.1"
@@ -163,19 +169,41 @@ def _run(
     """Start an application and wait until Serve calls it running.
 
     Raises:
-        RunFailedError: with the replica's own error, or with what Serve was waiting for.
+        RunFailedError: with the replica's own error, or with what Serve was waiting for, or because a replica on the
+            local cluster listens beyond loopback.
     """
     target = serve.RunTarget(target=application, name=app_name, route_prefix=route_prefix)
     serve.run_many([target], wait_for_applications_running=False)
     while True:
         overview = serve.status().applications[app_name]
         if overview.status == "RUNNING":
-            return
+            return _require_loopback(app_name, what=what)
         if overview.status == "DEPLOY_FAILED":
             raise RunFailedError(f"{what} must start, got an error in its replica:\n{_reason(overview)}")
         if time.monotonic() > deadline:
             raise RunFailedError(f"{what} must start in time, got no running replica: {_reason(overview)}")
         time.sleep(POLL_S)
+
+
+def _require_loopback(app_name: str, *, what: str) -> None:
+    """On the local cluster: refuse replicas that others on the network can reach.
+
+    Raises:
+        RunFailedError: if one listens beyond loopback.
+    """
+    ray_state = local.status().ray
+    if ray_state is None or ray.get_runtime_context().gcs_address != ray_state.address:
+        return
+    title = f"ServeReplica:{app_name}:"
+    replicas = [process for process in local.ray_processes(ray_state.temp_dir) if title in _title(process)]
+    require_loopback(replicas, what=f"each replica of {what}")
+
+
+def _title(process: psutil.Process) -> str:
+    try:
+        return " ".join(process.cmdline())
+    except psutil.NoSuchProcess:
+        return ""
 
 
 def _reason(overview: ApplicationStatusOverview) -> str:
@@ -218,13 +246,17 @@ def _restore(store: Store, name: str, before: Endpoint | None, *, wait_s: float)
 
 
 def _ensure_gateway(tokens: list[str], *, host: str, port: int, deadline: float) -> str:
-    """URL of the gateway; starts one if none runs, and renews one that refuses the first token."""
-    url = _gateway_url()
-    if url is not None and _accepts(url, tokens[0]):
+    """URL of the gateway; starts one if none runs, and renews one that refuses the first token or an allowed host."""
+    url, allowed_hosts = _gateway_url(), read_allowed_hosts()
+    if url is not None and _accepts(url, tokens[0], allowed_hosts):
         return url
     if url is None:
         url = _start_proxy(host=host, port=port)
-    settings = GatewaySettings(token_sha256=tuple(token_sha256(token) for token in tokens))
+    settings = GatewaySettings(
+        token_sha256=tuple(token_sha256(token) for token in tokens),
+        host=urlsplit(url).hostname or host,
+        allowed_hosts=allowed_hosts,
+    )
     _run(gateway_application(settings, url=url), GATEWAY, route_prefix="/", deadline=deadline, what="the gateway")
     return url
 
@@ -241,13 +273,21 @@ def _start_proxy(*, host: str, port: int) -> str:
     port = port or _free_port(host)
     _require_free(host, port)
     options = {"host": host, "port": port, "request_timeout_s": PROXY_TIMEOUT_S}
-    serve.start(proxy_location="HeadOnly", http_options=options)
+    controller = {"runtime_env": {"env_vars": CONTROLLER_ENVIRONMENT}}
+    serve.start(proxy_location="HeadOnly", http_options=options, controller_options=controller)
     return f"http://{host}:{port}"
 
 
-def _accepts(url: str, token: str) -> bool:
-    answer = requests.get(f"{url}/v2", headers={"Authorization": f"Bearer {token}"}, timeout=PROXY_TIMEOUT_S)
-    return answer.status_code == HTTPStatus.OK
+def _accepts(url: str, token: str, allowed_hosts: Iterable[str]) -> bool:
+    """Whether the gateway accepts the token, and requests that name each of the hosts."""
+    with requests.Session() as session:
+        session.trust_env = False  # a proxy of the user's must not see the token
+        session.headers["Authorization"] = f"Bearer {token}"
+        answers = [
+            session.get(f"{url}/v2", headers={"Host": host}, timeout=PROXY_TIMEOUT_S)
+            for host in (urlsplit(url).netloc, *allowed_hosts)
+        ]
+    return all(answer.status_code == HTTPStatus.OK for answer in answers)
 
 
 def _gateway_url() -> str | None:

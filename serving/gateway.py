@@ -1,11 +1,13 @@
 """The HTTP side of serving: a FastAPI application that checks, limits and routes requests, and knows no model.
 
-Every answer that is no success is JSON ``{"code", "field", "message"}``. The token is checked before anything else of
-a request is looked at, and its size before it is read.
+Every answer that is no success is JSON ``{"code", "field", "message"}``. Headers, host, origin and token are checked
+before anything else of a request is looked at, and its size before it is read.
 """
 
+import asyncio
+import base64
 import hashlib
-import hmac
+import re
 from collections.abc import Awaitable, Callable
 from http import HTTPStatus
 from importlib.resources import files
@@ -15,22 +17,22 @@ from fastapi import FastAPI, Request
 from fastapi.responses import HTMLResponse, JSONResponse
 from pydantic import BaseModel, ConfigDict
 from starlette.exceptions import HTTPException
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from cluster.errors import OrchestratorError
+from serving.docs import write_docs
+from serving.edge import OPEN_PATHS, BodyLimit, Checks, check_headers, check_host, check_origin, check_token
+from serving.failures import RETRY_AFTER, describe_failures, failure
 from serving.inputs import InputError
+from serving.limits import BODY_LIMIT_BYTES
 
 Kind = Literal["json", "file", "infer"]
 
-BODY_LIMIT_BYTES = 16 * 2**20  # a phone's photo has 3 to 8 MB
-OPEN_PATHS = frozenset({"/", "/docs", "/openapi.json", "/v2/health/live", "/v2/health/ready"})
 FILE_TYPES = ("image/png", "image/jpeg", "audio/wav", "audio/x-wav", "audio/wave", "audio/vnd.wave")
-PAGE_HEADERS = {
-    "Content-Security-Policy": "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; "
-    "img-src blob: data:; connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
-    "Referrer-Policy": "no-referrer",
-    "X-Content-Type-Options": "nosniff",
-}
+# {scripts}: the hashes of the page's own; nothing that somebody smuggled into it would run
+PAGE_POLICY = (
+    "default-src 'none'; style-src 'unsafe-inline'; script-src {scripts}; img-src blob: data:; connect-src 'self'; "
+    "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+)
 
 
 class GatewaySettings(BaseModel):
@@ -40,11 +42,15 @@ class GatewaySettings(BaseModel):
 
     token_sha256: tuple[str, ...]
     """Hex SHA-256 of each valid token; two while a token is being replaced."""
+    host: str = "127.0.0.1"
+    """Where it listens; the Host header of a request may name it. 0.0.0.0 and :: stand for any address."""
+    allowed_hosts: tuple[str, ...] = ()
+    """More names that the Host header, and the Origin header of pages, may hold: those of a proxy in front."""
     body_limit_bytes: int = BODY_LIMIT_BYTES
 
 
 class UnavailableError(OrchestratorError):
-    """A model did not answer: overloaded (503) or too slow (504)."""
+    """A model did not answer: overloaded, being deployed or dead (503), or too slow (504)."""
 
     def __init__(self, code: str, message: str, *, status: int) -> None:
         super().__init__(message)
@@ -56,7 +62,7 @@ class Endpoints(Protocol):
     """The deployed models, as the gateway sees them."""
 
     async def names(self) -> list[str]:
-        """Names of all deployed models."""
+        """Names of all deployed models, whether they answer or not. Raises ``UnavailableError``."""
 
     async def describe(self, name: str) -> dict[str, Any]:
         """The served version, see `serving.app.Model.describe`. Raises ``UnavailableError``."""
@@ -71,82 +77,34 @@ def create_app(settings: GatewaySettings, endpoints: Endpoints) -> FastAPI:
         title="orchestrator",
         description="Models trained by orchestrator. Send the endpoint's token as `Authorization: Bearer TOKEN`.",
         redirect_slashes=False,
+        docs_url=None,  # FastAPI's page runs scripts of another server, beside the token
         redoc_url=None,
-        swagger_ui_oauth2_redirect_url=None,
+        responses=describe_failures(),
     )
     _add_health(app, endpoints)
     _add_models(app, endpoints)
     _add_predictions(app, endpoints)
+    _describe_token(app.openapi())
     for kind, handler in HANDLERS.items():
         app.add_exception_handler(kind, handler)
+    checks = (
+        check_headers,
+        check_host((settings.host, *settings.allowed_hosts)),
+        check_origin(settings.allowed_hosts),
+        check_token(settings.token_sha256),
+    )
     # the one added last sees a request first
     app.add_middleware(BodyLimit, limit_bytes=settings.body_limit_bytes)
-    app.add_middleware(TokenCheck, token_sha256=settings.token_sha256)
+    app.add_middleware(Checks, checks=checks)
     return app
 
 
-class TokenCheck:
-    """ASGI layer that refuses a request without a valid bearer token, before its body is read."""
-
-    def __init__(self, app: ASGIApp, *, token_sha256: tuple[str, ...]) -> None:
-        self.app = app
-        self.token_sha256 = [bytes.fromhex(digest) for digest in token_sha256]
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Pass the request on, or answer 401."""
-        if scope["type"] != "http" or scope["path"] in OPEN_PATHS or self._valid(scope):
-            return await self.app(scope, receive, send)
-        message = "the request must carry a valid token: `Authorization: Bearer TOKEN`."
-        answer = _failure(401, "unauthorized", message, headers={"WWW-Authenticate": 'Bearer realm="orchestrator"'})
-        return await answer(scope, receive, send)
-
-    def _valid(self, scope: Scope) -> bool:
-        values = [value for key, value in scope["headers"] if key == b"authorization"]
-        scheme, _, token = values[0].partition(b" ") if len(values) == 1 else (b"", b"", b"")
-        digest = hashlib.sha256(token.strip()).digest()
-        matches = [hmac.compare_digest(digest, valid) for valid in self.token_sha256]
-        return scheme.lower() == b"bearer" and any(matches)
-
-
-class BodyLimit:
-    """ASGI layer that refuses a body over the limit: by its announced length, or once more than that has arrived."""
-
-    def __init__(self, app: ASGIApp, *, limit_bytes: int) -> None:
-        self.app = app
-        self.limit_bytes = limit_bytes
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Pass the request on with a counted body, or answer 400, 413 or 415."""
-        if scope["type"] != "http":
-            return await self.app(scope, receive, send)
-        if refusal := self._refusal(dict(scope["headers"])):
-            return await _input_failure(refusal)(scope, receive, send)
-        received = 0
-
-        async def counted() -> Message:
-            nonlocal received
-            message = await receive()
-            received += len(message.get("body", b""))
-            if received > self.limit_bytes:
-                raise self._too_large()
-            return message
-
-        return await self.app(scope, counted, send)
-
-    def _refusal(self, headers: dict[bytes, bytes]) -> InputError | None:
-        length = headers.get(b"content-length", b"0")
-        if not length.isdigit():
-            return InputError("bad_length", "Content-Length", "Content-Length must be a whole number.", status=400)
-        if len(length) > 18 or int(length) > self.limit_bytes:
-            return self._too_large()
-        if headers.get(b"content-encoding", b"identity").lower() != b"identity":
-            message = "the body must be sent uncompressed, got a Content-Encoding."
-            return InputError("unsupported_encoding", "Content-Encoding", message, status=415)
-        return None
-
-    def _too_large(self) -> InputError:
-        message = f"the body must be {self.limit_bytes} bytes or fewer, got more. Send fewer samples at a time."
-        return InputError("too_large", None, message, status=413)
+def _describe_token(schema: dict[str, Any]) -> None:
+    """Add to OpenAPI's description, which FastAPI keeps, where the token is needed."""
+    schema["components"]["securitySchemes"] = {"token": {"type": "http", "scheme": "bearer"}}
+    schema["security"] = [{"token": []}]
+    for path in OPEN_PATHS & schema["paths"].keys():
+        schema["paths"][path]["get"]["security"] = []
 
 
 def _add_health(app: FastAPI, endpoints: Endpoints) -> None:
@@ -154,7 +112,12 @@ def _add_health(app: FastAPI, endpoints: Endpoints) -> None:
 
     @app.get("/", response_class=HTMLResponse, include_in_schema=False)
     async def try_by_hand() -> HTMLResponse:
-        return HTMLResponse(page, headers=PAGE_HEADERS)
+        return HTMLResponse(page, headers=_page_headers(page))
+
+    @app.get("/docs", response_class=HTMLResponse, include_in_schema=False)
+    async def docs() -> HTMLResponse:
+        text = write_docs(app.openapi())
+        return HTMLResponse(text, headers=_page_headers(text))
 
     @app.get("/v2", summary="The server")
     async def server() -> dict[str, Any]:
@@ -172,9 +135,16 @@ def _add_health(app: FastAPI, endpoints: Endpoints) -> None:
 
 
 def _add_models(app: FastAPI, endpoints: Endpoints) -> None:
-    @app.get("/models", summary="All models, with what they read and answer")
+    @app.get("/models", summary="All models that answer, with what they read and answer; the names of the others")
     async def models() -> dict[str, Any]:
-        return {"models": [await endpoints.describe(name) for name in await endpoints.names()]}
+        names = await endpoints.names()
+        found = await asyncio.gather(*(_try_to_describe(endpoints, name) for name in names))
+        unavailable = [name for name, model in zip(names, found, strict=True) if model is None]
+        return {"models": [model for model in found if model is not None], "unavailable": unavailable}
+
+    @app.get("/models/{name}", summary="A model, with what it reads and answers")
+    async def model(name: str) -> dict[str, Any]:
+        return await _describe(endpoints, name)
 
     @app.get("/v2/models/{name}", summary="A model's tensors")
     async def metadata(name: str) -> JSONResponse:
@@ -220,6 +190,13 @@ async def _describe(endpoints: Endpoints, name: str) -> dict[str, Any]:
     return await endpoints.describe(name)
 
 
+async def _try_to_describe(endpoints: Endpoints, name: str) -> dict[str, Any] | None:
+    try:
+        return await endpoints.describe(name)
+    except UnavailableError:
+        return None
+
+
 async def _require_name(endpoints: Endpoints, name: str) -> None:
     known = await endpoints.names()
     if name not in known:
@@ -258,11 +235,11 @@ def _version_headers(version: str, weights_sha256: str) -> dict[str, str]:
     return {"X-Model-Version": version, "X-Weights-SHA256": weights_sha256}
 
 
-def _failure(
-    status: int, code: str, message: str, *, field: str | None = None, headers: dict[str, str] | None = None
-) -> JSONResponse:
-    body = {"code": code, "field": field, "message": message}
-    return JSONResponse(body, status_code=status, headers=headers)
+def _page_headers(page: str) -> dict[str, str]:
+    scripts = re.findall(r"<script>(.*?)</script>", page, re.DOTALL)
+    digests = [base64.b64encode(hashlib.sha256(script.encode()).digest()).decode() for script in scripts]
+    sources = " ".join(f"'sha256-{digest}'" for digest in digests) or "'none'"
+    return {"Content-Security-Policy": PAGE_POLICY.format(scripts=sources), "Referrer-Policy": "no-referrer"}
 
 
 def _input_failure(error: InputError) -> JSONResponse:
@@ -276,19 +253,19 @@ async def _on_input_error(_: Request, error: Exception) -> JSONResponse:
 
 async def _on_unavailable(_: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, UnavailableError)
-    return _failure(error.status, error.code, str(error), headers={"Retry-After": "1"})
+    return failure(error.status, error.code, str(error), headers=RETRY_AFTER)
 
 
 async def _on_http_exception(_: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, HTTPException)
     code = HTTPStatus(error.status_code).phrase.lower().replace(" ", "_")
     headers = dict(error.headers) if error.headers else None
-    return _failure(error.status_code, code, f"{error.detail}.", headers=headers)
+    return failure(error.status_code, code, f"{error.detail}.", headers=headers)
 
 
 async def _on_any_error(_: Request, error: Exception) -> JSONResponse:
     """A fault of ours: the log has the traceback, the client only its kind."""
-    return _failure(500, "internal_error", f"the server failed with {type(error).__name__}. Its log says why.")
+    return failure(500, "internal_error", f"the server failed with {type(error).__name__}. Its log says why.")
 
 
 HANDLERS: dict[type[Exception], Callable[[Request, Exception], Awaitable[JSONResponse]]] = {

@@ -1,9 +1,12 @@
 """Deploying to a real local Ray and S3 server: no request fails while versions change, and bad ones are refused."""
 
 import json
+import socket
 import threading
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from http.client import HTTPResponse
 
 import psutil
 import pytest
@@ -23,6 +26,7 @@ from serving.client import Client
 from serving.deploy import Endpoint, deploy, endpoints, rollback_endpoint, undeploy
 from serving.inputs import InputError
 from serving.protocol import output_tensor, request_of
+from serving.sockets import exposed_addresses
 
 pytestmark = pytest.mark.ray
 SAMPLE = {"size": [5.0, 3.0], "colour": "red"}
@@ -111,7 +115,7 @@ class Asking:
 
     def __init__(self, url: str) -> None:
         self.versions: list[str] = []
-        self.failures: list[str] = []
+        self.failed: list[requests.Response] = []
         self._url = url
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run)
@@ -132,7 +136,7 @@ class Asking:
                 if answer.ok:
                     self.versions.append(answer.json()["version"])
                 else:
-                    self.failures.append(answer.text)
+                    self.failed.append(answer)
 
 
 def test_no_request_fails_while_a_version_replaces_another_and_is_rolled_back(table, module_store):
@@ -144,7 +148,7 @@ def test_no_request_fails_while_a_version_replaces_another_and_is_rolled_back(ta
         first = rollback_endpoint(module_store, "table")
         assert first.version == registry.champion(module_store, "table") == "v1"
         assert Client(table.url).predict("table", SAMPLE)["version"] == "v1"
-    assert asking.failures == []
+    assert asking.failed == []
     changes = [v for v, before in zip(asking.versions, [None, *asking.versions], strict=False) if v != before]
     assert changes == ["v1", "v2", "v1"]
 
@@ -156,7 +160,7 @@ def test_a_damaged_version_is_refused_while_the_old_one_answers(table, module_st
     module_store.write(key, weights[:-1] + bytes([weights[-1] ^ 1]))
     with Asking(table.url) as asking, pytest.raises(RunFailedError, match="must match its SHA-256"):
         deploy(module_store, name="table", version=version)
-    assert asking.failures == [] and set(asking.versions) == {"v1"}
+    assert asking.failed == [] and set(asking.versions) == {"v1"}
     [after] = endpoints()
     assert (after.version, after.status) == ("v1", "running")
 
@@ -188,13 +192,106 @@ def test_no_request_fails_when_a_replica_is_killed(table, module_store, ray_clus
         assert set(asked) == {"v1"}
 
 
+@pytest.mark.chaos
+@pytest.mark.parametrize(
+    ("title", "failures"),
+    [
+        ("ServeReplica:model-table", {"unavailable"}),
+        ("ServeReplica:gateway", {"unavailable"}),
+        ("ServeController", set()),
+    ],
+)
+def test_a_killed_process_of_serve_costs_a_503_that_says_when_to_ask_again(table, ray_cluster, title, failures):
+    processes = serve_processes(ray_cluster, title)
+    assert len(processes) == 1
+    with Asking(table.url) as asking:
+        processes[0].kill()
+        psutil.wait_procs(processes, timeout=30)
+        assert Client(table.url).predict("table", SAMPLE)["version"] == "v1"  # it asks again by itself
+        answered = len(asking.versions)
+        wait_until(lambda: len(asking.versions) > answered + 20)
+    assert {failure.json()["code"] for failure in asking.failed} <= failures
+    assert {(failure.status_code, failure.headers["retry-after"]) for failure in asking.failed} <= {(503, "1")}
+
+
+def test_a_model_that_is_being_deployed_is_503_and_not_404(table, module_store):
+    write_run(module_store, run="ratings-1", kind="ratings")
+    registry.promote(module_store, run="ratings-1", name="ratings")
+    found: list[tuple[int, str]] = []
+    headers = {"Authorization": f"Bearer {token_path().read_text().strip()}"}
+
+    def ask() -> bool:
+        answer = requests.get(f"{table.url}/models/ratings", headers=headers, timeout=60)
+        found.append((answer.status_code, answer.json().get("code", "")))
+        return answer.ok
+
+    assert not ask()
+    with ThreadPoolExecutor(1) as pool:
+        deploying = pool.submit(deploy, module_store, name="ratings")
+        wait_until(ask)
+        assert deploying.result().status == "running"
+    undeploy("ratings")
+    assert found[0] == (404, "model_not_found") and found[-1] == (200, "")
+    changes = [new for new, before in zip(found, [None, *found], strict=False) if new != before]
+    assert (503, "deploying") in changes and [status for status, _ in changes].count(404) == 1
+    assert {status for status, _ in found} == {404, 503, 200}
+
+
+def test_nothing_of_the_cluster_listens_beyond_loopback(table, ray_cluster):
+    replicas = serve_processes(ray_cluster, "ServeReplica:")
+    assert len(replicas) == 2
+    processes = local.processes_of(local.status())
+    assert {process.pid for process in replicas} < {process.pid for process in processes}
+    assert [address for process in processes for address in exposed_addresses(process)] == []
+
+
+@pytest.mark.parametrize(
+    ("request_bytes", "status", "code"),
+    [
+        (b"GET /v2 HTTP/1.1\r\nHost: 127.0.0.1\r\n" + b"X: 1\r\n" * 1000 + b"\r\n", 431, "headers_too_large"),
+        (b"GET /v2 HTTP/1.1\r\nHost: 127.0.0.1\r\nX: " + b"1" * 2**20, 431, "headers_too_large"),
+        (b"hello\r\n\r\n", 400, "bad_request"),
+        (b"GET /-/routes HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n", 404, "not_found"),
+        (b"GET / HTTP/1.1\r\nHost: evil.example\r\n\r\n", 421, "wrong_host"),
+        (b"GET / HTTP/1.1\r\nHost: 127.0.0.1\r\nOrigin: http://127.0.0.1:1\r\n\r\n", 403, "cross_origin"),
+    ],
+)
+def test_what_no_client_of_ours_sends_is_refused_where_it_arrives(table, request_bytes, status, code):
+    port = int(table.url.rsplit(":", 1)[1])
+    with socket.create_connection(("127.0.0.1", port), timeout=60) as connection:
+        connection.sendall(request_bytes)
+        answer = HTTPResponse(connection)
+        answer.begin()
+        assert (answer.status, answer.headers["Content-Type"]) == (status, "application/json")
+        assert json.loads(answer.read())["code"] == code
+
+
+def test_a_proxys_host_name_is_accepted_once_it_is_named(table, module_store, monkeypatch):
+    def ask() -> int:
+        headers = {"Host": "models.example", "Origin": "https://models.example"}
+        return requests.get(f"{table.url}/v2/health/live", headers=headers, timeout=60).status_code
+
+    assert ask() == 421
+    monkeypatch.setenv("ORCHESTRATOR_ENDPOINT_HOSTS", "models.example")
+    assert deploy(module_store, name="table").url == table.url
+    assert ask() == 200
+
+
+def wait_until(holds: Callable[[], bool]) -> None:
+    """Return when it holds; two minutes are more than it ever takes."""
+    deadline = time.monotonic() + 120
+    while not holds():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
 def serve_processes(ray_cluster: RayState, title: str) -> list[psutil.Process]:
     """This session's live processes of Serve whose title holds `title`."""
     return [p for p in local.ray_processes(ray_cluster) if title in " ".join(p.cmdline())]
 
 
 def test_a_model_that_does_not_exist_is_not_deployed(table, module_store):
-    with pytest.raises(NotFoundError, match="it has: table"):
+    with pytest.raises(NotFoundError, match=r"it has: .*table"):
         deploy(module_store, name="nothing")
     with pytest.raises(NotFoundError, match="got table v999"):
         deploy(module_store, name="table", version="v999")

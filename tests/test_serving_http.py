@@ -1,28 +1,37 @@
 """The gateway over HTTP, with real models behind it in this process in place of Serve's replicas."""
 
 import asyncio
+import base64
+import hashlib
 import io
 import json
+import re
 import wave
 from collections.abc import Iterator
 from typing import Any
 
 import pytest
+import schemathesis
 import torch
 from example_runs import EXAMPLES, JsonMemoryStore, write_run
+from hypothesis import HealthCheck, given, settings, strategies
 from PIL import Image
+from schemathesis.checks import response_schema_conformance, status_code_conformance
 from starlette.testclient import TestClient
 
 from models.network import example_batch
 from serving import registry
 from serving.access import token_sha256
 from serving.app import Model, predict_together
+from serving.failures import FAILURES
 from serving.gateway import GatewaySettings, Kind, UnavailableError, create_app
 from serving.inputs import Batch
 from serving.protocol import output_tensor, request_of
 
 TOKEN, OLD_TOKEN = "the-token", "the-token-before"
 LIMIT = 200_000
+URL = "http://127.0.0.1:8000"
+PREDICT, INFER = "/models/table/predict", "/v2/models/table/infer"
 GOOD = {"size": [5.0, 3.0], "colour": "red"}
 
 
@@ -34,12 +43,13 @@ class LocalModel(Model):
 
 
 class LocalEndpoints:
-    """Deployed models in this process; `failure` is raised in place of an answer."""
+    """Deployed models in this process; `failure` is raised in place of an answer, and those in `dead` do not answer."""
 
     def __init__(self) -> None:
         self.store = JsonMemoryStore()
         self.models: dict[str, Model] = {}
         self.failure: Exception | None = None
+        self.dead: set[str] = set()
         for name in EXAMPLES:
             write_run(self.store, run=f"run-{name}", kind=name)
             registry.promote(self.store, run=f"run-{name}", name=name)
@@ -49,6 +59,8 @@ class LocalEndpoints:
         return sorted(self.models)
 
     async def describe(self, name: str) -> dict[str, Any]:
+        if name in self.dead:
+            raise UnavailableError("unavailable", f"{name} must have a living replica, got none.", status=503)
         return await self.models[name].describe()
 
     async def ask(self, name: str, kind: Kind, content: bytes) -> tuple[int, dict[str, Any]]:
@@ -64,14 +76,15 @@ def endpoints() -> LocalEndpoints:
 
 @pytest.fixture(scope="module")
 def anonymous(endpoints: LocalEndpoints) -> Iterator[TestClient]:
-    settings = GatewaySettings(token_sha256=(token_sha256(TOKEN), token_sha256(OLD_TOKEN)), body_limit_bytes=LIMIT)
-    with TestClient(create_app(settings, endpoints), raise_server_exceptions=False) as client:
+    gateway = GatewaySettings(token_sha256=(token_sha256(TOKEN), token_sha256(OLD_TOKEN)), body_limit_bytes=LIMIT)
+    with TestClient(create_app(gateway, endpoints), raise_server_exceptions=False, base_url=URL) as client:
         yield client
 
 
 @pytest.fixture(scope="module")
 def client(endpoints: LocalEndpoints, anonymous: TestClient) -> Iterator[TestClient]:
-    with TestClient(anonymous.app, raise_server_exceptions=False, headers={"Authorization": f"Bearer {TOKEN}"}) as c:
+    headers = {"Authorization": f"Bearer {TOKEN}"}
+    with TestClient(anonymous.app, raise_server_exceptions=False, base_url=URL, headers=headers) as c:
         yield c
 
 
@@ -145,8 +158,10 @@ def test_requests_answered_in_one_pass_get_each_their_own_answer(endpoints, kind
 
 
 def test_models_and_servers_are_described(client):
-    models = client.get("/models").json()["models"]
-    assert [model["name"] for model in models] == sorted(EXAMPLES)
+    found = client.get("/models").json()
+    models = found["models"]
+    assert [model["name"] for model in models] == sorted(EXAMPLES) and found["unavailable"] == []
+    assert client.get("/models/series").json() == models[3]
     assert models[3]["metrics"] == {"loss": 0.25, "accuracy": 0.5}
     assert client.get("/v2").json()["name"] == "orchestrator"
     described = client.get("/v2/models/series").json()
@@ -162,8 +177,84 @@ def test_a_page_health_and_docs_need_no_token(anonymous):
     assert "http://" not in page.text.replace("http://www.w3.org/2000/svg", "") and "https://" not in page.text
     assert anonymous.get("/v2/health/live").json() == {"live": True}
     assert anonymous.get("/v2/health/ready").json() == {"ready": True}
-    assert anonymous.get("/docs").status_code == 200
+    docs = anonymous.get("/docs")
+    assert docs.status_code == 200 and "<code>POST /models/{name}/predict</code>" in docs.text
+    assert "script" not in docs.text and "https://" not in docs.text
     assert "/v2/models/{name}/infer" in anonymous.get("/openapi.json").json()["paths"]
+
+
+def test_a_page_runs_its_own_script_and_no_other(anonymous):
+    page = anonymous.get("/")
+    [script] = re.findall(r"<script>(.*?)</script>", page.text, re.DOTALL)
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    assert f"script-src 'sha256-{digest}';" in page.headers["content-security-policy"]
+    assert not re.search(r"<[^>]*\son[a-z]+=", page.text)  # no handler in the markup, which the policy would forbid
+    assert "script-src 'none';" in anonymous.get("/docs").headers["content-security-policy"]
+
+
+def test_no_answer_is_stored_guessed_or_embedded_by_a_browser(anonymous, client):
+    for response in (client.get("/models"), anonymous.get("/models"), anonymous.get("/"), client.get("/nowhere")):
+        assert response.headers["cache-control"] == "no-store"
+        assert response.headers["cross-origin-resource-policy"] == "same-origin"
+        assert response.headers["x-content-type-options"] == "nosniff"
+
+
+def test_a_page_of_another_origin_reaches_nothing_even_with_the_token(client):
+    for origin in ("http://evil.example", "http://127.0.0.1:3000", "null"):
+        headers = {"Origin": origin, "Access-Control-Request-Method": "POST"}
+        for answer in (client.post(PREDICT, json=GOOD, headers=headers), client.options(PREDICT, headers=headers)):
+            assert_refused(answer, 403, "cross_origin")
+            assert not [name for name in answer.headers if name.startswith("access-control-")]
+    assert client.post(PREDICT, json=GOOD, headers={"Origin": URL}).status_code == 200
+
+
+def test_a_foreign_name_reaches_nothing_even_with_the_token(client, anonymous):
+    for path in ("/", "/docs", "/openapi.json", "/v2/health/live", "/models", "/nowhere"):
+        assert_refused(client.get(path, headers={"Host": "evil.example"}), 421, "wrong_host")
+        assert_refused(anonymous.get(path, headers={"Host": "evil.example:8000"}), 421, "wrong_host")
+
+
+# ---- what is promised
+
+
+def test_every_route_describes_every_failure_in_one_form(anonymous):
+    schema = anonymous.get("/openapi.json").json()
+    operations = [operation for methods in schema["paths"].values() for operation in methods.values()]
+    for operation in operations:
+        assert {int(status) for status in operation["responses"]} == {200, *FAILURES}
+        for status in FAILURES:
+            content = operation["responses"][str(status)]["content"]
+            assert content == {"application/json": {"schema": {"$ref": "#/components/schemas/Failure"}}}
+    assert set(schema["components"]["schemas"]["Failure"]["required"]) == {"code", "field", "message"}
+    open_paths = {path for path, methods in schema["paths"].items() if methods.get("get", {}).get("security") == []}
+    assert open_paths == {"/v2/health/live", "/v2/health/ready"} and schema["security"] == [{"token": []}]
+
+
+def test_any_request_that_the_description_allows_is_answered_as_described(described):
+    """Requests made up from OpenAPI's description: no 500, and nothing that is not described."""
+
+    seen: set[int] = set()
+
+    @settings(max_examples=15, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
+    @given(data=strategies.data())
+    def ask(data: strategies.DataObject) -> None:
+        for operation in described.get_all_operations():
+            case = data.draw(operation.ok().as_strategy())
+            if case.path_parameters:
+                case.path_parameters["name"] = data.draw(strategies.sampled_from([*EXAMPLES, "nobody"]))
+            answer = case.call(headers={"Authorization": f"Bearer {TOKEN}"})
+            assert answer.status_code != 500, answer.text
+            seen.add(answer.status_code)
+            case.validate_response(answer, checks=[status_code_conformance, response_schema_conformance])
+
+    ask()
+    assert seen >= {200, 404, 422}
+
+
+@pytest.fixture(scope="module")
+def described(endpoints: LocalEndpoints) -> Any:
+    gateway = GatewaySettings(token_sha256=(token_sha256(TOKEN),), allowed_hosts=("testserver",))
+    return schemathesis.openapi.from_asgi("/openapi.json", create_app(gateway, endpoints))
 
 
 # ---- the token
@@ -228,7 +319,7 @@ def test_a_body_without_a_token_is_not_read(anonymous):
         "type": "http",
         "method": "POST",
         "path": "/models/table/predict",
-        "headers": [(b"content-length", b"9999999999")],
+        "headers": [(b"host", b"127.0.0.1"), (b"content-length", b"9999999999")],
         "query_string": b"",
         "http_version": "1.1",
         "scheme": "http",
@@ -259,7 +350,6 @@ def test_a_streamed_large_body_is_refused_once_it_is_over_the_limit(client):
 
 
 JSON = {"Content-Type": "application/json"}
-PREDICT, INFER = "/models/table/predict", "/v2/models/table/infer"
 TENSOR = {"name": "size", "shape": [1, 2], "datatype": "FP32", "data": [1, 2]}
 COLOUR = {"name": "colour", "shape": [1], "datatype": "BYTES", "data": ["red"]}
 FORM = "multipart/form-data; boundary=b"
@@ -268,7 +358,9 @@ BAD: list[tuple[str, str, Any, dict[str, str], int, str]] = [
     # paths and methods
     ("GET", "/nowhere", None, {}, 404, "not_found"),
     ("GET", "/models/", None, {}, 404, "not_found"),
-    ("GET", "/models/table", None, {}, 404, "not_found"),
+    ("GET", "/models/table/nothing", None, {}, 404, "not_found"),
+    ("GET", "/models/unknown", None, {}, 404, "model_not_found"),
+    ("POST", "/models/table", b"{}", JSON, 405, "method_not_allowed"),
     ("GET", "/../etc/passwd", None, {}, 404, "not_found"),
     ("GET", "/v2/models", None, {}, 404, "not_found"),
     ("GET", "/%2e%2e/%2e%2e/etc/passwd", None, {}, 404, "not_found"),
@@ -299,6 +391,9 @@ BAD: list[tuple[str, str, Any, dict[str, str], int, str]] = [
     ("POST", PREDICT, b"{}", {**JSON, "Content-Length": "abc"}, 400, "bad_length"),
     ("POST", PREDICT, b"{}", {**JSON, "Content-Length": "9" * 30}, 413, "too_large"),
     ("POST", INFER, png(), {"Content-Type": "image/png"}, 415, "unsupported_type"),
+    ("POST", PREDICT, b"{}", {f"X-{i}": "1" for i in range(200)}, 431, "headers_too_large"),
+    ("GET", "/v2", None, {"X": "1" * 40_000}, 431, "headers_too_large"),
+    ("GET", "/v2", None, {"Content-Encoding": "gzip"}, 415, "unsupported_encoding"),
     # JSON
     ("POST", PREDICT, b"", JSON, 400, "bad_json"),
     ("POST", PREDICT, b"", {}, 400, "bad_json"),
@@ -400,6 +495,16 @@ def test_an_overloaded_model_answers_503_with_when_to_come_back(client, endpoint
     response = client.post(PREDICT, json=GOOD)
     assert_refused(response, 503, "overloaded")
     assert response.headers["retry-after"] == "1"
+
+
+def test_one_dead_model_does_not_hide_the_others(client, endpoints, monkeypatch):
+    monkeypatch.setattr(endpoints, "dead", {"table"})
+    found = client.get("/models").json()
+    assert found["unavailable"] == ["table"] and len(found["models"]) == len(EXAMPLES) - 1
+    for path in ("/models/table", "/v2/models/table", "/v2/models/table/ready", "/v2/health/ready"):
+        answer = client.get(path)
+        assert_refused(answer, 503, "unavailable")
+        assert answer.headers["retry-after"] == "1"
 
 
 def test_a_fault_of_ours_is_500_without_details(client, endpoints, monkeypatch):
