@@ -6,12 +6,13 @@ fetched, and its depth and its number of values are counted, without parsing, be
 """
 
 import json
-from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any, TypeVar
+from collections.abc import Callable, Iterable, Iterator
+from typing import TYPE_CHECKING, Any, Generic, NamedTuple, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
-from cluster.errors import IntegrityError
+from cluster.config import checked_name
+from cluster.errors import IntegrityError, NotFoundError
 
 if TYPE_CHECKING:
     from cluster.storage import Store
@@ -24,9 +25,44 @@ MANY_VALUES = 2_000_000  # for records whose long lists are refused at their fir
 SHOWN = 160  # characters of a reason: a message is a line
 
 M = TypeVar("M", bound=BaseModel)
+S = TypeVar("S")
+T = TypeVar("T")
 
 _ALL_BUT_STRUCTURE = bytes(set(range(256)) - set(b'"[]{},:'))
 _PART_BYTES = 2**18  # each may become a piece of 40 bytes
+
+
+class Listing(NamedTuple, Generic[T]):
+    """What a folder of the store holds."""
+
+    found: list[T]
+    damaged: list[str]
+    """A line for each object that could not be read: which one, and why."""
+
+
+def listing(items: Iterable[S], read: Callable[[S], T]) -> Listing[T]:
+    """Read each of the items; one that is damaged hides no other, and one that is gone is left out."""
+    found, damaged = [], []
+    for item in items:
+        try:
+            found.append(read(item))
+        except IntegrityError as error:
+            damaged.append(str(error))
+        except NotFoundError:
+            continue
+    return Listing(found, damaged)
+
+
+def named_folders(store: "Store", prefix: str) -> Listing[str]:
+    """Return the names directly under a prefix of the store, and those that no command could take."""
+
+    def checked(name: str) -> str:
+        try:
+            return checked_name(name)
+        except ValueError as error:
+            raise IntegrityError(f"{prefix}/{name} {error}.") from None
+
+    return listing(store.folders(prefix), checked)
 
 
 def read_model(

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
-from pydantic import ValidationError
 
 from cluster.errors import ConfigError, IntegrityError, NotFoundError
+from cluster.stored_json import MANY_VALUES, Listing, listing, named_folders, read_model
 from models.features import ForecastTarget, Signature
 from orchestrator.data.columns import Columns, from_table
 from orchestrator.data.manifest import Manifest, SeriesTarget, Shard, Split
@@ -114,36 +114,44 @@ def open_dataset(store: "Store", name: str, version: str | None = None) -> Datas
             f"data.name must be a dataset in the store, got {name!r}. "
             f"{_there_are('Datasets', datasets(store))} Make one with `orchestrator data push`."
         )
-    return Dataset(store, max(manifests, key=lambda manifest: (manifest.created, manifest.version)))
+    return Dataset(store, newest(manifests))
+
+
+def newest(manifests: Sequence[Manifest]) -> Manifest:
+    """Return the manifest of the version that was pushed last."""
+    return max(manifests, key=lambda manifest: (manifest.created, manifest.version))
+
+
+def readable_versions(store: "Store", name: str) -> Listing[Manifest]:
+    """Return the manifests of a dataset's versions, and which of them are damaged."""
+    names = named_folders(store, f"{FOLDER}/{name}")
+    manifests = listing(names.found, lambda version: read_manifest(store, name, version))
+    return Listing(manifests.found, names.damaged + manifests.damaged)
 
 
 def datasets(store: "Store") -> list[str]:
     """Return the names of all datasets that have a complete version."""
-    return [name for name in store.folders(f"{FOLDER}/") if versions(store, name)]
+    return [name for name in named_folders(store, FOLDER).found if versions(store, name)]
 
 
 def versions(store: "Store", name: str) -> list[str]:
     """Return a dataset's complete versions; one without a manifest is still being pushed, or was given up."""
-    return [v for v in store.folders(f"{FOLDER}/{name}/") if store.exists(manifest_key(name, v))]
+    return [v for v in named_folders(store, f"{FOLDER}/{name}").found if store.exists(manifest_key(name, v))]
 
 
 def read_manifest(store: "Store", name: str, version: str) -> Manifest:
     """Read and check one version's manifest; see `open_dataset` for the errors."""
     key = manifest_key(name, version)
+    cure = "Delete the version and push the data again, or use the program's version that wrote it."
     try:
-        manifest = Manifest.model_validate_json(store.read(key))
+        manifest = read_model(
+            store, key, Manifest, what="a manifest of this program", cure=cure, most_values=MANY_VALUES
+        )
     except NotFoundError:
         raise NotFoundError(
             f"data.version must be a version of dataset {name}, got {version!r}. "
             f"{_there_are('Versions', versions(store, name))}"
         ) from None
-    except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(map(str, first["loc"])) or "the whole"
-        raise IntegrityError(
-            f"{key} must be a manifest of this program, got an error at {where}: {first['msg']}. "
-            "Delete the version and push the data again, or use the program's version that wrote it."
-        ) from error
     if (manifest.name, manifest.version) != (name, version):
         raise IntegrityError(
             f"{key} must describe {name} {version}, got {manifest.name} {manifest.version}. Push the data again."

@@ -18,16 +18,18 @@ from pydantic import BaseModel, ConfigDict
 
 from cluster.config import checked_name
 from cluster.errors import ConfigError, PreconditionError
+from cluster.stored_json import Listing, named_folders
 from models.features import Feature
 from orchestrator.data.columns import Columns, to_table
 from orchestrator.data.dataset import (
+    FOLDER,
     TRAIN,
-    datasets,
     folder,
     manifest_key,
+    newest,
     open_dataset,
     read_manifest,
-    versions,
+    readable_versions,
 )
 from orchestrator.data.download import LocalCopy, is_archive, local_copy
 from orchestrator.data.download import Progress as DownloadProgress
@@ -230,9 +232,17 @@ def rows_per_group(rows: int, size: int) -> int:
     return 1 << (min(by_bytes, by_count).bit_length() - 1)
 
 
-def ls(store: "Store") -> list[DatasetSummary]:
-    """Return a summary of every dataset's newest version."""
-    return [summarize(show(store, name), len(versions(store, name))) for name in datasets(store)]
+def ls(store: "Store") -> Listing[DatasetSummary]:
+    """Return a summary of every dataset's newest version, and which manifests are damaged."""
+    names = named_folders(store, FOLDER)
+    found: list[DatasetSummary] = []
+    damaged = names.damaged
+    for name in names.found:
+        readable = readable_versions(store, name)
+        damaged += readable.damaged
+        if readable.found:
+            found.append(summarize(newest(readable.found), len(readable.found)))
+    return Listing(found, damaged)
 
 
 def show(store: "Store", name: str, version: str | None = None) -> Manifest:
