@@ -142,7 +142,7 @@ def first_fault(error: ValueError) -> str:
         first = error.errors(include_url=False, include_input=False)[0]
         where = ".".join(map(str, first["loc"]))[:SHOWN]
         more = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""
-        return f"{f'at {where}: ' if where else ''}{' '.join(first['msg'].split())[:SHOWN]}{more}"
+        return f"{f'an error at {where}: ' if where else ''}{' '.join(first['msg'].split())[:SHOWN]}{more}"
     return " ".join(str(error).split())[:SHOWN]
 
 

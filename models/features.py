@@ -32,6 +32,7 @@ PADDING, UNKNOWN = 0, 1
 MOST_CLASSES = 100_000  # five times ImageNet's largest set; the last layer has a row for each
 MOST_COLUMNS = 10_000  # of numbers in a table or a series; what has more is sparse
 MOST_WORDS = 1_000_000  # of a vocabulary; each has a row of an embedding or of factors
+MOST_CHANNELS = 16  # of a picture; satellites have 13
 MOST_PIXELS = 64_000_000  # of a picture, as `models/pictures.py` decodes
 
 Numbers = Annotated[tuple[float, ...], FailFast(), Field(max_length=MOST_COLUMNS)]
@@ -60,8 +61,10 @@ class ImageFeature(_Frozen):
     @model_validator(mode="after")
     def _pixels_are_few(self) -> "ImageFeature":
         channels, height, width = self.shape
-        if channels > 3 or height * width > MOST_PIXELS:
-            raise ValueError(f"shape must be 1 to 3 channels of at most {MOST_PIXELS:,} pixels, got {self.shape}")
+        if channels > MOST_CHANNELS or height * width > MOST_PIXELS:
+            raise ValueError(
+                f"shape must be 1 to {MOST_CHANNELS} channels of at most {MOST_PIXELS:,} pixels, got {self.shape}"
+            )
         return self
 
 

@@ -15,7 +15,7 @@ from models.features import ForecastTarget, Signature
 from orchestrator.data.columns import Columns, from_table
 from orchestrator.data.manifest import Manifest, SeriesTarget, Shard, Split
 from orchestrator.data.order import Ints
-from orchestrator.data.shards import read_footer, read_row_group, sha256
+from orchestrator.data.shards import read_footer, read_row_group, require_rows, sha256
 
 if TYPE_CHECKING:
     from cluster.storage import Store
@@ -66,7 +66,11 @@ class Dataset:
 
     def read_row_group(self, shard: Shard, index: int) -> Columns:
         """Fetch one row group and return its columns; see `fetch_row_group`."""
-        return from_table(self.fetch_row_group(shard, index), self.manifest.features, self.manifest.target)
+        table = self.fetch_row_group(shard, index)
+        try:
+            return from_table(table, self.manifest.features, self.manifest.target)
+        except (KeyError, ValueError) as error:
+            raise self._mismatch(shard, index, error) from error
 
     def fetch_row_group(self, shard: Shard, index: int) -> pa.Table:
         """Fetch one row group with one ranged GET and verify it.
@@ -76,7 +80,20 @@ class Dataset:
         """
         group = shard.row_groups[index]
         data = self._verified(shard.path, f"row group {index}", group.offset, group.bytes, group.sha256)
-        return read_row_group(data, shard=shard, index=index, footer=self._footer(shard))
+        try:
+            footer = self._footer(shard)
+            require_rows(footer, shard=shard, index=index)
+            return read_row_group(data, shard=shard, index=index, footer=footer)
+        except (pa.ArrowException, OSError, ValueError) as error:
+            raise self._mismatch(shard, index, error) from error
+
+    def _mismatch(self, shard: Shard, index: int, error: Exception) -> IntegrityError:
+        place = folder(self.manifest.name, self.manifest.version)
+        reason = " ".join(str(error).split())[:100]
+        return IntegrityError(
+            f"row group {index} of shard {place}/{shard.path} must hold what its manifest says, got "
+            f"{type(error).__name__}: {reason}. Push the data again with --repair."
+        )
 
     def _footer(self, shard: Shard) -> Any:
         with self._footer_locks[shard.path]:  # threads that ask at the same time fetch it once

@@ -26,6 +26,12 @@ class RowGroup(_Frozen):
     bytes: int = Field(gt=0)
     sha256: Sha256
 
+    @model_validator(mode="after")
+    def _rows_have_bytes(self) -> "RowGroup":
+        if self.rows > self.bytes:
+            raise ValueError(f"rows must be at most the bytes of their row group ({self.bytes}), got {self.rows}")
+        return self
+
 
 class Shard(_Frozen):
     """One Parquet file, in the dataset's folder."""
