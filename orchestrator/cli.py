@@ -93,10 +93,10 @@ def _fail(error: OrchestratorError, *, as_json: bool) -> None:
 
 
 def _print_error(message: str) -> None:
-    from orchestrator.display import err
+    from orchestrator.display import err, shortened
 
     err.print("error:", style="bold red", end=" ")
-    err.print(message, markup=False)
+    err.print(shortened(message))
 
 
 def _command(group: typer.Typer, example: str, *, name: str | None = None) -> Callable[[Command], Command]:

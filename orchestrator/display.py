@@ -49,6 +49,12 @@ def visible(text: str) -> str:
     return _CONTROL.sub(lambda found: found[0].encode("unicode_escape").decode(), text.replace("\r\n", "\n"))
 
 
+def shortened(text: str, *, most: int = 2000) -> str:
+    """Return a text whose lines have at most so many characters; the cure at the end of a message stays."""
+    kept = [(line[: most // 2] + " … " + line[-most // 2 :]) if len(line) > most else line for line in text.split("\n")]
+    return "\n".join(kept)
+
+
 class _Terminal(Console):
     """A console that takes a text for nothing but text."""
 

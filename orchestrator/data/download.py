@@ -495,8 +495,9 @@ def _unpack(archive: Path, folder: Path) -> None:
             _untar(archive, folder, allowance)
         else:
             _gunzip(archive, folder / archive.name.removesuffix(".gz"), allowance)
-    except _DAMAGES as error:
-        raise ConfigError(f"{archive} must be a whole archive, got {error}. Download it again.") from error
+    except (*_DAMAGES, _HeaderError) as error:
+        reason = " ".join(str(error).split())
+        raise ConfigError(f"{archive} must be a whole archive, got {reason}. Download it again.") from error
     except RecursionError:
         raise ConfigError(f"{archive} must be a whole archive, got headers of headers without end.") from None
 
@@ -526,6 +527,10 @@ def _untar(archive: Path, folder: Path, allowance: "_Allowance") -> None:
             file.extract(member, folder, filter="data")
 
 
+class _HeaderError(Exception):
+    """A header is larger than any that means well; no error of tarfile's, which would try another compression."""
+
+
 class _TarMember(tarfile.TarInfo):
     """A member whose headers are small: tarfile reads each of them into memory, as long as it says that it is."""
 
@@ -534,7 +539,7 @@ class _TarMember(tarfile.TarInfo):
         """Read a header's first block, before what it announces is read."""
         member = super().frombuf(buf, encoding, errors)
         if member.type in _HEADERS and member.size > _MOST_HEADER_BYTES:
-            raise tarfile.ReadError(f"a header of {member.size:,} bytes, more than {_MOST_HEADER_BYTES:,}")
+            raise _HeaderError(f"a header of {member.size:,} bytes, more than {_MOST_HEADER_BYTES:,}")
         return member
 
 

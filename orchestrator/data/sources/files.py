@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from stat import S_ISDIR
 from typing import Protocol
 
 from cluster.config import StoreSettings
@@ -63,11 +64,11 @@ class Folder:
         folders = [self.path]
         while folders:
             try:
-                found = sorted(folders.pop().iterdir())
+                found = {path: path.lstat() for path in sorted(folders.pop().iterdir())}
             except OSError as error:
                 raise ConfigError(f"{self.path} must be a folder that can be read, got {error.strerror}.") from error
             yield from found
-            folders += [path for path in found if path.is_dir() and not path.is_symlink()]
+            folders += [path for path, status in found.items() if S_ISDIR(status.st_mode)]
 
     def read(self, name: str, *, most_bytes: int = MOST_BYTES) -> bytes:
         """Return a file's content."""

@@ -319,8 +319,8 @@ def _split(text: io.StringIO, delimiter: str) -> Iterator[list[str]]:
 def _check_header(names: Sequence[str], file: TextFile) -> None:
     if len(names) > MOST_COLUMNS:
         raise ConfigError(
-            f"{file} must have at most {MOST_COLUMNS:,} columns, got {len(names):,}. What has more is sparse: write it "
-            "as `label column:value ...`, the format svmlight."
+            f"{file} must have at most {MOST_COLUMNS:,} columns, got {len(names):,} or more. What has more is sparse: "
+            "write it as `label column:value ...`, the format svmlight."
         )
     counts = Counter(names)
     numbers = [name for name in names if as_number(name) is not None]
