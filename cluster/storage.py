@@ -179,7 +179,7 @@ class Store:
 
     def read_with_etag(self, key: str, *, most_bytes: int | None = None) -> tuple[bytes, str]:
         """Return the object and the etag that ``write(only_if_etag=...)`` takes. Raises as ``read`` does."""
-        return self._download(key, _Download(self.policy, most_bytes=most_bytes))
+        return self._download(key, _Download(key, self.policy, most_bytes=most_bytes))
 
     def read_range(self, key: str, *, start: int, length: int) -> bytes:
         """Return ``length`` bytes from byte ``start`` on; fewer where the object ends before.
@@ -191,7 +191,7 @@ class Store:
             raise ValueError(f"a range must not be negative, got start={start}, length={length}")
         if length == 0:
             return b""
-        return self._download(key, _Download(self.policy, start=start, length=length))[0]
+        return self._download(key, _Download(key, self.policy, start=start, length=length))[0]
 
     def read_json(self, key: str) -> Any:
         """Return the object, parsed as JSON.
@@ -549,8 +549,15 @@ class _Download:
     """One object or range; each attempt goes on where the last one broke off."""
 
     def __init__(
-        self, policy: RetryPolicy, *, start: int = 0, length: int | None = None, most_bytes: int | None = None
+        self,
+        name: str,
+        policy: RetryPolicy,
+        *,
+        start: int = 0,
+        length: int | None = None,
+        most_bytes: int | None = None,
     ):
+        self._name = name
         self.etag: str | None = None
         self.patience = _Patience(policy.total_s, bytes_per_s=policy.min_bytes_per_s)
         self._policy = policy
@@ -576,7 +583,7 @@ class _Download:
         self.etag = answer["ETag"]
         if self._most_bytes is not None and expected is not None and expected > self._most_bytes:
             answer["Body"].close()
-            raise IntegrityError(f"{key} must have at most {self._most_bytes:,} bytes, got {expected:,}.")
+            raise IntegrityError(f"{self._name} must have at most {self._most_bytes:,} bytes, got {expected:,}.")
         self._receive(answer["Body"], expected)
 
     def data(self) -> bytes:

@@ -17,9 +17,9 @@ from cluster.errors import IntegrityError, NotFoundError
 if TYPE_CHECKING:
     from cluster.storage import Store
 
-MOST_BYTES = 32 * 2**20  # a vocabulary of a million words of 20 letters; the manifest of 10 TB in row groups of 64 MB
+MOST_BYTES = 32 * 2**20  # a vocabulary of a million words of 20 letters; the manifest of 24,000 row groups has a tenth
 MOST_DEPTH = 32  # what this program writes has 10 levels at most
-MOST_BRANCHES = 200_000  # lists, objects, and keys of objects: each takes up to a kilobyte to parse and to refuse
+MOST_BRANCHES = 125_000  # lists, objects, and keys of objects: each takes up to two kilobytes to parse and to refuse
 MOST_VALUES = 250_000  # elements of lists: each that is refused takes nearly a kilobyte
 MANY_VALUES = 2_000_000  # for records whose long lists are refused at their first wrong element: vocabularies
 SHOWN = 160  # characters of a reason: a message is a line
@@ -139,7 +139,9 @@ def require_bounded(body: bytes, *, most_values: int = MOST_VALUES) -> None:
 def first_fault(error: ValueError) -> str:
     """Return what is wrong with a text or a record, in one line of bounded length."""
     if isinstance(error, ValidationError):
-        first = error.errors(include_url=False, include_input=False)[0]
+        # as text, of which the first is parsed: as objects, a hundred thousand errors take twice the memory
+        text = error.json(include_url=False, include_input=False, include_context=False)
+        first, _ = json.JSONDecoder().raw_decode(text, 1)
         where = ".".join(map(str, first["loc"]))[:SHOWN]
         more = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""
         return f"{f'an error at {where}: ' if where else ''}{' '.join(first['msg'].split())[:SHOWN]}{more}"

@@ -181,7 +181,14 @@ def test_the_manifest_records_every_byte_range_and_its_sha256():
 
 @pytest.mark.parametrize(
     ("rows", "row_bytes", "expected"),
-    [(50_000, 3080, 2048), (1438, 72, 1024), (90_000, 12, 4096), (25_000_000, 12, 524_288), (100, 10 * 2**20, 1)],
+    [
+        (50_000, 3080, 2048),
+        (1438, 72, 1024),
+        (90_000, 12, 4096),
+        (25_000_000, 12, 524_288),
+        (100, 10 * 2**20, 1),
+        (2**30, 2**10, 2**18),
+    ],
 )
 def test_row_groups_are_about_8_mib_but_several_even_of_small_data(rows, row_bytes, expected):
     assert rows_per_group(rows, rows * row_bytes) == expected

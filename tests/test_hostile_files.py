@@ -266,7 +266,9 @@ def parquet(rows: int, metadata: bytes = b"{}") -> Callable[[Path], Path]:
 
     def make(folder: Path) -> Path:
         part = min(rows, 1_000_000)
-        no_bytes = pa.Array.from_buffers(pa.binary(), part, [None, pa.py_buffer(bytes(4 * part + 4)), pa.py_buffer(b"")])
+        no_bytes = pa.Array.from_buffers(
+            pa.binary(), part, [None, pa.py_buffer(bytes(4 * part + 4)), pa.py_buffer(b"")]
+        )
         pictures = pa.StructArray.from_arrays([no_bytes, pa.nulls(part, pa.string())], ["bytes", "path"])
         table = pa.table({"image": pictures, "label": pa.array(np.zeros(part, np.int64))})
         table = table.replace_schema_metadata({b"huggingface": metadata})

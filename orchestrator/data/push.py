@@ -48,6 +48,7 @@ if TYPE_CHECKING:
 SHARD_BYTES = 64 * 2**20
 _ROW_GROUP_BYTES = 8 * 2**20
 _LEAST_GROUP_ROWS = 1024  # below, the requests cost more than the bytes
+_MOST_GROUPS = 4096  # and less than twice as many, as their rows are a power of two
 _GROUPS_PER_SPLIT = 16  # small data still has row groups to shuffle and to deal out
 
 Progress = Callable[[int, int], None]
@@ -223,11 +224,13 @@ def content_version(prepared: Prepared, scans: Mapping[str, Sequence[Scan]], lay
 def rows_per_group(rows: int, size: int) -> int:
     """Return the rows of each row group, a power of two: about 8 MiB, but several groups even of small data.
 
+    A split of more than 32 GiB has larger ones, so that the manifest of all splits stays one that can be read.
+
     Args:
         rows: of the split.
         size: of the split in memory, in bytes.
     """
-    by_bytes = max(1, int(_ROW_GROUP_BYTES * rows / size))
+    by_bytes = max(1, int(max(_ROW_GROUP_BYTES, size / _MOST_GROUPS) * rows / size))
     by_count = max(_LEAST_GROUP_ROWS, rows // _GROUPS_PER_SPLIT)
     return 1 << (min(by_bytes, by_count).bit_length() - 1)
 
