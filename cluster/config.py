@@ -10,7 +10,7 @@ NAME_PATTERN = re.compile(r"^[a-z0-9][a-z0-9._-]{0,62}$")
 
 def checked_name(name: str) -> str:
     """Return ``name`` if it may become part of an object key; raise ``ValueError`` otherwise."""
-    if not NAME_PATTERN.match(name) or ".." in name:
+    if not NAME_PATTERN.fullmatch(name) or ".." in name:
         raise ValueError(
             f"must be 1 to 63 of a-z, 0-9, '.', '_', '-', begin with a letter or digit, without '..', got {name!r}"
         )

@@ -5,7 +5,7 @@
     ├── StoreError                   1    the object store refused or failed
     │   ├── StoreAccessError         2    wrong keys, no permission, no such bucket, wrong endpoint
     │   ├── StoreUnavailableError    1    no answer within the retry budget
-    │   ├── IntegrityError           1    bytes do not match their recorded SHA-256
+    │   ├── IntegrityError           100  a stored object or a download is damaged
     │   └── PreconditionError        1    somebody else wrote the object first (conditional PUT)
     ├── NotFoundError                102  the named dataset, run, sweep, model, endpoint or job does not exist
     ├── ClusterError                 2    no Ray cluster, another version, or too small for the request
@@ -47,7 +47,9 @@ class StoreUnavailableError(StoreError):
 
 
 class IntegrityError(StoreError):
-    """Bytes read do not match the SHA-256 that was recorded when they were written."""
+    """A stored object or a download is damaged: not the bytes of its SHA-256, or not what its place must hold."""
+
+    exit_code = 100
 
 
 class PreconditionError(StoreError):

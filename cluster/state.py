@@ -4,11 +4,13 @@ import os
 from pathlib import Path
 
 import psutil
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict
 
 from cluster.config import StoreSettings
-from cluster.errors import ConfigError
+from cluster.errors import ConfigError, IntegrityError
+from cluster.files import read_file
 from cluster.private import write_private
+from cluster.stored_json import MOST_BYTES, parse_model
 
 HOME_VARIABLE = "ORCHESTRATOR_HOME"
 STATE_FILE = "local.json"
@@ -97,15 +99,14 @@ def read_state() -> LocalState:
 def read_started() -> LocalState:
     """Return what was started, whether it still runs or not; it raises like ``read_state``."""
     path = home() / STATE_FILE
-    try:
-        return LocalState.model_validate_json(path.read_bytes())
-    except FileNotFoundError:
+    if not path.exists():
         return LocalState()
-    except ValidationError as error:
-        raise ConfigError(
-            f"{path} must be a state that `orchestrator up` wrote, got {error.errors()[0]['msg']!r}. "
-            "Delete the file, then run `orchestrator up`."
-        ) from error
+    cure = "Delete the file, then run `orchestrator up`."
+    try:
+        body = read_file(path, most_bytes=MOST_BYTES)
+        return parse_model(LocalState, body, where=str(path), what="a state that `orchestrator up` wrote", cure=cure)
+    except IntegrityError as error:
+        raise ConfigError(str(error)) from None
 
 
 def write_state(state: LocalState) -> None:

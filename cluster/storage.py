@@ -32,7 +32,7 @@ from botocore.exceptions import BotoCoreError, ClientError
 from urllib3.exceptions import HTTPError
 
 from cluster.config import StoreSettings
-from cluster.errors import ConfigError, NotFoundError, PreconditionError, StoreError
+from cluster.errors import ConfigError, IntegrityError, NotFoundError, PreconditionError, StoreError
 from cluster.state import read_state
 from cluster.store_errors import (
     BadAnswerError,
@@ -44,6 +44,7 @@ from cluster.store_errors import (
     reason,
     required,
 )
+from cluster.stored_json import MOST_BYTES, parse_json
 
 STORE_VARIABLE = "ORCHESTRATOR_STORE"
 MULTIPART_BYTES = 64 * 2**20  # above this a file goes up in parts, so that a break costs one part, not all
@@ -167,17 +168,18 @@ class Store:
 
     # ---- reading
 
-    def read(self, key: str) -> bytes:
+    def read(self, key: str, *, most_bytes: int | None = None) -> bytes:
         """Return the whole object.
 
         Raises:
             NotFoundError: There is no such object.
+            IntegrityError: It has more than ``most_bytes``; it is not fetched then.
         """
-        return self.read_with_etag(key)[0]
+        return self.read_with_etag(key, most_bytes=most_bytes)[0]
 
-    def read_with_etag(self, key: str) -> tuple[bytes, str]:
-        """Return the object and the etag that ``write(only_if_etag=...)`` takes."""
-        return self._download(key, _Download(self.policy))
+    def read_with_etag(self, key: str, *, most_bytes: int | None = None) -> tuple[bytes, str]:
+        """Return the object and the etag that ``write(only_if_etag=...)`` takes. Raises as ``read`` does."""
+        return self._download(key, _Download(key, self.policy, most_bytes=most_bytes))
 
     def read_range(self, key: str, *, start: int, length: int) -> bytes:
         """Return ``length`` bytes from byte ``start`` on; fewer where the object ends before.
@@ -189,11 +191,16 @@ class Store:
             raise ValueError(f"a range must not be negative, got start={start}, length={length}")
         if length == 0:
             return b""
-        return self._download(key, _Download(self.policy, start=start, length=length))[0]
+        return self._download(key, _Download(key, self.policy, start=start, length=length))[0]
 
     def read_json(self, key: str) -> Any:
-        """Return the object, parsed as JSON."""
-        return json.loads(self.read(key))
+        """Return the object, parsed as JSON.
+
+        Raises:
+            NotFoundError: There is no such object.
+            IntegrityError: It is no JSON within the limits of ``cluster.stored_json``.
+        """
+        return parse_json(self.read(key, most_bytes=MOST_BYTES), where=key)
 
     def exists(self, key: str) -> bool:
         """Return whether the object exists."""
@@ -541,12 +548,22 @@ class _Patience:
 class _Download:
     """One object or range; each attempt goes on where the last one broke off."""
 
-    def __init__(self, policy: RetryPolicy, *, start: int = 0, length: int | None = None):
+    def __init__(
+        self,
+        name: str,
+        policy: RetryPolicy,
+        *,
+        start: int = 0,
+        length: int | None = None,
+        most_bytes: int | None = None,
+    ):
+        self._name = name
         self.etag: str | None = None
         self.patience = _Patience(policy.total_s, bytes_per_s=policy.min_bytes_per_s)
         self._policy = policy
         self._start = start
         self._length = length
+        self._most_bytes = most_bytes
         self._received = io.BytesIO()
 
     def run(self, s3: Any, bucket: str, key: str) -> None:
@@ -564,6 +581,9 @@ class _Download:
             self._restart()
         expected = self._check_range(answer) if "Range" in asked else answer.get("ContentLength")
         self.etag = answer["ETag"]
+        if self._most_bytes is not None and expected is not None and expected > self._most_bytes:
+            answer["Body"].close()
+            raise IntegrityError(f"{self._name} must have at most {self._most_bytes:,} bytes, got {expected:,}.")
         self._receive(answer["Body"], expected)
 
     def data(self) -> bytes:

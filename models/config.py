@@ -2,7 +2,7 @@
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, FailFast, Field, model_validator
 
 Activation = Literal["tanh", "relu", "leaky_relu", "elu", "gelu", "silu"]
 Initialization = Literal["constant", "normalized"]
@@ -10,6 +10,13 @@ Regularization = Literal["none", "penalty", "layers"]
 Gradient = Literal["batch", "stochastic"]
 Processor = Literal["cpu", "gpu"]
 Preset = Literal["traditional", "deep"]
+
+
+MOST_LAYERS = 100  # hidden layers, blocks or recurrent layers
+MOST_UNITS = 65_536  # of a layer; the largest published nets of these kinds have 4,096
+
+Units = Annotated[int, Field(gt=0, le=MOST_UNITS)]
+Layers = Annotated[tuple[Units, ...], FailFast(), Field(min_length=1, max_length=MOST_LAYERS)]
 
 
 class _Frozen(BaseModel):
@@ -28,7 +35,7 @@ class MLPConfig(_Network):
 
     type: Literal["mlp"]
     """`mlp`, `cnn`, `rnn` or `fm`."""
-    hidden: tuple[Annotated[int, Field(gt=0)], ...] = Field(default=(256, 128), min_length=1)
+    hidden: Layers = (256, 128)
     """Units of each hidden layer."""
 
 
@@ -36,7 +43,7 @@ class CNNConfig(_Network):
     """Convolution blocks, each followed by 2x2 max pooling, then a linear classifier."""
 
     type: Literal["cnn"]
-    channels: tuple[Annotated[int, Field(gt=0)], ...] = Field(default=(32, 64, 128), min_length=1)
+    channels: Layers = (32, 64, 128)
     """Output channels of each block; every block halves height and width, down to 1."""
     residual: bool = False
     """Add a residual pair of convolutions after every second block, as ResNet-9 does; the first block then keeps
@@ -49,11 +56,11 @@ class RNNConfig(_Network):
     type: Literal["rnn"]
     cell: Literal["simple", "gru", "lstm"] = "gru"
     """`simple` has an activation to choose; the gates of `gru` and `lstm` fix theirs."""
-    hidden_size: int = Field(default=64, gt=0)
+    hidden_size: Units = 64
     """Units of each recurrent layer, and numbers that stand for a word."""
-    layers: int = Field(default=1, gt=0)
+    layers: int = Field(default=1, gt=0, le=MOST_LAYERS)
     """Recurrent layers, one on top of the other."""
-    segment: int = Field(default=1, gt=0)
+    segment: int = Field(default=1, gt=0, le=MOST_UNITS)
     """Time steps read at once through a linear layer, as SegRNN does; must divide `data.lookback`. A day or half a
     day of an hourly series (24, 12) is faster and more accurate than 1. A step of a sound is 10 ms, one of a text is a
     word, which is read by itself."""
@@ -63,7 +70,7 @@ class FMConfig(_Network):
     """A factorization machine (Rendle 2010) on categorical and numeric fields and on sparse rows."""
 
     type: Literal["fm"]
-    factors: int = Field(default=16, gt=0)
+    factors: Units = 16
     """Length of each field value's factor vector."""
 
 

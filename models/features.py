@@ -21,13 +21,25 @@ feature are ``NAME.value``.
 
 from typing import Annotated, ClassVar, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import BaseModel, ConfigDict, FailFast, Field, field_validator, model_validator
 
 TARGET = "target"
 LENGTH = ".length"
 VALUE = ".value"
 PADDING, UNKNOWN = 0, 1
 """Tokens that stand for no word."""
+
+MOST_CLASSES = 100_000  # five times ImageNet's largest set; the last layer has a row for each
+MOST_COLUMNS = 10_000  # of numbers in a table or a series; what has more is sparse
+MOST_WORDS = 1_000_000  # of a vocabulary; each has a row of an embedding or of factors
+MOST_CHANNELS = 16  # of a picture; satellites have 13
+MOST_PIXELS = 64_000_000  # of a picture, as `models/pictures.py` decodes
+
+Numbers = Annotated[tuple[float, ...], FailFast(), Field(max_length=MOST_COLUMNS)]
+Columns = Annotated[tuple[str, ...], FailFast(), Field(min_length=1, max_length=MOST_COLUMNS)]
+Words = Annotated[tuple[str, ...], FailFast(), Field(max_length=MOST_WORDS)]
+Classes = Annotated[tuple[str, ...], FailFast(), Field(min_length=1, max_length=MOST_CLASSES)]
+Side = Annotated[int, Field(gt=0, le=MOST_PIXELS)]
 
 
 class _Frozen(BaseModel):
@@ -40,27 +52,36 @@ class ImageFeature(_Frozen):
     kind: Literal["image"] = "image"
     encoding: Literal["raw", "file"] = "raw"
     """How it is stored: as raw bytes in C, H, W order, or as the JPEG or PNG file that it was, of any size."""
-    shape: tuple[int, int, int]
+    shape: tuple[Side, Side, Side]
     """Channels, height, width in a batch; a file is scaled to it when it is read."""
-    mean: tuple[float, ...]
+    mean: Numbers
     """Per channel, on the 0..255 scale."""
-    std: tuple[float, ...]
+    std: Numbers
+
+    @model_validator(mode="after")
+    def _pixels_are_few(self) -> "ImageFeature":
+        channels, height, width = self.shape
+        if channels > MOST_CHANNELS or height * width > MOST_PIXELS:
+            raise ValueError(
+                f"shape must be 1 to {MOST_CHANNELS} channels of at most {MOST_PIXELS:,} pixels, got {self.shape}"
+            )
+        return self
 
 
 class VectorFeature(_Frozen):
     """A row of numbers."""
 
     kind: Literal["vector"] = "vector"
-    names: tuple[str, ...]
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
+    names: Columns
+    mean: Numbers
+    std: Numbers
 
 
 class CategoricalFeature(_Frozen):
     """One of a known set of values. Index 0 stands for every value that training never saw."""
 
     kind: Literal["categorical"] = "categorical"
-    vocabulary: tuple[str, ...]
+    vocabulary: Words
     """Value of index 1, 2, ...; index 0 is not listed."""
 
     @property
@@ -73,18 +94,18 @@ class SeriesFeature(_Frozen):
     """Several numbers that change over time; a sample is a window of it."""
 
     kind: Literal["series"] = "series"
-    channels: tuple[str, ...]
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
+    channels: Columns
+    mean: Numbers
+    std: Numbers
 
 
 class TextFeature(_Frozen):
     """Words, as `models/text.py` splits a text."""
 
     kind: Literal["text"] = "text"
-    vocabulary: tuple[str, ...]
+    vocabulary: Words
     """Word of token 2, 3, ...; see `PADDING` and `UNKNOWN`."""
-    max_tokens: int = Field(gt=0)
+    max_tokens: int = Field(gt=0, le=2**20)
     """Words after it are left out."""
 
     @property
@@ -97,9 +118,9 @@ class AudioFeature(_Frozen):
     """A sound with one channel."""
 
     kind: Literal["audio"] = "audio"
-    sample_rate: int = Field(gt=0)
+    sample_rate: int = Field(gt=0, le=2**20)
     """Samples per second."""
-    max_samples: int = Field(gt=0)
+    max_samples: int = Field(gt=0, lt=2**31)
     """The longest sound; what is longer is cut."""
 
 
@@ -107,7 +128,7 @@ class SparseFeature(_Frozen):
     """A long row of numbers that are 0 but for a few."""
 
     kind: Literal["sparse"] = "sparse"
-    columns: int = Field(gt=0)
+    columns: int = Field(gt=0, lt=2**31)
     """Length of the row. Column i, counted from 0, has index i + 1 in a batch, since 0 is padding."""
 
 
@@ -124,7 +145,7 @@ class ClassTarget(_Frozen):
     """The metric that decides between two models; so in the other targets."""
     higher_is_better: ClassVar = True
     kind: Literal["class"] = "class"
-    classes: tuple[str, ...]
+    classes: Classes
 
 
 class NumberTarget(_Frozen):
@@ -145,7 +166,7 @@ class BoxesTarget(_Frozen):
     primary_metric: ClassVar = "mean_average_precision"
     higher_is_better: ClassVar = True
     kind: Literal["boxes"] = "boxes"
-    classes: tuple[str, ...]
+    classes: Classes
 
 
 class ForecastTarget(_Frozen):
@@ -154,9 +175,9 @@ class ForecastTarget(_Frozen):
     primary_metric: ClassVar = "mse"
     higher_is_better: ClassVar = False
     kind: Literal["forecast"] = "forecast"
-    lookback: int = Field(gt=0)
+    lookback: int = Field(gt=0, le=2**20)
     """Steps that the model reads."""
-    horizon: int = Field(gt=0)
+    horizon: int = Field(gt=0, le=2**20)
     """Steps that it predicts."""
 
 

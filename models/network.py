@@ -92,6 +92,21 @@ def build(model: ModelConfig, techniques: ResolvedTechniques, signature: Signatu
     return Network(inputs, body, task, origin=_origin(signature))
 
 
+def weight_bytes(model: ModelConfig, techniques: ResolvedTechniques, signature: Signature) -> int:
+    """Return the bytes of the tensors that a network's state has, without memory for any of them.
+
+    Raises:
+        ValueError: as `build` does.
+    """
+    _check_activation(model, techniques)
+    parts = MODELS[model.type]
+    with torch.device("meta"):
+        inputs = parts.inputs(signature)
+        body = parts.body(model, techniques, inputs, num_outputs=task_of(signature).num_outputs)
+    state = [*inputs.state_dict().values(), *body.state_dict().values()]
+    return sum(tensor.numel() * tensor.element_size() for tensor in state)
+
+
 def _check_activation(model: ModelConfig, techniques: ResolvedTechniques) -> None:
     if has_activation(model) != (techniques.activation is not None):
         rule = "be chosen" if has_activation(model) else "be None"

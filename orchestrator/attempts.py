@@ -15,13 +15,15 @@ import socket
 import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from functools import partial
 from itertools import pairwise
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field
 
-from cluster.errors import IntegrityError, NotFoundError
+from cluster.errors import IntegrityError
 from cluster.storage import Store
+from cluster.stored_json import listing, read_model
 
 log = logging.getLogger(__name__)
 
@@ -140,12 +142,9 @@ def write_attempt(store: Store, run: str, attempt: Attempt) -> None:
 
 def read_attempts(store: Store, run: str) -> list[Attempt]:
     """All attempts of a run, oldest first; an object that is none is named in the log and left out."""
-    found = []
-    for info in store.list(_folder(run)):
-        try:
-            found.append(_parse(info.key, store.read(info.key)))
-        except (IntegrityError, NotFoundError) as error:
-            log.warning("left out of the receipt of run %s: %s", run, error)
+    found, damaged = listing([info.key for info in store.list(_folder(run))], partial(_read, store))
+    for reason in damaged:
+        log.warning("left out of the receipt of run %s: %s", run, reason)
     return sorted(found, key=lambda attempt: attempt.number)
 
 
@@ -302,14 +301,11 @@ def _closed(attempt: Attempt) -> Attempt:
     return attempt.model_copy(update={"end": "driver_lost", "ended": _last_sign(attempt), "detail": detail})
 
 
-def _parse(key: str, body: bytes) -> Attempt:
+def _read(store: Store, key: str) -> Attempt:
     name = _NAME.match(key.rpartition("/")[2])
     if name is None:
         raise IntegrityError(f"{key} must be named NNNN.json, got another name.")
-    try:
-        attempt = Attempt.model_validate_json(body)
-    except ValidationError as error:
-        raise IntegrityError(f"{key} must be an attempt's record, got {error.error_count()} errors.") from None
+    attempt = read_model(store, key, Attempt, what="an attempt's record")
     if attempt.number != int(name[1]):
         raise IntegrityError(f"{key} must hold attempt {int(name[1])}, got attempt {attempt.number}.")
     return attempt

@@ -21,7 +21,7 @@ from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import torch
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict
 from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor
@@ -29,11 +29,13 @@ from torch import Tensor
 from cluster.errors import IntegrityError, NotFoundError
 from cluster.failpoints import failpoint
 from cluster.storage import ObjectInfo, Store
+from cluster.stored_json import MOST_BYTES, parse_model
 from orchestrator.lease import check_lease
 
 FORMAT_VERSION = 1
 MANIFEST = "manifest.json"
 MARKER = "COMPLETE"
+PROGRESS = "the progress of a training"
 FILES = ("progress.json", "optimizer.safetensors", "weights.safetensors")
 _FOLDER = re.compile(r"\d{8,}-[0-9a-f]{8}/")
 
@@ -185,14 +187,16 @@ def load_checkpoint(store: Store, *, prefix: str) -> State:
         IntegrityError: naming the file and what is wrong with it.
     """
     entries = _read_manifest(store, prefix).files
+    name = prefix + "progress.json"
+    progress = parse_model(Progress, _verified(store, name, entries, most_bytes=MOST_BYTES), where=name, what=PROGRESS)
     try:  # the largest first and one at a time: the bytes of one file and the tensors of all are the most in memory
         return State(
-            progress=Progress.model_validate_json(_verified(store, prefix + "progress.json", entries)),
+            progress=progress,
             optimizer=load(_verified(store, prefix + "optimizer.safetensors", entries)),
             weights=load(_verified(store, prefix + "weights.safetensors", entries)),
         )
-    except (KeyError, SafetensorError, ValidationError) as error:
-        raise IntegrityError(f"checkpoint {prefix} must hold weights, optimizer and progress, got {error}.") from None
+    except (KeyError, SafetensorError) as error:
+        raise IntegrityError(f"checkpoint {prefix} must hold weights and optimizer, got {error}.") from None
 
 
 def verify_checkpoint(store: Store, *, prefix: str) -> None:
@@ -336,7 +340,8 @@ def _remove(store: Store, checkpoints: list[StoredCheckpoint]) -> None:
 
 def _read_manifest(store: Store, prefix: str) -> CheckpointManifest:
     for _ in range(2):  # once more, as for the files
-        marker, body = _present(store, prefix + MARKER), _present(store, prefix + MANIFEST)
+        marker = _present(store, prefix + MARKER, most_bytes=MOST_BYTES)
+        body = _present(store, prefix + MANIFEST, most_bytes=MOST_BYTES)
         if marker == _sha256(body).encode():
             return _parsed_manifest(prefix, body)
     raise IntegrityError(f"{prefix}{MANIFEST} must match its marker {MARKER}, got other bytes.")
@@ -344,10 +349,7 @@ def _read_manifest(store: Store, prefix: str) -> CheckpointManifest:
 
 def _parsed_manifest(prefix: str, body: bytes) -> CheckpointManifest:
     name = prefix + MANIFEST
-    try:
-        manifest = CheckpointManifest.model_validate_json(body)
-    except ValidationError:
-        raise IntegrityError(f"{name} must be a checkpoint's manifest, got {body[:40]!r}.") from None
+    manifest = parse_model(CheckpointManifest, body, where=name, what="a checkpoint's manifest")
     if not 1 <= manifest.format_version <= FORMAT_VERSION:
         found = manifest.format_version
         raise IntegrityError(f"{name} must be of format {FORMAT_VERSION} or older, got {found}. Upgrade.")
@@ -358,18 +360,19 @@ def _parsed_manifest(prefix: str, body: bytes) -> CheckpointManifest:
     return manifest
 
 
-def _verified(store: Store, key: str, entries: dict[str, FileEntry]) -> bytes:
+def _verified(store: Store, key: str, entries: dict[str, FileEntry], *, most_bytes: int | None = None) -> bytes:
     entry = entries[key.rpartition("/")[2]]
+    most_bytes = entry.bytes if most_bytes is None else min(most_bytes, entry.bytes)
     for _ in range(2):  # once more: bytes may be damaged on their way and whole in the store
-        data = _present(store, key)
+        data = _present(store, key, most_bytes=most_bytes)
         if len(data) == entry.bytes and _sha256(data) == entry.sha256:
             return data
     raise IntegrityError(f"{key} must match its SHA-256, got {len(data)} bytes of {entry.bytes} with another hash.")
 
 
-def _present(store: Store, key: str) -> bytes:
+def _present(store: Store, key: str, *, most_bytes: int) -> bytes:
     try:
-        return store.read(key)
+        return store.read(key, most_bytes=most_bytes)
     except NotFoundError:
         raise IntegrityError(f"{key} must exist, got no such object.") from None
 

@@ -1,6 +1,7 @@
 """The `orchestrator` command. Every command is a thin view of a function of the same name in another module."""
 
 import gc
+import logging
 import math
 import sys
 import time
@@ -62,8 +63,10 @@ Command = TypeVar("Command", bound=Callable[..., Any])
 
 def main() -> None:
     """Run the command line; errors become one clear message and an exit code."""
-    from orchestrator.display import stdout_kept_for_json
+    from orchestrator.display import LogLines, print_traceback, stdout_kept_for_json
 
+    sys.excepthook = print_traceback
+    logging.basicConfig(handlers=[LogLines()])
     as_json = "--json" in sys.argv[1:] and "--help" not in sys.argv[1:]
     try:
         with stdout_kept_for_json() if as_json else nullcontext():
@@ -90,10 +93,10 @@ def _fail(error: OrchestratorError, *, as_json: bool) -> None:
 
 
 def _print_error(message: str) -> None:
-    from orchestrator.display import err
+    from orchestrator.display import err, shortened
 
     err.print("error:", style="bold red", end=" ")
-    err.print(message, markup=False)
+    err.print(shortened(message))
 
 
 def _command(group: typer.Typer, example: str, *, name: str | None = None) -> Callable[[Command], Command]:
@@ -146,8 +149,8 @@ def doctor(json: Json = False, address: Address = None, store: StoreUrl = None) 
 
     def show() -> None:
         for check in checks:
-            mark = "[green]ok  [/]" if check.ok else "[red]FAIL[/]"
-            out.print(f"{mark} {check.name:<12} {check.detail}")
+            out.print("ok  " if check.ok else "FAIL", style="green" if check.ok else "red", end=" ")
+            out.print(f"{check.name:<12} {check.detail}")
             if not check.ok:
                 out.print(f"     {'':<12} {check.cure}", style="yellow")
 
@@ -303,12 +306,13 @@ def data_push(
 def data_ls(json: Json = False, store: StoreUrl = None) -> None:
     """List the datasets in the store."""
     from orchestrator.data.push import ls
-    from orchestrator.display import emit, table
+    from orchestrator.display import emit, note_damaged, table
 
-    found = ls(_store(store))
+    found, damaged = ls(_store(store))
     rows = [(d.name, d.version, sum(d.rows.values()), ", ".join(d.features), d.source, d.created) for d in found]
     columns = ("dataset", "version", "rows", "features", "source", "created")
     emit(found, as_json=json, show=lambda: table(columns, rows))
+    note_damaged(damaged)
 
 
 @_command(data_app, "orchestrator data show movielens-100k", name="show")
@@ -488,13 +492,15 @@ def runs(
     store: StoreUrl = None,
 ) -> None:
     """List the runs in the store, newest first."""
-    from orchestrator.display import emit, table
-    from orchestrator.runs import list_runs
+    from orchestrator.display import emit, note_damaged, table
+    from orchestrator.runs import find_runs
 
-    records = [r for r in list_runs(_store(store)) if all or r.sweep is None]
+    found = find_runs(_store(store))
+    records = [r for r in found.found if all or r.sweep is None]
     rows = [(r.run, r.state, r.primary_metric, r.metrics.get(r.primary_metric), r.seconds, r.created) for r in records]
     columns = ("run", "state", "metric", "value", "seconds", "created")
     emit(records, as_json=json, show=lambda: table(columns, rows))
+    note_damaged(found.damaged)
 
 
 @_command(app, "orchestrator show cifar10-cnn-20261122-101500-a1b2")
@@ -1019,22 +1025,20 @@ def models_promote(run: str, name: str, json: Json = False, store: StoreUrl = No
 @_command(models_app, "orchestrator models ls", name="ls")
 def models_ls(json: Json = False, store: StoreUrl = None) -> None:
     """List all models with their versions and metrics."""
-    from orchestrator.display import emit, metrics_line, table
+    from orchestrator.display import emit, metrics_line, note_damaged, table
     from serving import registry
 
-    opened = _store(store)
-    found = [
-        (n, v, registry.champion(opened, n)) for n in registry.models(opened) for v in registry.versions(opened, n)
-    ]
+    found, damaged = registry.list_versions(_store(store))
     rows = [
-        (n, v.version, "champion" if v.version == champion else "", metrics_line(v.metrics), v.lineage.run)
-        for n, v, champion in found
+        (v.name, v.version, "champion" if is_champion else "", metrics_line(v.metrics), v.lineage.run)
+        for v, is_champion in found
     ]
     emit(
-        [{"name": n, "champion": v.version == champion, **v.model_dump(mode="json")} for n, v, champion in found],
+        [{"champion": is_champion, **version.model_dump(mode="json")} for version, is_champion in found],
         as_json=json,
         show=lambda: table(("model", "version", "alias", "metrics", "run"), rows),
     )
+    note_damaged(damaged)
 
 
 @_command(models_app, "orchestrator models show cifar10", name="show")
@@ -1050,7 +1054,7 @@ def models_show(
 
     opened = _store(store)
     found = registry.show(opened, name=name, version=version)
-    card = opened.read(f"models/{name}/{found.version}/card.md").decode()
+    card = registry.read_card(opened, found)
     emit(found, as_json=json, show=lambda: out.print(card, markup=False))
 
 
@@ -1210,12 +1214,11 @@ def logs(
     """Print a job's log. With --follow, the exit code is the job's."""
     from cluster.jobs import logs as job_logs
     from cluster.jobs import require_success
-    from orchestrator.display import note
+    from orchestrator.display import note, print_log
 
     try:
         for text in job_logs(job, address=address, follow=follow):
-            sys.stdout.write(text)
-            sys.stdout.flush()
+            print_log(text)
     except KeyboardInterrupt:
         note(f"\nthe job goes on. Watch again: orchestrator logs {job} --follow. End it: orchestrator stop {job}")
         raise typer.Exit(130) from None

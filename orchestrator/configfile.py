@@ -4,6 +4,7 @@ import difflib
 import json
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from itertools import islice
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple, get_args
 
@@ -13,10 +14,14 @@ from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails
 
 from cluster.errors import ConfigError
+from cluster.files import read_file, require_file
 from orchestrator.config import Experiment
 
 MAX_BYTES = 1_000_000  # an experiment is a page of text; anything larger is the wrong file
 MAX_DEPTH = 20
+MAX_VALUES = 10_000
+MAX_KEY = 200  # characters
+MAX_LINES = 20  # of what is wrong
 COMMAND_LINE = 0
 
 Path_ = tuple[str | int, ...]
@@ -49,12 +54,9 @@ def read_document(path: str | Path) -> Document:
     """Parse a YAML file, or a shipped recipe of that name, without interpreting it.
 
     Raises:
-        ConfigError: if it is missing, too large, not text, not YAML, or not a mapping.
+        ConfigError: if it is missing, no regular file, too large, not text, not YAML, or not a mapping.
     """
-    file = _existing_file(path)
-    data = file.read_bytes()
-    if len(data) > MAX_BYTES:
-        raise ConfigError(f"{path} must be an experiment of at most {MAX_BYTES} bytes, got {len(data)} bytes.")
+    data = read_file(_existing_file(path), most_bytes=MAX_BYTES)
     try:
         text = data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
@@ -66,6 +68,8 @@ def parse_document(text: str, *, source: str) -> Document:
     """Parse YAML text; see `read_document`."""
     try:
         node = _Loader(text).get_single_node()
+    except _LimitError as error:
+        raise ConfigError(f"{source}:{error.line}: {error.rule}.") from None
     except yaml.MarkedYAMLError as error:
         line = error.problem_mark.line + 1 if error.problem_mark else 1
         raise ConfigError(f"{source}:{line}: must be valid YAML: {error.problem or error.context}.") from None
@@ -98,9 +102,13 @@ def parse_words(words: Sequence[str]) -> dict[str, Any]:
     for word in words:
         key, equals, text = (part.strip() for part in word.partition("="))
         if not equals or not key:
-            raise ConfigError(f"{word!r} must have the form key=value, such as train.epochs=5.")
+            raise ConfigError(f"{_shown(word)} must have the form key=value, such as train.epochs=5.")
+        if len(key) > MAX_KEY or key.count(".") >= MAX_DEPTH:
+            raise ConfigError(
+                f"{_shown(key)} must be the name of a setting, with at most {MAX_KEY} characters and {MAX_DEPTH} parts."
+            )
         text = json.dumps(text) if text.startswith("*") else text  # a pattern; an alias would need an anchor
-        found[key] = parse_document(f"value: {text}", source=word).values["value"]
+        found[key] = parse_document(f"value: {text}", source=_shown(word).strip("'\"")).values["value"]
     return found
 
 
@@ -112,7 +120,9 @@ def set_dotted(values: dict[str, Any], key: str, value: Any) -> None:
         if isinstance(inner, str) and name == "techniques":  # `techniques: deep` is short for its preset
             inner = values[name] = {"preset": inner}
         if not isinstance(inner, dict):
-            raise ConfigError(f"{'.'.join(parents[: i + 1])} must be a group of settings to hold {key}, got {inner!r}.")
+            raise ConfigError(
+                f"{'.'.join(parents[: i + 1])} must be a group of settings to hold {key}, got {_shown(inner)}."
+            )
         values = inner
     values[last] = value
 
@@ -127,7 +137,9 @@ def validate(document: Document) -> Experiment:
         # strict as JSON: "3" and true are no numbers, but a list may fill a tuple
         return Experiment.model_validate_json(json.dumps(document.values), strict=True)
     except ValidationError as error:
-        raise ConfigError("\n".join(_lines_of(error, document))) from None
+        lines = list(islice(_lines_of(error, document), MAX_LINES))
+        more = error.error_count() - len(lines)
+        raise ConfigError("\n".join([*lines, f"and {more} more."] if more > 0 else lines)) from None
 
 
 def near_miss(word: str, known: Iterable[str]) -> str:
@@ -146,8 +158,23 @@ def setting_names(model: type[BaseModel] = Experiment, prefix: str = "") -> Iter
             yield from setting_names(group, f"{prefix}{name}.")
 
 
+class _LimitError(Exception):
+    """There is more in a file than an experiment has."""
+
+    def __init__(self, rule: str, line: int) -> None:
+        super().__init__(rule)
+        self.rule, self.line = rule, line
+
+
 class _Loader(yaml.SafeLoader):
-    """YAML's plain data: `true`/`false` only, `1e-3` is a number, no aliases, no duplicate keys, no tags."""
+    """YAML's plain data: `true`/`false` only, `1e-3` is a number, no aliases, no duplicate keys, no tags.
+
+    Depth and number of values are counted while they are read: the parser calls itself for every level.
+    """
+
+    def __init__(self, text: str) -> None:
+        super().__init__(text)
+        self._depth = self._values = 0
 
     yaml_implicit_resolvers: ClassVar[dict[str, list[tuple[str, Any]]]] = {}  # type: ignore[misc]
 
@@ -155,7 +182,16 @@ class _Loader(yaml.SafeLoader):
         if self.check_event(yaml.AliasEvent):
             mark = self.peek_event().start_mark  # type: ignore[no-untyped-call]
             raise yaml.composer.ComposerError(None, None, "aliases (*name) are not allowed, write the value", mark)
-        return super().compose_node(parent, index)
+        self._values += 1
+        self._depth += 1
+        line = self.peek_event().start_mark.line + 1  # type: ignore[no-untyped-call]
+        if self._depth > MAX_DEPTH + 1:
+            raise _LimitError(f"settings must be nested at most {MAX_DEPTH} deep, got more", line)
+        if self._values > MAX_VALUES:
+            raise _LimitError(f"an experiment must have at most {MAX_VALUES:,} keys and values, got more", line)
+        node = super().compose_node(parent, index)
+        self._depth -= 1
+        return node
 
 
 def _add_resolvers() -> None:
@@ -186,15 +222,13 @@ def _existing_file(path: str | Path) -> Path:
     if str(path) in recipe_names():
         return recipe_path(str(path))
     if file.exists():
-        raise ConfigError(f"{path} must be a YAML file, got a folder.")
+        require_file(path, file.stat())
     raise ConfigError(f"{path} must be a YAML file or a recipe, got neither. {near_miss(str(path), recipe_names())}")
 
 
 def _plain(node: yaml.Node, path: Path_, lines: dict[Path_, int], source: str) -> Any:
     line = node.start_mark.line + 1
     lines.setdefault(path, line)
-    if len(path) > MAX_DEPTH:
-        raise ConfigError(f"{source}:{line}: settings must be nested at most {MAX_DEPTH} deep.")
     if node.tag.removeprefix(_CORE) not in _PLAIN_TAGS:
         raise ConfigError(f"{source}:{line}: {_dotted(path)} must be plain data, got the tag {node.tag!r}.")
     if isinstance(node, yaml.MappingNode):
@@ -239,6 +273,8 @@ def _mapping(node: yaml.MappingNode, path: Path_, lines: dict[Path_, int], sourc
         if not isinstance(key_node, yaml.ScalarNode):
             raise ConfigError(f"{source}:{line}: a key must be a word, got a {_kind(key_node)}.")
         key = str(key_node.value)
+        if len(key) > MAX_KEY:
+            raise ConfigError(f"{source}:{line}: a key must have at most {MAX_KEY} characters, got {len(key):,}.")
         if key in values:
             first = lines[(*path, key)]
             raise ConfigError(

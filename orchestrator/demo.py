@@ -97,7 +97,7 @@ def _step(report: Report, name: str) -> Iterator[Any]:
     seconds = time.perf_counter() - started
     report["seconds"][name] = round(seconds, 2)
     err.print(f"{seconds:5.1f}s {name}", style="bold", end="  ")
-    err.print("; ".join(words), markup=False)
+    err.print("; ".join(words))
 
 
 @contextmanager

@@ -1,11 +1,19 @@
-"""What a person sees: tables, progress bars and closing lines on a terminal, or one JSON object with `--json`."""
+"""What a person sees: tables, progress bars and closing lines on a terminal, or one JSON object with `--json`.
+
+Every text passes here on its way to the terminal, and many come from files, objects and servers: names of classes,
+messages, logs. A control character among them is shown and not sent (see `visible`), and nothing is taken for markup.
+"""
 
 import dataclasses
 import json
+import logging
 import math
+import re
 import sys
+import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from types import TracebackType
 from typing import TYPE_CHECKING, Any, TextIO
 
 from pydantic import BaseModel
@@ -15,23 +23,85 @@ from rich.progress import (
     MofNCompleteColumn,
     Progress,
     SpinnerColumn,
+    Task,
     TaskID,
     TextColumn,
     TimeElapsedColumn,
 )
 from rich.table import Table
+from rich.text import Text
 
 if TYPE_CHECKING:
     from orchestrator.attempts import End, Receipt, Recovery
     from orchestrator.drill import DrillResult
 
 PIPE_WIDTH = 200  # what is not read on a terminal should not be folded for one
-out = Console(highlight=False, soft_wrap=True, width=None if sys.stdout.isatty() else PIPE_WIDTH)
+
+_CONTROL = re.compile(
+    "[\x00-\x08\x0b-\x1f\x7f-\x9f"  # C0 but for tab and line feed, DEL, and C1, of which some begin a sequence
+    "\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069"  # turn the direction of what follows
+    "\u2028\u2029\ufeff\ufff9-\ufffb\ud800-\udfff\U000e0000-\U000e007f]"  # line ends, marks, halves, hidden tags
+)
+
+
+def visible(text: str) -> str:
+    r"""Return a text as a terminal may show it: what would control the terminal becomes its escape, ``\x1b``."""
+    return _CONTROL.sub(lambda found: found[0].encode("unicode_escape").decode(), text.replace("\r\n", "\n"))
+
+
+def shortened(text: str, *, most: int = 2000) -> str:
+    """Return a text whose lines have at most so many characters; the cure at the end of a message stays."""
+    kept = [(line[: most // 2] + " … " + line[-most // 2 :]) if len(line) > most else line for line in text.split("\n")]
+    return "\n".join(kept)
+
+
+class _Terminal(Console):
+    """A console that takes a text for nothing but text."""
+
+    def __init__(self, *, stderr: bool, width: int | None) -> None:
+        super().__init__(stderr=stderr, width=width, highlight=False, soft_wrap=True, markup=False, emoji=False)
+
+    def render_str(self, text: str, **settings: Any) -> Text:
+        """Return what is printed of a text; rich calls it for whatever is not styled already."""
+        return super().render_str(visible(text), **settings)
+
+
+class _Words(TextColumn):
+    """A column of a progress bar, of text that is nothing but text."""
+
+    def __init__(self, words: str) -> None:
+        super().__init__(words, markup=False)
+
+    def render(self, task: Task) -> Text:
+        """Return the words of a task."""
+        return Text(visible(self.text_format.format(task=task)))
+
+
+out = _Terminal(stderr=False, width=None if sys.stdout.isatty() else PIPE_WIDTH)
 """Results."""
-err = Console(stderr=True, highlight=False, soft_wrap=True, width=None if sys.stderr.isatty() else PIPE_WIDTH)
+err = _Terminal(stderr=True, width=None if sys.stderr.isatty() else PIPE_WIDTH)
 """Progress, notes and errors: data on stdout stays clean."""
 _kept: list[TextIO] = []
 """The true stdout, where something else stands in its place."""
+
+
+class LogLines(logging.Handler):
+    """Shows what modules log, a line each."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Print a record."""
+        err.print(self.format(record))
+
+
+def print_traceback(kind: type[BaseException], error: BaseException, where: TracebackType | None) -> None:
+    """Show an error that nobody expected; stands in for ``sys.excepthook``."""
+    err.print("".join(traceback.format_exception(kind, error, where)).rstrip())
+
+
+def print_log(text: str) -> None:
+    """Print a part of a log on stdout, as it came but for what would control the terminal."""
+    sys.stdout.write(visible(text))
+    sys.stdout.flush()
 
 
 @contextmanager
@@ -79,7 +149,7 @@ def table(columns: Sequence[str], rows: Sequence[Sequence[Any]], *, title: str |
         numbers = bool(rows) and all(isinstance(row[i], int | float | None) for row in rows)
         view.add_column(name, justify="right" if numbers else "left", overflow="fold")
     for row in rows:
-        view.add_row(*(number(cell) for cell in row))
+        view.add_row(*(number(cell).replace("\n", "\\n") for cell in row))  # a name must not make a row of its own
     out.print(view)
 
 
@@ -106,6 +176,12 @@ def size(num_bytes: float) -> str:
             return f"{num_bytes:.0f} {unit}" if unit == "B" else f"{num_bytes:.1f} {unit}"
         num_bytes /= 1024
     return f"{num_bytes:.1f} TiB"
+
+
+def note_damaged(lines: Sequence[str]) -> None:
+    """Name what could not be listed, beside what could."""
+    for line in lines:
+        err.print(f"damaged: {line}", style="yellow")
 
 
 def note(text: str) -> None:
@@ -137,9 +213,9 @@ def print_receipt(receipt: "Receipt") -> None:
             f"{duration(receipt.seconds_lost)} lost{waited}{_price(receipt)}"
         )
     for reason in dict.fromkeys(reason for r in receipt.recoveries for reason in r.passed_over):
-        out.print(f"passed over: {reason}", style="dim", markup=False)
+        out.print(f"passed over: {reason}", style="dim")
     for line in receipt.notes:
-        out.print(line, style="dim", markup=False)
+        out.print(line, style="dim")
 
 
 def _receipt_row(receipt: "Receipt", cause: "End") -> list[Any]:
@@ -179,7 +255,7 @@ def print_drill(result: "DrillResult") -> None:
             f"{duration(result.recovery_s)}"
         )
     print_receipt(result.receipt)
-    out.print(*drill_verdict(result), sep="\n", style="bold" if result.passed else "bold red", markup=False)
+    out.print(*drill_verdict(result), sep="\n", style="bold" if result.passed else "bold red")
     kept = "with their checkpoints" if result.has_checkpoints else "without their checkpoints"
     out.print(f"runs {result.unbroken} and {result.killed} stay, {kept}", style="dim")
 
@@ -220,10 +296,10 @@ def training_progress(on_epoch: Callable[[int], str | None]) -> Iterator[Callabl
     """
     columns = (
         SpinnerColumn(),
-        TextColumn("{task.description}"),
+        _Words("{task.description}"),
         BarColumn(),
         MofNCompleteColumn(),
-        TextColumn("{task.fields[speed]}"),
+        _Words("{task.fields[speed]}"),
         TimeElapsedColumn(),
     )
     with Progress(*columns, console=err, disable=not err.is_terminal, transient=True) as bar:
@@ -255,7 +331,7 @@ def training_progress(on_epoch: Callable[[int], str | None]) -> Iterator[Callabl
 @contextmanager
 def counting_progress(what: str) -> Iterator[Callable[[int, int, str], None]]:
     """Yield a callback `(done, total, detail)`; a bar on a terminal, a line for every tenth elsewhere."""
-    columns = (SpinnerColumn(), TextColumn(what), BarColumn(), MofNCompleteColumn(), TextColumn("{task.description}"))
+    columns = (SpinnerColumn(), _Words(what), BarColumn(), MofNCompleteColumn(), _Words("{task.description}"))
     with Progress(*columns, console=err, disable=not err.is_terminal, transient=True) as bar:
         task = bar.add_task("", total=None)
 
@@ -270,7 +346,7 @@ def counting_progress(what: str) -> Iterator[Callable[[int, int, str], None]]:
 @contextmanager
 def push_progress() -> Iterator[tuple[Callable[[int, int], None], Callable[[int, int | None, str], None]]]:
     """Yield callbacks for the rows of a push, and for the bytes of the downloads before it."""
-    columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[amount]}"))
+    columns = (SpinnerColumn(), _Words("{task.description}"), BarColumn(), _Words("{task.fields[amount]}"))
     with Progress(*columns, TimeElapsedColumn(), console=err, disable=not err.is_terminal, transient=True) as bar:
         rows = bar.add_task("rows", total=None, amount="")
         downloads: dict[str, TaskID] = {}

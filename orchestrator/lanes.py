@@ -37,6 +37,7 @@ from cluster.failpoints import failpoint
 from cluster.session import store_environment
 from cluster.staging import check_packages
 from cluster.storage import Store, all_at_once
+from cluster.stored_json import read_model
 from orchestrator.ledger import Cell
 from orchestrator.polling import time_limit
 from orchestrator.runs import Metrics, RunRecord, update_run, utc_now
@@ -180,7 +181,7 @@ def run_lanes(config: Mapping[str, Any]) -> None:
 
     check_packages()
     store = Store(StoreSettings.model_validate(config["store"]))
-    plan = LanePlan.model_validate_json(store.read(config["plan"]))
+    plan = _read_plan(store, config["plan"])
     if trains_in_workers(plan.arms):
         with ThreadPoolExecutor(len(config["lanes"])) as pool:
             train = partial(_train_in_worker, plan, store=store, lanes=config["num_lanes"])
@@ -208,7 +209,11 @@ def _train_in_worker(plan: LanePlan, *, store: Store, lane: int, lanes: int) -> 
 def train_stored_tasks(key: str, *, settings: dict[str, Any], lane: int, lanes: int) -> None:
     """`train_tasks`, in a worker."""
     store = Store(StoreSettings.model_validate(settings))
-    train_tasks(LanePlan.model_validate_json(store.read(key)), store=store, lane=lane, lanes=lanes)
+    train_tasks(_read_plan(store, key), store=store, lane=lane, lanes=lanes)
+
+
+def _read_plan(store: Store, key: str) -> LanePlan:
+    return read_model(store, key, LanePlan, what="the plan of a sweep")
 
 
 def train_tasks(plan: LanePlan, *, store: Store, lane: int, lanes: int) -> None:

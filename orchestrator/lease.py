@@ -19,10 +19,11 @@ from contextlib import suppress
 from types import TracebackType
 from typing import Self
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict
 
-from cluster.errors import ConfigError, IntegrityError, LeaseLostError, NotFoundError, PreconditionError, StoreError
+from cluster.errors import ConfigError, LeaseLostError, NotFoundError, PreconditionError, StoreError
 from cluster.storage import RetryPolicy, Store
+from cluster.stored_json import MOST_BYTES, parse_model
 
 LEASE_S = 10.0  # ten renewals may fail before anybody may take the run
 RENEW_S = 1.0
@@ -211,15 +212,11 @@ def _owner(record: LeaseRecord) -> str:
 
 def _read(store: Store, run: str) -> tuple[LeaseRecord, str] | None:
     try:
-        body, etag = store.read_with_etag(_key(run))
+        body, etag = store.read_with_etag(_key(run), most_bytes=MOST_BYTES)
     except NotFoundError:
         return None
-    try:
-        return LeaseRecord.model_validate_json(body), etag
-    except ValidationError:
-        raise IntegrityError(
-            f"{_key(run)} must be a lease, got {body[:40]!r}. Delete it once no driver works on the run."
-        ) from None
+    cure = "Delete it once no driver works on the run."
+    return parse_model(LeaseRecord, body, where=_key(run), what="a lease", cure=cure), etag
 
 
 def _key(run: str) -> str:

@@ -6,8 +6,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rich.markup import escape
-
 from cluster.errors import ConfigError
 from orchestrator.budget import cost_text
 from orchestrator.crossover import PROCESSOR
@@ -140,8 +138,8 @@ def _print_arms(ledger: Ledger, outcome: "Outcome | None") -> None:
     costs = [r for r in ledger.responses[1:] if r.unit]
     rows = [
         (
-            escape(row.arm),
-            *(escape(level_of(row, factor) or "not applicable") for factor in names),
+            row.arm,
+            *(level_of(row, factor) or "not applicable" for factor in names),
             row.mean,
             _ends(row.low, row.high),
             *(row.responses[r.name].mean if r.name in row.responses else None for r in costs),
@@ -150,7 +148,7 @@ def _print_arms(ledger: Ledger, outcome: "Outcome | None") -> None:
         )
         for row in ledger.arms
     ]
-    titles = ("arm", *map(escape, names.values()), ledger.metric, "95 % interval", *(title_of(r) for r in costs))
+    titles = ("arm", *names.values(), ledger.metric, "95 % interval", *(title_of(r) for r in costs))
     out.print()
     table((*titles, *(["seconds predicted"] if predicted else []), "trainings"), rows)
 
@@ -160,23 +158,23 @@ def _print_effects(response: Response, names: Mapping[str, str]) -> None:
         return
     rows = [
         (
-            escape(" × ".join(names.get(factor, factor) for factor in effect.factors)),
-            escape(effect.name),
+            " × ".join(names.get(factor, factor) for factor in effect.factors),
+            effect.name,
             signed(effect.estimate),
             _ends(effect.low, effect.high),
             _ends(effect.simultaneous_low, effect.simultaneous_high),
             percent(next((v.eta_squared for v in response.variance if v.factors == effect.factors), None)),
-            escape(conclusion(effect)),
+            conclusion(effect),
         )
         for effect in response.effects
     ]
     out.print()
     columns = ("factor", "effect", "estimate", "95 % interval", "all together", "of differences", "conclusion")
-    table(columns, rows, title=f"effects on {escape(title_of(response))}, {response.direction}")
+    table(columns, rows, title=f"effects on {title_of(response)}, {response.direction}")
 
 
 def _say(text: str, *, style: str = "") -> None:
-    out.print(text, style=style, markup=False)
+    out.print(text, style=style)
 
 
 # ------------------------------------------------------------------------------------- what was predicted of the sweep

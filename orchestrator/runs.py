@@ -18,13 +18,14 @@ import time
 from datetime import UTC, datetime
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict
 
 from cluster.config import checked_name
 from cluster.errors import ConfigError, IntegrityError, NotFoundError
 from cluster.storage import Store
+from cluster.stored_json import MANY_VALUES, MOST_BYTES, Listing, listing, named_folders, parse_json, read_model
 from models.config import ResolvedTechniques
 from models.features import Signature
 from orchestrator.config import Experiment
@@ -37,6 +38,14 @@ LOST_AFTER_S = 10.0  # a run that says "running" and has not written for this lo
 RunState = Literal["running", "finished", "failed", "cancelled", "unfinished"]
 Metrics = dict[str, float]
 EpochRecord = dict[str, Any]  # its number as `epoch`, its metrics, and the rows of `models.diagnostics` as `why`
+
+
+def _time(text: str) -> str:
+    try:
+        datetime.fromisoformat(text).timestamp()
+    except (ValueError, OverflowError):
+        raise ValueError("should be a time in ISO 8601") from None
+    return text
 
 
 class _Frozen(BaseModel):
@@ -58,7 +67,7 @@ class RunRecord(_Frozen):
     state: RunState
     sweep: str | None = None
     """The sweep that this run is a cell of."""
-    created: str
+    created: Annotated[str, AfterValidator(_time)]
     """UTC, ISO 8601."""
     experiment: Experiment
     techniques: ResolvedTechniques
@@ -146,25 +155,28 @@ def read_run(store: Store, run: str) -> RunRecord:
     except ValueError as error:
         raise ConfigError(f"run {error}.") from None
     try:
-        return RunRecord.model_validate_json(store.read(f"runs/{run}/run.json"))
+        return _read_record(store, run)
     except NotFoundError:
         known = [r.run for r in list_runs(store)]
         newest = f"The newest is {known[0]}." if known else "There are none yet: `orchestrator train CONFIG`."
         raise NotFoundError(f"run must exist, got {run!r}. {newest} See `orchestrator runs`.") from None
-    except ValidationError as error:
-        raise IntegrityError(f"runs/{run}/run.json must be a run's record, got {error.error_count()} errors.") from None
 
 
 def list_runs(store: Store) -> list[RunRecord]:
-    """All runs, newest first; one whose driver was lost shows as `unfinished`."""
-    records = []
-    for folder in store.folders("runs/"):
-        name = folder.removeprefix("runs/").strip("/")
-        try:
-            records.append(RunRecord.model_validate_json(store.read(f"runs/{name}/run.json")))
-        except (NotFoundError, ValidationError):
-            continue  # a folder that is no run, or one of a newer format
-    return sorted((with_live_state(store, r) for r in records), key=lambda r: r.created, reverse=True)
+    """All runs that can be read, newest first; one whose driver was lost shows as `unfinished`."""
+    return find_runs(store).found
+
+
+def find_runs(store: Store) -> Listing[RunRecord]:
+    """All runs, newest first, and those that cannot be read: damaged, or of a newer format."""
+    names = named_folders(store, "runs")
+    records = listing(names.found, lambda name: with_live_state(store, _read_record(store, name)))
+    newest_first = sorted(records.found, key=lambda record: record.created, reverse=True)
+    return Listing(newest_first, names.damaged + records.damaged)
+
+
+def _read_record(store: Store, run: str) -> RunRecord:
+    return read_model(store, f"runs/{run}/run.json", RunRecord, what="a run's record", most_values=MANY_VALUES)
 
 
 def with_live_state(store: Store, record: RunRecord) -> RunRecord:
@@ -180,18 +192,26 @@ def with_live_state(store: Store, record: RunRecord) -> RunRecord:
 def read_status(store: Store, run: str) -> RunStatus | None:
     """The newest sign of life; ``None`` before the first."""
     try:
-        return RunStatus.model_validate_json(store.read(f"runs/{run}/status.json"))
-    except (NotFoundError, ValidationError):
+        return read_model(store, f"runs/{run}/status.json", RunStatus, what="a run's status")
+    except (NotFoundError, IntegrityError):
         return None
 
 
 def read_history(store: Store, run: str) -> list[EpochRecord]:
-    """Metrics and the why panel of every finished epoch, oldest first."""
+    """Metrics and the why panel of every finished epoch, oldest first.
+
+    Raises:
+        IntegrityError: a line is damaged; the message names it.
+    """
+    key = f"runs/{run}/metrics.jsonl"
     try:
-        text = store.read(f"runs/{run}/metrics.jsonl").decode()
+        lines = store.read(key, most_bytes=MOST_BYTES).split(b"\n")
     except NotFoundError:
         return []
-    return [json.loads(line) for line in text.splitlines()]
+    found = [parse_json(line, where=f"{key}:{i}") for i, line in enumerate(lines, start=1) if line.strip()]
+    if not all(isinstance(entry, dict) for entry in found):
+        raise IntegrityError(f"{key} must hold an object in each line, got something else.")
+    return found
 
 
 class RunLog:

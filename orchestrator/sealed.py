@@ -7,8 +7,9 @@ from weakref import WeakKeyDictionary
 
 from pydantic import BaseModel
 
-from cluster.errors import PreconditionError
+from cluster.errors import IntegrityError, PreconditionError
 from cluster.storage import Store, all_at_once
+from cluster.stored_json import MOST_BYTES, parse_json
 
 M = TypeVar("M", bound=BaseModel)
 
@@ -29,7 +30,7 @@ def append(store: Store, key: str, content: BaseModel, *, kind: str) -> None:
     try:
         store.write(key, body, only_if_absent=True)
     except PreconditionError:
-        if unsealed(store.read(key), type(content), kind=kind) is None:
+        if _read(store, key, type(content), kind) is None:
             store.write(key, body)
 
 
@@ -42,9 +43,9 @@ def sealed(content: BaseModel, *, kind: str) -> bytes:
 def unsealed(body: bytes, model: type[M], *, kind: str) -> M | None:
     """The content of an object; ``None`` if it is not as it was written."""
     try:
-        found = json.loads(body)
+        found = parse_json(body, where=kind)
         return model.model_validate(found[kind]) if found["sha256"] == _sha256(found[kind]) else None
-    except (ValueError, KeyError, TypeError):  # a ValidationError and a UnicodeDecodeError are ValueErrors
+    except (IntegrityError, ValueError, KeyError, TypeError):  # a ValidationError is a ValueError
         return None
 
 
@@ -56,9 +57,17 @@ def read_all(store: Store, folder: str, model: type[M], *, kind: str) -> dict[st
     known = _READ.setdefault(store, {})
     found = {info.key: (info.key, info.etag, model) for info in store.list(folder)}
     new = [key for key in found if found[key] not in known]
-    for key, body in zip(new, all_at_once(store.read, new), strict=True):
-        known[found[key]] = unsealed(body, model, kind=kind)
+    for key, content in zip(new, all_at_once(lambda key: _read(store, key, model, kind), new), strict=True):
+        known[found[key]] = content
     return {key: known[identity] for key, identity in found.items()}
+
+
+def _read(store: Store, key: str, model: type[M], kind: str) -> M | None:
+    try:
+        body = store.read(key, most_bytes=MOST_BYTES)
+    except IntegrityError:
+        return None
+    return unsealed(body, model, kind=kind)
 
 
 def _sha256(values: Any) -> str:

@@ -20,6 +20,7 @@ from pydantic import BaseModel, ConfigDict
 from cluster.errors import ConfigError, NotFoundError, PreconditionError, RunInterruptedError, RunUnfinishedError
 from cluster.session import cluster_resources, ray_session, require_resources
 from cluster.storage import Store, open_store
+from cluster.stored_json import read_model
 from orchestrator.config import Experiment, RangeConfig
 from orchestrator.configfile import near_miss
 from orchestrator.polling import polling
@@ -157,9 +158,10 @@ def read_search(store: Store, name: str) -> SearchRecord:
 
     Raises:
         NotFoundError: naming the nearest there is.
+        IntegrityError: it is damaged.
     """
     try:
-        return SearchRecord.model_validate_json(store.read(f"searches/{name}/search.json"))
+        return read_model(store, f"searches/{name}/search.json", SearchRecord, what="the record of a search")
     except NotFoundError:
         known = [found for found in store.folders("searches/") if is_search(store, found)]
         raise NotFoundError(

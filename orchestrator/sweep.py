@@ -29,6 +29,7 @@ from cluster.config import StoreSettings
 from cluster.errors import ConfigError, NotFoundError, RunInterruptedError, RunUnfinishedError
 from cluster.session import cluster_resources, num_nodes, ray_session, require_resources
 from cluster.storage import Store, open_store
+from cluster.stored_json import read_model
 from models.config import has_activation
 from orchestrator.budget import Prediction, budget_text, prediction_text, probe, seeds_within
 from orchestrator.config import Experiment, SweepConfig
@@ -330,9 +331,10 @@ def read_sweep(store: Store, name: str) -> SweepRecord:
 
     Raises:
         NotFoundError: naming the nearest there is.
+        IntegrityError: it is damaged.
     """
     try:
-        return SweepRecord.model_validate_json(store.read(f"sweeps/{name}/sweep.json"))
+        return read_model(store, f"sweeps/{name}/sweep.json", SweepRecord, what="the record of a sweep")
     except NotFoundError:
         known = [found for found in store.folders("sweeps/") if store.exists(f"sweeps/{found}/sweep.json")]
         raise NotFoundError(

@@ -14,6 +14,8 @@ from urllib.parse import quote
 import requests
 
 from cluster.errors import ClusterError, ConfigError, NotFoundError, RunFailedError
+from cluster.files import read_file
+from cluster.stored_json import require_bounded
 from models.features import (
     CategoricalFeature,
     ForecastTarget,
@@ -29,6 +31,7 @@ CONNECT_TIMEOUT_S = 5.0
 READ_TIMEOUT_S = 60.0  # the gateway gives up after 30
 RETRY_BUDGET_S = 30.0
 PAUSE_S = 0.25
+MOST_INPUT = 32 * 2**20  # bytes of a file; the gateway takes no larger body
 PICTURE_SUFFIXES = (".png", ".jpg", ".jpeg")
 
 
@@ -168,7 +171,10 @@ def parse_series(text: str, feature: SeriesFeature, *, lookback: int) -> list[li
     Raises:
         ConfigError: naming the column or the line that is wrong.
     """
-    rows = [row for row in csv.reader(io.StringIO(text)) if any(cell.strip() for cell in row)]
+    try:
+        rows = [row for row in csv.reader(io.StringIO(text)) if any(cell.strip() for cell in row)]
+    except csv.Error as error:
+        raise ConfigError(f"the series must be a CSV text, got {error}.") from None
     header = [cell.strip() for cell in rows[0]] if rows and not all(map(_is_number, rows[0])) else None
     columns = _columns(header, feature.channels)
     data = rows[1:] if header else rows
@@ -231,14 +237,12 @@ def _read_text(word: str) -> str:
 
 
 def _read_file(path: Path) -> bytes:
-    try:
-        return path.read_bytes()
-    except OSError as error:
-        raise ConfigError(f"the file must be readable, got {str(path)!r}: {error.strerror}.") from None
+    return read_file(path, most_bytes=MOST_INPUT)
 
 
 def _parse_json(word: str) -> Any:
     try:
+        require_bounded(word.encode())
         return json.loads(word)
     except ValueError as error:
         raise ConfigError(f"inputs must be JSON when they begin with {{ or [, got: {error}.") from None

@@ -11,36 +11,46 @@ models/NAME/aliases/champion.json
 """
 
 import hashlib
-import json
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Any, TypeVar
+from functools import partial
+from typing import Any, NamedTuple, TypeVar
 from uuid import uuid4
 
 import torch
-from pydantic import BaseModel, ConfigDict, ValidationError
-from safetensors import SafetensorError
-from safetensors.torch import load as load_safetensors
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from torch import Tensor
 
 from cluster.config import checked_name
 from cluster.errors import ConfigError, IntegrityError, NotFoundError, PreconditionError
 from cluster.storage import Store
-from models.config import ModelConfig, ResolvedTechniques
+from cluster.stored_json import (
+    MANY_VALUES,
+    MOST_BYTES,
+    Listing,
+    first_fault,
+    listing,
+    named_folders,
+    parse_model,
+    read_model,
+)
+from models.config import ResolvedTechniques
 from models.features import Signature
-from models.network import Network, build, example_batch
+from models.network import Network, example_batch
 from serving.card import write_card
 from serving.inputs import Batch, InputError
 from serving.protocol import describe_output, output_tensor, parse_request, request_of
 from serving.version import DatasetRef, Version
+from serving.weights import build_network, read_weights
 
 GOLDEN_SIZE = 4
 GOLDEN_SEED = 0
 # Another processor or another batch size changes the last bits of a float32 sum; other weights change far more.
 GOLDEN_RTOL, GOLDEN_ATOL = 1e-3, 1e-4
 ALIAS_ATTEMPTS = 20
+MOST_CARD = 2**20  # bytes of a card; one has a few thousand
 
 Parsed = TypeVar("Parsed", bound=BaseModel)
 
@@ -49,10 +59,14 @@ class _Frozen(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
-class FinishedRun(BaseModel):
-    """What the registry needs of a run's ``run.json``."""
+class _Excerpt(BaseModel):
+    """What the registry needs of a record that has more."""
 
     model_config = ConfigDict(frozen=True, extra="ignore")
+
+
+class FinishedRun(_Excerpt):
+    """Of a run's ``run.json``."""
 
     run: str
     state: str
@@ -79,11 +93,43 @@ class Champion(_Frozen):
     """Makes two writers' bytes differ, so that each can tell whether its own write won."""
 
 
+class Claim(_Excerpt):
+    """The run that a version belongs to; of ``claim.json``."""
+
+    run: str
+
+
+class WeightsFile(_Excerpt):
+    """The weights of a checkpoint, as they were written."""
+
+    bytes: int
+    sha256: str
+
+
+class CheckpointFiles(_Excerpt):
+    """The files of a checkpoint."""
+
+    weights: WeightsFile = Field(alias="weights.safetensors")
+
+
+class CheckpointManifest(_Excerpt):
+    """Of a checkpoint's ``manifest.json``."""
+
+    files: CheckpointFiles
+
+
 class Golden(_Frozen):
     """A request and its answer's ``outputs``, both in the Open Inference Protocol."""
 
     request: dict[str, Any]
     outputs: list[dict[str, Any]]
+
+
+class Listed(NamedTuple):
+    """A version as `models ls` shows it."""
+
+    version: Version
+    is_champion: bool
 
 
 @dataclass(frozen=True)
@@ -122,7 +168,7 @@ def promote(store: Store, *, run: str, name: str) -> Version:
 
 def models(store: Store) -> list[str]:
     """Names of all models in the registry."""
-    return store.folders("models")
+    return named_folders(store, "models").found
 
 
 def versions(store: Store, name: str) -> list[Version]:
@@ -137,6 +183,30 @@ def versions(store: Store, name: str) -> list[Version]:
     return found
 
 
+def list_versions(store: Store) -> Listing[Listed]:
+    """Every complete version of every model, and what is damaged: one object that is hides no other."""
+    names = named_folders(store, "models")
+    found: list[Listed] = []
+    damaged = names.damaged
+    for name in names.found:
+        alias = listing([name], partial(champion, store))
+        numbers = [version for version in _folders(store, name) if _is_complete(store, name, version)]
+        readable = listing(numbers, partial(_described, store, name))
+        found += [Listed(version, version.version in alias.found) for version in readable.found]
+        damaged += [*alias.damaged, *readable.damaged]
+    return Listing(found, damaged)
+
+
+def read_card(store: Store, version: Version) -> str:
+    """The card of a version, for people.
+
+    Raises:
+        NotFoundError: if it has none.
+        IntegrityError: if it is far too large.
+    """
+    return store.read(_key(version.name, version.version, "card.md"), most_bytes=MOST_CARD).decode(errors="replace")
+
+
 def show(store: Store, *, name: str, version: str | None = None) -> Version:
     """One version, or the champion.
 
@@ -148,12 +218,22 @@ def show(store: Store, *, name: str, version: str | None = None) -> Version:
     version = version or champion(store, name)
     _check_name("version", version)
     try:
-        body = store.read(_key(name, version, "model.json"))
+        body = store.read(_key(name, version, "model.json"), most_bytes=MOST_BYTES)
     except NotFoundError:
         raise NotFoundError(
             f"the version must exist, got {name} {version}. See `orchestrator models show {name}`."
         ) from None
-    return _parsed(Version, body, _key(name, version, "model.json"))
+    described = _parsed(Version, body, _key(name, version, "model.json"))
+    if (described.name, described.version) != (name, version):
+        raise IntegrityError(
+            f"{_key(name, version, 'model.json')} must describe {name} {version}, got {described.name} "
+            f"{described.version}. Promote the run again under a new name."
+        )
+    return described
+
+
+def _described(store: Store, name: str, version: str) -> Version:
+    return show(store, name=name, version=version)
 
 
 def champion(store: Store, name: str) -> str:
@@ -206,16 +286,13 @@ def load(store: Store, *, name: str, version: str) -> LoadedModel:
 
     Raises:
         NotFoundError: if it does not exist.
-        IntegrityError: if the weights do not match their SHA-256.
-        ConfigError: if the weights do not fit the configuration.
+        IntegrityError: if the weights do not match their SHA-256, or do not fit the configuration.
     """
     described = show(store, name=name, version=version)
     key = _key(name, version, "weights.safetensors")
-    weights = store.read(key)
-    if _sha256(weights) != described.weights_sha256:
-        raise IntegrityError(f"{key} must match its SHA-256, got other bytes. Promote the run again under a new name.")
-    network = _build(described.model, described.techniques, described.signature, weights, key)
-    return LoadedModel(described, network)
+    cure = "Promote the run again under a new name."
+    weights = _read_weights(store, key, described, cure=cure)
+    return _loaded(described, weights, where=key)
 
 
 def read_golden(store: Store, *, name: str, version: str) -> Golden:
@@ -226,7 +303,7 @@ def read_golden(store: Store, *, name: str, version: str) -> Golden:
         IntegrityError: if the object is not a golden file.
     """
     key = _key(name, version, "golden.json")
-    return _parsed(Golden, store.read(key), key)
+    return _parsed(Golden, store.read(key, most_bytes=MOST_BYTES), key)
 
 
 def check_golden(model: LoadedModel, golden: Golden) -> None:
@@ -250,7 +327,7 @@ def require_golden(answer: Tensor, golden: Golden, *, where: str) -> None:
     Raises:
         IntegrityError: naming the largest difference.
     """
-    expected = output_tensor(golden.outputs)
+    expected = _expected(golden, where)
     if answer.shape != expected.shape:
         raise IntegrityError(
             f"{where} must answer its golden request with shape {list(expected.shape)}, got {list(answer.shape)}."
@@ -263,12 +340,22 @@ def require_golden(answer: Tensor, golden: Golden, *, where: str) -> None:
         )
 
 
+def _expected(golden: Golden, where: str) -> Tensor:
+    try:
+        return output_tensor(golden.outputs)
+    except (ValueError, KeyError, TypeError, RuntimeError) as error:
+        reason = " ".join(str(error).split())[:100]
+        raise IntegrityError(
+            f"golden.json of {where} must hold one answer, with shape and data, got {type(error).__name__}: {reason}."
+        ) from None
+
+
 def _create(store: Store, run: FinishedRun, *, name: str, version: str) -> Version:
     """Write all files of a claimed version, ``model.json`` last; of two writers at once the first one's stands."""
-    weights = _read_weights(store, run)
-    described = _describe(run, weights, name=name, version=version)
-    network = _build(described.model, described.techniques, described.signature, weights, f"run {run.run}")
-    golden = _record_golden(LoadedModel(described, network))
+    key, recorded = _checkpoint_weights(store, run)
+    described = _describe(run, recorded, name=name, version=version)
+    weights = _read_weights(store, key, described, cure="Train again.")
+    golden = _record_golden(_loaded(described, weights, where=f"run {run.run}"))
     files = {
         "weights.safetensors": weights,
         "golden.json": golden.model_dump_json().encode(),
@@ -284,29 +371,34 @@ def _create(store: Store, run: FinishedRun, *, name: str, version: str) -> Versi
     return described
 
 
-def _describe(run: FinishedRun, weights: bytes, *, name: str, version: str) -> Version:
-    return Version.model_validate(
-        {
-            "name": name,
-            "version": version,
-            "created": _now(),
-            "weights_sha256": _sha256(weights),
-            "weights_bytes": len(weights),
-            "model": run.experiment["model"],
-            "techniques": run.techniques,
-            "signature": run.signature,
-            "metrics": run.metrics,
-            "primary_metric": run.primary_metric,
-            "evaluated_on": run.evaluated_on,
-            "lineage": run.model_dump(include={"run", "dataset", "code_version", "versions", "experiment"}),
-        }
-    )
+def _describe(run: FinishedRun, recorded: WeightsFile, *, name: str, version: str) -> Version:
+    try:
+        return Version.model_validate(_description(run, recorded, name=name, version=version))
+    except ValidationError as error:
+        raise IntegrityError(f"runs/{run.run}/run.json must hold a model, got {first_fault(error)}.") from None
+
+
+def _description(run: FinishedRun, recorded: WeightsFile, *, name: str, version: str) -> dict[str, Any]:
+    return {
+        "name": name,
+        "version": version,
+        "created": _now(),
+        "weights_sha256": recorded.sha256,
+        "weights_bytes": recorded.bytes,
+        "model": run.experiment.get("model"),
+        "techniques": run.techniques,
+        "signature": run.signature,
+        "metrics": run.metrics,
+        "primary_metric": run.primary_metric,
+        "evaluated_on": run.evaluated_on,
+        "lineage": run.model_dump(include={"run", "dataset", "code_version", "versions", "experiment"}),
+    }
 
 
 def _read_run(store: Store, run: str) -> FinishedRun:
     _check_name("run", run)
     try:
-        body = store.read(f"runs/{run}/run.json")
+        body = store.read(f"runs/{run}/run.json", most_bytes=MOST_BYTES)
     except NotFoundError:
         raise NotFoundError(f"the run must exist, got {run!r}. See `orchestrator runs`.") from None
     record = _parsed(FinishedRun, body, f"runs/{run}/run.json")
@@ -318,28 +410,31 @@ def _read_run(store: Store, run: str) -> FinishedRun:
     return record
 
 
-def _read_weights(store: Store, run: FinishedRun) -> bytes:
+def _checkpoint_weights(store: Store, run: FinishedRun) -> tuple[str, WeightsFile]:
+    """The key of the weights that a run ended with, and what is recorded of them."""
     assert run.checkpoint is not None
     prefix = run.checkpoint.rstrip("/") + "/"
     if not prefix.startswith(f"runs/{run.run}/checkpoints/"):
         raise IntegrityError(f"run {run.run} must name a checkpoint of its own, got {prefix!r}.")
-    weights = store.read(prefix + "weights.safetensors")
-    recorded = store.read_json(prefix + "manifest.json")["files"]["weights.safetensors"]["sha256"]
-    if _sha256(weights) != recorded:
-        raise IntegrityError(f"{prefix}weights.safetensors must match its SHA-256, got other bytes. Train again.")
-    return weights
+    manifest = read_model(store, prefix + "manifest.json", CheckpointManifest, what="a checkpoint's manifest")
+    return prefix + "weights.safetensors", manifest.files.weights
 
 
-def _build(
-    config: ModelConfig, techniques: ResolvedTechniques, signature: Signature, weights: bytes, where: str
-) -> Network:
-    try:
-        network = build(config, techniques, signature, seed=0)
-        network.load_state_dict(load_safetensors(weights), strict=True)
-    except (RuntimeError, ValueError, SafetensorError) as error:
-        reason = " ".join(str(error).split())[:300]
-        raise ConfigError(f"{where} must hold weights that fit its model configuration, got: {reason}") from None
-    return network.eval()
+def _read_weights(store: Store, key: str, described: Version, *, cure: str) -> bytes:
+    return read_weights(
+        store,
+        key,
+        sha256=described.weights_sha256,
+        cure=cure,
+        model=described.model,
+        techniques=described.techniques,
+        signature=described.signature,
+    )
+
+
+def _loaded(described: Version, weights: bytes, *, where: str) -> LoadedModel:
+    network = build_network(described.model, described.techniques, described.signature, weights, where=where)
+    return LoadedModel(described, network)
 
 
 def _record_golden(model: LoadedModel) -> Golden:
@@ -374,7 +469,7 @@ def _claim(store: Store, *, run: str, name: str) -> str:
 
 def _claimant(store: Store, name: str, version: str) -> str | None:
     try:
-        return str(store.read_json(_key(name, version, "claim.json"))["run"])
+        return read_model(store, _key(name, version, "claim.json"), Claim, what="a claim of a run").run
     except NotFoundError:
         return None
 
@@ -383,7 +478,7 @@ def _read_champion(store: Store, name: str) -> tuple[Champion, str]:
     _check_name("name", name)
     key = _alias_key(name)
     try:
-        body, etag = store.read_with_etag(key)
+        body, etag = store.read_with_etag(key, most_bytes=MOST_BYTES)
     except NotFoundError:
         raise _no_model(store, name) from None
     return _parsed(Champion, body, key), etag
@@ -430,11 +525,7 @@ def _write_verified(store: Store, key: str, data: bytes) -> None:
 
 
 def _parsed(kind: type[Parsed], body: bytes, key: str) -> Parsed:
-    try:
-        return kind.model_validate(json.loads(body))
-    except (ValidationError, ValueError) as error:
-        reason = str(error).splitlines()[0]
-        raise IntegrityError(f"{key} must be what this version of orchestrator writes, got: {reason}") from None
+    return parse_model(kind, body, where=key, what="what this version of orchestrator writes", most_values=MANY_VALUES)
 
 
 def _no_model(store: Store, name: str) -> NotFoundError:

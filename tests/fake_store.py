@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 
-from cluster.errors import NotFoundError, PreconditionError
+from cluster.errors import IntegrityError, NotFoundError, PreconditionError
 from cluster.storage import ObjectInfo
 
 
@@ -20,11 +20,13 @@ class MemoryStore:
     damage: Callable[[str, bytes], bytes] = lambda key, data: data
     _lock: threading.RLock = field(default_factory=threading.RLock)
 
-    def read(self, key: str) -> bytes:
-        return self.read_with_etag(key)[0]
+    def read(self, key: str, *, most_bytes: int | None = None) -> bytes:
+        return self.read_with_etag(key, most_bytes=most_bytes)[0]
 
-    def read_with_etag(self, key: str) -> tuple[bytes, str]:
+    def read_with_etag(self, key: str, *, most_bytes: int | None = None) -> tuple[bytes, str]:
         self._note("read", key)
+        if most_bytes is not None and len(self._get(key)) > most_bytes:
+            raise IntegrityError(f"{key} must have at most {most_bytes:,} bytes, got {len(self._get(key)):,}.")
         return self.damage(key, self._get(key)), _etag(self._get(key))
 
     def read_range(self, key: str, *, start: int, length: int) -> bytes:

@@ -54,11 +54,11 @@ class MortalStore:
                 self._dead[0] = True
                 raise Died
 
-    def read(self, key: str) -> Any:
-        return self._call("read", key, lambda: self._store.read(key))
+    def read(self, key: str, **limit: Any) -> Any:
+        return self._call("read", key, lambda: self._store.read(key, **limit))
 
-    def read_with_etag(self, key: str) -> Any:
-        return self._call("read", key, lambda: self._store.read_with_etag(key))
+    def read_with_etag(self, key: str, **limit: Any) -> Any:
+        return self._call("read", key, lambda: self._store.read_with_etag(key, **limit))
 
     def list(self, prefix: str = "") -> Any:
         return self._call("list", prefix, lambda: self._store.list(prefix))

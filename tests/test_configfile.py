@@ -133,7 +133,7 @@ BAD_FILES = [
     ("a: [1", "must be valid YAML"),
     ("a:\n\t- 1", "must be valid YAML"),
     ("? [a, b]\n: 1", "my.yaml:1: a key must be a word, got a sequence."),
-    ("a: " + "[" * 60 + "]" * 60, "settings must be nested at most 20 deep."),
+    ("a: " + "[" * 60 + "]" * 60, "settings must be nested at most 20 deep, got more."),
     ("a: 1\n---\nb: 2", "must be valid YAML"),
     ("a: \x00", "must be valid YAML"),
     (GOOD + "extra: 1", "my.yaml:6: extra must be a known setting, got 1."),
@@ -167,8 +167,8 @@ def test_files_that_are_no_experiments_are_refused(tmp_path: Path) -> None:
     folder.mkdir()
     for file, message in [
         (binary, "must be UTF-8 text, got byte 0xff at 0."),
-        (large, "must be an experiment of at most 1000000 bytes, got 1500000 bytes."),
-        (folder, "must be a YAML file, got a folder."),
+        (large, "must have at most 1,000,000 bytes, got 1,500,000."),
+        (folder, "must be a regular file, got a folder."),
         (tmp_path / "digits-cn", "must be a YAML file or a recipe, got neither."),
     ]:
         with pytest.raises(ConfigError, match=re.escape(message)):

@@ -625,7 +625,7 @@ def test_a_dataset_that_is_not_there_is_named_with_those_that_are():
         (b'"format_version": 1', b'"format_version": 2', "error at format_version: Input should be 1"),
         (b'"rows": 1000', b'"rows": 999', "rows of a split must be the sum of its shards, got 999"),
         (b'"path": "', b'"path": "../', "error at splits.train.shards.0.path"),
-        (b"{", b"[", "error at the whole: Invalid JSON"),
+        (b"{", b"[", "got Invalid JSON: expected"),
         (b'"name": "pictures"', b'"name": "cats"', "must describe pictures .* got cats"),
     ],
 )

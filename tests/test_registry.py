@@ -164,7 +164,7 @@ def test_weights_of_another_shape_are_refused(memory):
     record = write_run(memory, run="r1", kind="table")
     record["experiment"]["model"]["hidden"] = [9]
     memory.write_json("runs/r1/run.json", record)
-    with pytest.raises(ConfigError, match="must hold weights that fit its model configuration"):
+    with pytest.raises(IntegrityError, match="must hold weights that fit its model configuration"):
         registry.promote(memory, run="r1", name="m")
 
 

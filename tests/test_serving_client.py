@@ -55,7 +55,7 @@ def test_a_word_of_json_is_passed_on(word):
         (["length=nan"], TABLE, "length must be a number, got 'nan'"),
         (["a.png", "b.png"], PICTURES, "must be the path of a PNG or JPEG file, got 2 words"),
         ([], SERIES, "must be the path of a CSV file, got 0 words"),
-        (["/nowhere/x.csv"], SERIES, "the file must be readable, got '/nowhere/x.csv': No such file"),
+        (["/nowhere/x.csv"], SERIES, "/nowhere/x.csv must be a file that can be read, got No such file"),
         (["1,2\n3,4\n"], SERIES, "must have 6 rows or more, got 2"),
         (["load,x\n" + "1,2\n" * 6], SERIES, "must have the columns load, heat, got none named 'heat'"),
         (["load,heat\n" + "1,2\n" * 5 + "1,\n"], SERIES, r"row 7 of the series must hold 2 numbers, got '1,'"),

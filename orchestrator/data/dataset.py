@@ -8,14 +8,14 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
-from pydantic import ValidationError
 
 from cluster.errors import ConfigError, IntegrityError, NotFoundError
+from cluster.stored_json import MANY_VALUES, Listing, listing, named_folders, read_model
 from models.features import ForecastTarget, Signature
 from orchestrator.data.columns import Columns, from_table
 from orchestrator.data.manifest import Manifest, SeriesTarget, Shard, Split
 from orchestrator.data.order import Ints
-from orchestrator.data.shards import read_footer, read_row_group, sha256
+from orchestrator.data.shards import read_footer, read_row_group, require_rows, sha256
 
 if TYPE_CHECKING:
     from cluster.storage import Store
@@ -66,7 +66,11 @@ class Dataset:
 
     def read_row_group(self, shard: Shard, index: int) -> Columns:
         """Fetch one row group and return its columns; see `fetch_row_group`."""
-        return from_table(self.fetch_row_group(shard, index), self.manifest.features, self.manifest.target)
+        table = self.fetch_row_group(shard, index)
+        try:
+            return from_table(table, self.manifest.features, self.manifest.target)
+        except (KeyError, ValueError) as error:
+            raise self._mismatch(shard, index, error) from error
 
     def fetch_row_group(self, shard: Shard, index: int) -> pa.Table:
         """Fetch one row group with one ranged GET and verify it.
@@ -76,7 +80,20 @@ class Dataset:
         """
         group = shard.row_groups[index]
         data = self._verified(shard.path, f"row group {index}", group.offset, group.bytes, group.sha256)
-        return read_row_group(data, shard=shard, index=index, footer=self._footer(shard))
+        try:
+            footer = self._footer(shard)
+            require_rows(footer, shard=shard, index=index)
+            return read_row_group(data, shard=shard, index=index, footer=footer)
+        except (pa.ArrowException, OSError, ValueError) as error:
+            raise self._mismatch(shard, index, error) from error
+
+    def _mismatch(self, shard: Shard, index: int, error: Exception) -> IntegrityError:
+        place = folder(self.manifest.name, self.manifest.version)
+        reason = " ".join(str(error).split())[:100]
+        return IntegrityError(
+            f"row group {index} of shard {place}/{shard.path} must hold what its manifest says, got "
+            f"{type(error).__name__}: {reason}. Push the data again with --repair."
+        )
 
     def _footer(self, shard: Shard) -> Any:
         with self._footer_locks[shard.path]:  # threads that ask at the same time fetch it once
@@ -114,36 +131,44 @@ def open_dataset(store: "Store", name: str, version: str | None = None) -> Datas
             f"data.name must be a dataset in the store, got {name!r}. "
             f"{_there_are('Datasets', datasets(store))} Make one with `orchestrator data push`."
         )
-    return Dataset(store, max(manifests, key=lambda manifest: (manifest.created, manifest.version)))
+    return Dataset(store, newest(manifests))
+
+
+def newest(manifests: Sequence[Manifest]) -> Manifest:
+    """Return the manifest of the version that was pushed last."""
+    return max(manifests, key=lambda manifest: (manifest.created, manifest.version))
+
+
+def readable_versions(store: "Store", name: str) -> Listing[Manifest]:
+    """Return the manifests of a dataset's versions, and which of them are damaged."""
+    names = named_folders(store, f"{FOLDER}/{name}")
+    manifests = listing(names.found, lambda version: read_manifest(store, name, version))
+    return Listing(manifests.found, names.damaged + manifests.damaged)
 
 
 def datasets(store: "Store") -> list[str]:
     """Return the names of all datasets that have a complete version."""
-    return [name for name in store.folders(f"{FOLDER}/") if versions(store, name)]
+    return [name for name in named_folders(store, FOLDER).found if versions(store, name)]
 
 
 def versions(store: "Store", name: str) -> list[str]:
     """Return a dataset's complete versions; one without a manifest is still being pushed, or was given up."""
-    return [v for v in store.folders(f"{FOLDER}/{name}/") if store.exists(manifest_key(name, v))]
+    return [v for v in named_folders(store, f"{FOLDER}/{name}").found if store.exists(manifest_key(name, v))]
 
 
 def read_manifest(store: "Store", name: str, version: str) -> Manifest:
     """Read and check one version's manifest; see `open_dataset` for the errors."""
     key = manifest_key(name, version)
+    cure = "Delete the version and push the data again, or use the program's version that wrote it."
     try:
-        manifest = Manifest.model_validate_json(store.read(key))
+        manifest = read_model(
+            store, key, Manifest, what="a manifest of this program", cure=cure, most_values=MANY_VALUES
+        )
     except NotFoundError:
         raise NotFoundError(
             f"data.version must be a version of dataset {name}, got {version!r}. "
             f"{_there_are('Versions', versions(store, name))}"
         ) from None
-    except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(map(str, first["loc"])) or "the whole"
-        raise IntegrityError(
-            f"{key} must be a manifest of this program, got an error at {where}: {first['msg']}. "
-            "Delete the version and push the data again, or use the program's version that wrote it."
-        ) from error
     if (manifest.name, manifest.version) != (name, version):
         raise IntegrityError(
             f"{key} must describe {name} {version}, got {manifest.name} {manifest.version}. Push the data again."

@@ -31,6 +31,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
+from typing import Self
 from urllib.parse import unquote, urlsplit
 
 import requests
@@ -59,7 +60,17 @@ _ROUNDS = 3  # of copying a prefix that changes meanwhile
 _MOST_RATIO = 200  # text shrinks to a tenth, sparse text to a fiftieth; a bomb to a thousandth
 _SMALL_BYTES = 64 * 2**20  # below, no ratio is a danger
 _MOST_ENTRIES = 5_000_000  # more than ImageNet has; each costs an inode
+_MOST_HEADER_BYTES = 2**16  # of a tar's member: a path has at most 4,096, and attributes come to a few hundred
+_MOST_GLOBAL_HEADERS = 1000
+_HEADERS = (
+    tarfile.XHDTYPE,
+    tarfile.XGLTYPE,
+    tarfile.SOLARIS_XHDTYPE,
+    tarfile.GNUTYPE_LONGNAME,
+    tarfile.GNUTYPE_LONGLINK,
+)
 _TARS = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz")
+_DAMAGES = (tarfile.TarError, zipfile.BadZipFile, zlib.error, lzma.LZMAError, EOFError, gzip.BadGzipFile)
 _DIGEST_BYTES: Mapping[str, int] = {"sha256": 32, "md5": 16}
 
 log = logging.getLogger(__name__)
@@ -484,8 +495,11 @@ def _unpack(archive: Path, folder: Path) -> None:
             _untar(archive, folder, allowance)
         else:
             _gunzip(archive, folder / archive.name.removesuffix(".gz"), allowance)
-    except (tarfile.TarError, zipfile.BadZipFile, zlib.error, lzma.LZMAError, EOFError, gzip.BadGzipFile) as error:
-        raise ConfigError(f"{archive} must be a whole archive, got {error}. Download it again.") from error
+    except (*_DAMAGES, _HeaderError) as error:
+        reason = " ".join(str(error).split())
+        raise ConfigError(f"{archive} must be a whole archive, got {reason}. Download it again.") from error
+    except RecursionError:
+        raise ConfigError(f"{archive} must be a whole archive, got headers of headers without end.") from None
 
 
 def _unzip(archive: Path, folder: Path, allowance: "_Allowance") -> None:
@@ -501,14 +515,40 @@ def _unzip(archive: Path, folder: Path, allowance: "_Allowance") -> None:
 
 
 def _untar(archive: Path, folder: Path, allowance: "_Allowance") -> None:
-    with tarfile.open(archive) as file:
+    with tarfile.open(archive, tarinfo=_TarMember) as file:
         for member in file:
+            member.pax_headers = {}  # tarfile keeps all members until its end
+            _check_global_headers(file, archive)
             _check_name(member.name, archive)
             if member.issym() or member.islnk():
                 # Stricter than the filter below, which older Pythons let themselves be talked out of (CVE-2025-4517).
                 _check_name(member.linkname, archive)
             allowance.spend(member.size)
             file.extract(member, folder, filter="data")
+
+
+class _HeaderError(Exception):
+    """A header is larger than any that means well; no error of tarfile's, which would try another compression."""
+
+
+class _TarMember(tarfile.TarInfo):
+    """A member whose headers are small: tarfile reads each of them into memory, as long as it says that it is."""
+
+    @classmethod
+    def frombuf(cls, buf: bytes | bytearray, encoding: str, errors: str) -> Self:
+        """Read a header's first block, before what it announces is read."""
+        member = super().frombuf(buf, encoding, errors)
+        if member.type in _HEADERS and member.size > _MOST_HEADER_BYTES:
+            raise _HeaderError(f"a header of {member.size:,} bytes, more than {_MOST_HEADER_BYTES:,}")
+        return member
+
+
+def _check_global_headers(file: tarfile.TarFile, archive: Path) -> None:
+    """Refuse headers for all members that grow with every one of them; each member gets a copy."""
+    if len(file.pax_headers) > _MOST_GLOBAL_HEADERS:
+        raise ConfigError(
+            f"{archive} must have at most {_MOST_GLOBAL_HEADERS} headers for all members, got more. Do not trust it."
+        )
 
 
 def _gunzip(archive: Path, path: Path, allowance: "_Allowance") -> None:
@@ -536,6 +576,8 @@ class _Allowance:
 
     def spend(self, num_bytes: int, *, entries: int = 1) -> None:
         """Count bytes before they are written."""
+        if num_bytes < 0:
+            raise ConfigError(f"{self._archive} must be a whole archive, got a file of {num_bytes} bytes.")
         self._bytes -= num_bytes
         self._entries -= entries
         if self._bytes < 0 or self._entries < 0:

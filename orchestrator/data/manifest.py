@@ -2,13 +2,14 @@
 
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, FailFast, Field, model_validator
 
 from cluster.config import Name
 from models.features import BoxesTarget, ClassTarget, Feature, NumberTarget
 
 FORMAT_VERSION = 1
 
+SplitName = Annotated[str, Field(pattern="^[a-z][a-z0-9_-]{0,62}$")]
 Sha256 = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
 
 
@@ -25,6 +26,12 @@ class RowGroup(_Frozen):
     bytes: int = Field(gt=0)
     sha256: Sha256
 
+    @model_validator(mode="after")
+    def _rows_have_bytes(self) -> "RowGroup":
+        if self.rows > self.bytes:
+            raise ValueError(f"rows must be at most the bytes of their row group ({self.bytes}), got {self.rows}")
+        return self
+
 
 class Shard(_Frozen):
     """One Parquet file, in the dataset's folder."""
@@ -35,7 +42,7 @@ class Shard(_Frozen):
     sha256: Sha256
     footer_sha256: Sha256
     """SHA-256 of everything after the last row group: the Parquet footer."""
-    row_groups: tuple[RowGroup, ...] = Field(min_length=1)
+    row_groups: Annotated[tuple[RowGroup, ...], FailFast(), Field(min_length=1)]
 
     @property
     def footer_offset(self) -> int:
@@ -67,7 +74,7 @@ class Split(_Frozen):
     """Only where rows have text, sound or a sparse row: those of a row together."""
     context_rows: int = Field(default=0, ge=0)
     """Series only: leading ones of `rows` that belong to the split before, for the first windows to look back on."""
-    shards: tuple[Shard, ...] = Field(min_length=1)
+    shards: Annotated[tuple[Shard, ...], FailFast(), Field(min_length=1)]
 
     @model_validator(mode="after")
     def _shards_fit(self) -> "Split":
@@ -104,7 +111,7 @@ class Manifest(_Frozen):
     """First 12 hex digits of the SHA-256 of the content, so the same content is the same version."""
     features: dict[str, Feature]
     target: DatasetTarget
-    splits: dict[str, Split]
+    splits: dict[SplitName, Split]
     source: Source
     created: str
     """UTC, ISO 8601."""

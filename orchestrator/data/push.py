@@ -18,16 +18,18 @@ from pydantic import BaseModel, ConfigDict
 
 from cluster.config import checked_name
 from cluster.errors import ConfigError, PreconditionError
+from cluster.stored_json import Listing, named_folders
 from models.features import Feature
 from orchestrator.data.columns import Columns, to_table
 from orchestrator.data.dataset import (
+    FOLDER,
     TRAIN,
-    datasets,
     folder,
     manifest_key,
+    newest,
     open_dataset,
     read_manifest,
-    versions,
+    readable_versions,
 )
 from orchestrator.data.download import LocalCopy, is_archive, local_copy
 from orchestrator.data.download import Progress as DownloadProgress
@@ -46,6 +48,7 @@ if TYPE_CHECKING:
 SHARD_BYTES = 64 * 2**20
 _ROW_GROUP_BYTES = 8 * 2**20
 _LEAST_GROUP_ROWS = 1024  # below, the requests cost more than the bytes
+_MOST_GROUPS = 4096  # and less than twice as many, as their rows are a power of two
 _GROUPS_PER_SPLIT = 16  # small data still has row groups to shuffle and to deal out
 
 Progress = Callable[[int, int], None]
@@ -221,18 +224,28 @@ def content_version(prepared: Prepared, scans: Mapping[str, Sequence[Scan]], lay
 def rows_per_group(rows: int, size: int) -> int:
     """Return the rows of each row group, a power of two: about 8 MiB, but several groups even of small data.
 
+    A split of more than 32 GiB has larger ones, so that the manifest of all splits stays one that can be read.
+
     Args:
         rows: of the split.
         size: of the split in memory, in bytes.
     """
-    by_bytes = max(1, int(_ROW_GROUP_BYTES * rows / size))
+    by_bytes = max(1, int(max(_ROW_GROUP_BYTES, size / _MOST_GROUPS) * rows / size))
     by_count = max(_LEAST_GROUP_ROWS, rows // _GROUPS_PER_SPLIT)
     return 1 << (min(by_bytes, by_count).bit_length() - 1)
 
 
-def ls(store: "Store") -> list[DatasetSummary]:
-    """Return a summary of every dataset's newest version."""
-    return [summarize(show(store, name), len(versions(store, name))) for name in datasets(store)]
+def ls(store: "Store") -> Listing[DatasetSummary]:
+    """Return a summary of every dataset's newest version, and which manifests are damaged."""
+    names = named_folders(store, FOLDER)
+    found: list[DatasetSummary] = []
+    damaged = names.damaged
+    for name in names.found:
+        readable = readable_versions(store, name)
+        damaged += readable.damaged
+        if readable.found:
+            found.append(summarize(newest(readable.found), len(readable.found)))
+    return Listing(found, damaged)
 
 
 def show(store: "Store", name: str, version: str | None = None) -> Manifest:

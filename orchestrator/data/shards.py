@@ -43,6 +43,19 @@ def read_footer(footer: Any) -> pq.FileMetaData:
     return pq.read_metadata(pa.BufferReader(footer))
 
 
+def require_rows(footer: pq.FileMetaData, *, shard: Shard, index: int) -> None:
+    """Refuse a row group of another number of rows than its record, or one that is compressed: we write none.
+
+    Raises:
+        ValueError: saying what it is.
+    """
+    if index >= footer.num_row_groups:
+        raise ValueError(f"only {footer.num_row_groups} row groups")
+    group, record = footer.row_group(index), shard.row_groups[index]
+    if group.num_rows != record.rows or group.total_byte_size > 2 * record.bytes:
+        raise ValueError(f"{group.num_rows} rows of {group.total_byte_size} bytes")
+
+
 def read_row_group(data: Any, *, shard: Shard, index: int, footer: pq.FileMetaData) -> pa.Table:
     """Decode one row group from its own bytes; the rest of the shard is not needed."""
     part = _PartOfFile(data, offset=shard.row_groups[index].offset, file_bytes=shard.bytes)

@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from cluster.errors import ConfigError
+from models.features import MOST_CLASSES
 from orchestrator.data.columns import Array
 
 
@@ -19,6 +20,8 @@ def check_class_names(classes: Sequence[str], place: str) -> None:
     """Refuse names of classes that are missing, empty, equal, or not plain text."""
     if not classes:
         raise ConfigError(f"{place} must name the classes, got none. Name them in option classes.")
+    if len(classes) > MOST_CLASSES:
+        raise ConfigError(f"{place} must have at most {MOST_CLASSES:,} classes, got {len(classes):,}.")
     name, count = Counter(classes).most_common(1)[0]
     if count > 1:
         raise ConfigError(f"{place} must give every class a name of its own, got {name!r} {count} times. Rename one.")

@@ -1,15 +1,19 @@
 """The files of a source, in a folder or under an `s3://` prefix, read alike and from any machine."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from stat import S_ISDIR
 from typing import Protocol
 
 from cluster.config import StoreSettings
-from cluster.errors import ConfigError, NotFoundError
+from cluster.errors import ConfigError, IntegrityError, NotFoundError
+from cluster.files import open_file, read_file, require_file
 from cluster.storage import Store, open_store
 
 SCHEME = "s3://"
+MOST_BYTES = 2**33  # of a file that is read whole
 
 
 class Files(Protocol):
@@ -26,8 +30,15 @@ class Files(Protocol):
     def sizes(self) -> dict[str, int]:
         """Return the bytes of every file by its name, in the names' order; hidden files are left out."""
 
-    def read(self, name: str) -> bytes:
-        """Return a file's content."""
+    def read(self, name: str, *, most_bytes: int = MOST_BYTES) -> bytes:
+        """Return a file's content.
+
+        Raises:
+            ConfigError: if it is no regular file, or larger than that.
+        """
+
+    def head(self, name: str, num_bytes: int) -> bytes:
+        """Return the beginning of a file's content."""
 
 
 @dataclass(frozen=True)
@@ -45,13 +56,28 @@ class Folder:
 
     def sizes(self) -> dict[str, int]:
         """Return the bytes of every file below the folder."""
-        files = (path for path in self.path.rglob("*") if path.is_file())
-        sizes = {path.relative_to(self.path).as_posix(): path.stat().st_size for path in files}
-        return dict(sorted((name, size) for name, size in sizes.items() if not _is_hidden(name)))
+        names = {path.relative_to(self.path).as_posix(): path for path in self.entries() if not path.is_dir()}
+        return dict(sorted((name, _size(path)) for name, path in names.items() if not _is_hidden(name)))
 
-    def read(self, name: str) -> bytes:
+    def entries(self) -> Iterator[Path]:
+        """Yield all that lies below the folder, however deep; folders that are linked to are not entered."""
+        folders = [self.path]
+        while folders:
+            try:
+                found = {path: path.lstat() for path in sorted(folders.pop().iterdir())}
+            except OSError as error:
+                raise ConfigError(f"{self.path} must be a folder that can be read, got {error.strerror}.") from error
+            yield from found
+            folders += [path for path, status in found.items() if S_ISDIR(status.st_mode)]
+
+    def read(self, name: str, *, most_bytes: int = MOST_BYTES) -> bytes:
         """Return a file's content."""
-        return (self.path / name).read_bytes()
+        return read_file(self.path / name, most_bytes=most_bytes)
+
+    def head(self, name: str, num_bytes: int) -> bytes:
+        """Return the beginning of a file's content."""
+        with open_file(self.path / name) as file:
+            return file.read(num_bytes)
 
 
 @dataclass(frozen=True)
@@ -72,9 +98,16 @@ class Bucket:
         objects = (info for info in self._store.list() if not info.key.endswith("/"))  # which stand for folders
         return {info.key: info.size for info in objects if not _is_hidden(info.key)}
 
-    def read(self, name: str) -> bytes:
+    def read(self, name: str, *, most_bytes: int = MOST_BYTES) -> bytes:
         """Return an object's content."""
-        return self._store.read(name)
+        try:
+            return self._store.read(name, most_bytes=most_bytes)
+        except IntegrityError as error:
+            raise ConfigError(f"{self.uri.rstrip('/')}/{error}") from None
+
+    def head(self, name: str, num_bytes: int) -> bytes:
+        """Return the beginning of an object's content."""
+        return self._store.read_range(name, start=0, length=num_bytes)
 
     def __reduce__(self) -> tuple[type["Bucket"], tuple[StoreSettings]]:
         return (Bucket, (self.settings,))
@@ -96,9 +129,17 @@ def open_files(source: str) -> Files:
     path = Path(source)
     if not path.exists():
         raise NotFoundError(f"source must be a folder, got {source!r}, which does not exist.")
-    if not path.is_dir():
+    if path.is_file():
         raise ConfigError(f"source must be a folder, got the file {source}. Give the folder that holds it.")
+    if not path.is_dir():
+        require_file(source, path.stat())
     return Folder(path.absolute())  # a worker of a cluster stands in another folder
+
+
+def _size(path: Path) -> int:
+    found = path.stat()
+    require_file(path, found)
+    return found.st_size
 
 
 def _is_hidden(name: str) -> bool:

@@ -21,7 +21,10 @@ from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
 from pathlib import Path, PurePosixPath
 
+from pydantic import ValidationError
+
 from cluster.errors import ConfigError, NotFoundError
+from cluster.stored_json import first_fault
 from orchestrator.data.sources.bundles import BUNDLES, read_bundle
 from orchestrator.data.sources.cifar import read_cifar
 from orchestrator.data.sources.files import SCHEME, Files, Folder
@@ -96,7 +99,10 @@ def prepare(source: str, *, format: str | None = None, options: SourceOptions | 
         raise NotFoundError(
             f"source must be a file, a folder or one of {', '.join(BUNDLES)}, got {source!r}, which does not exist."
         )
-    return FORMATS[format or detect(source, options)](source, options)
+    try:
+        return FORMATS[format or detect(source, options)](source, options)
+    except ValidationError as error:  # a feature or a target that is larger than a model can read
+        raise ConfigError(f"{source} must hold what a model can read, got {first_fault(error)}.") from None
 
 
 def detect(source: str, options: SourceOptions) -> str:

@@ -19,6 +19,7 @@ import pyarrow.parquet as pq
 
 from cluster.errors import ConfigError
 from cluster.storage import Store
+from cluster.stored_json import require_bounded
 from models.features import TARGET, ClassTarget, ImageFeature
 from orchestrator.data.columns import Array, Columns
 from orchestrator.data.manifest import Source
@@ -45,6 +46,7 @@ CIFAR10_CLASSES = tuple("airplane automobile bird cat deer dog frog horse ship t
 
 _PICTURE_COLUMNS = ("img", "image")
 _LABEL_COLUMNS = ("label", "fine_label")
+_SMALL_BYTES, _MOST_RATIO = 2**26, 200  # a file may unpack to so many times its size
 _LOOKS = 256  # the first pictures of each file that are looked at, out of at most _LOOKED_AT files of a split
 _LOOKED_AT = 4
 
@@ -181,6 +183,7 @@ def _read_footer(files: Files, name: str, num_bytes: int, target: str | None) ->
         if not metadata.num_rows:
             raise ConfigError(f"{place} must hold at least 1 row, got 0. Remove it.")
         groups = [metadata.row_group(i) for i in range(metadata.num_row_groups)]
+        _refuse_bomb(metadata.num_rows, sum(group.total_byte_size for group in groups), num_bytes, place)
         return ParquetFile(
             files,
             name,
@@ -190,6 +193,16 @@ def _read_footer(files: Files, name: str, num_bytes: int, target: str | None) ->
             class_names=_names_in_metadata(schema, labels, place),
             row_groups=tuple((group.num_rows, group.total_byte_size) for group in groups),
             labels=file.read([labels]).column(labels),
+        )
+
+
+def _refuse_bomb(rows: int, unpacked_bytes: int, num_bytes: int, place: str) -> None:
+    """Refuse a file that says of itself that it becomes far more than it is: pictures hardly shrink."""
+    most_bytes = _SMALL_BYTES + _MOST_RATIO * num_bytes
+    if rows > num_bytes or unpacked_bytes > most_bytes:
+        raise ConfigError(
+            f"{place} must hold a byte or more of each row and unpack to at most {most_bytes:,} bytes, got "
+            f"{num_bytes:,} bytes for {rows:,} rows and {unpacked_bytes:,} bytes. Do not trust it."
         )
 
 
@@ -215,14 +228,18 @@ def _holds_pictures(schema: pa.Schema, name: str) -> bool:
 def _names_in_metadata(schema: pa.Schema, column: str, place: str) -> tuple[str, ...] | None:
     """Return the names of the classes that Hugging Face has written into the file, if any."""
     try:
-        metadata = json.loads((schema.metadata or {}).get(b"huggingface", b"{}"))
+        body = (schema.metadata or {}).get(b"huggingface", b"{}")
+        require_bounded(body)
+        metadata = json.loads(body.decode("utf-8"))
         names = metadata["info"]["features"][column]["names"]
     except (KeyError, TypeError):
         return None
     except ValueError as error:
         raise ConfigError(f"the metadata 'huggingface' of {place} must be JSON, got {error}. Remove them.") from error
     if not isinstance(names, list) or not names or not all(isinstance(name, str) for name in names):
-        raise ConfigError(f"the names of {column} in {place} must be a list of texts, got {names!r}. Remove them.")
+        raise ConfigError(
+            f"the names of {column} in {place} must be a list of texts, got {repr(names)[:60]}. Remove them."
+        )
     check_class_names(names, place)
     return tuple(names)
 

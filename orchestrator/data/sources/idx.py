@@ -30,7 +30,8 @@ from orchestrator.data.sources.prepared import Part, Prepared
 from orchestrator.data.sources.splitting import consecutive, require_classes
 
 _NAME = re.compile(r"(.*?)(train|t10k|test)-(images|labels)[.-]idx[13]-ubyte(?:\.gz)?")
-_MOST_BYTES = 2**32  # eight times EMNIST: a small gzipped file may unpack to any number of them
+_MOST_BYTES = 2**32  # eight times EMNIST
+_SMALL_BYTES, _MOST_RATIO = 2**26, 200  # a gzipped file may unpack to so many times its size; a bomb is a thousandth
 
 
 @dataclass(frozen=True, eq=False)
@@ -56,7 +57,7 @@ def read_idx(source: str, options: SourceOptions) -> Prepared:
         raise ConfigError(f"pictures of {files.uri} must have one size, got {found}. Download them again.")
     mapping = f"{prefix}mapping.txt"
     if mapping in sizes and not options.classes:
-        characters = _read_mapping(files.read(mapping), path_of(files, mapping))
+        characters = _read_mapping(files.read(mapping, most_bytes=2**20), path_of(files, mapping))
         halves = {split: _renumbered(half, [*characters]) for split, half in halves.items()}
         classes = tuple(characters.values())
     else:
@@ -105,9 +106,10 @@ def _read_half(files: Files, images: str, labels: str) -> Half:
 def _read(data: bytes, place: str, *, dimensions: int) -> Array:
     """Return the values of a file."""
     file = GzipFile(fileobj=io.BytesIO(data)) if data[:2] == b"\x1f\x8b" else io.BytesIO(data)
+    most_bytes = min(_MOST_BYTES, _SMALL_BYTES + _MOST_RATIO * len(data))
     try:
         header = file.read(4 * (1 + dimensions))
-        shape = _shape(header, place, dimensions=dimensions)
+        shape = _shape(header, place, dimensions=dimensions, most_bytes=most_bytes)
         size = math.prod(shape)
         content = file.read(size + 1)
     except (OSError, EOFError, zlib.error) as error:
@@ -121,7 +123,7 @@ def _read(data: bytes, place: str, *, dimensions: int) -> Array:
     return np.frombuffer(content, np.uint8).reshape(shape)
 
 
-def _shape(header: bytes, place: str, *, dimensions: int) -> tuple[int, ...]:
+def _shape(header: bytes, place: str, *, dimensions: int, most_bytes: int) -> tuple[int, ...]:
     magic = bytes([0, 0, 8, dimensions])
     if len(header) < 4 * (1 + dimensions) or header[:4] != magic:
         raise ConfigError(
@@ -129,9 +131,9 @@ def _shape(header: bytes, place: str, *, dimensions: int) -> tuple[int, ...]:
             f"{header[:4].hex(' ') or 'nothing'}. Download it again."
         )
     shape = tuple(np.frombuffer(header, ">u4")[1:].tolist())
-    if not 0 < math.prod(shape) <= _MOST_BYTES:
+    if not 0 < math.prod(shape) <= most_bytes:
         raise ConfigError(
-            f"{place} must hold 1 to {_MOST_BYTES:,} values, got {' x '.join(map(str, shape))}. Download it again."
+            f"{place} must hold 1 to {most_bytes:,} values, got {' x '.join(map(str, shape))}. Download it again."
         )
     return shape
 

@@ -32,7 +32,7 @@ from orchestrator.data.sources.picture_files import (
     path_of,
     with_test_split,
 )
-from orchestrator.data.sources.pictures import choose_form, look_at_some, picture_column
+from orchestrator.data.sources.pictures import choose_form, look_at_some, picture_column, read_picture
 from orchestrator.data.sources.prepared import Part, Prepared
 from orchestrator.data.sources.splitting import drawn, numbered, refuse_draw
 
@@ -50,7 +50,7 @@ def read_image_folder(source: str, options: SourceOptions) -> Prepared:
     feature = choose_form(
         look_at_some(
             len(everything),
-            read=lambda row: files.read(everything[row]),
+            read=lambda row: read_picture(files, everything[row]),
             where=lambda row: path_of(files, everything[row]),
         ),
         options,
@@ -83,7 +83,7 @@ class FolderPiece:
         """Return the pictures and their labels."""
         pictures = picture_column(
             self.rows,
-            read=lambda row: self.files.read(self.names[row]),
+            read=lambda row: read_picture(self.files, self.names[row]),
             where=lambda row: path_of(self.files, self.names[row]),
             feature=self.feature,
         )

@@ -30,11 +30,8 @@ class SourceFile:
         return self.files.read(self.name)
 
     def head(self) -> bytes:
-        """Return the beginning of the content, at least `_HEAD_BYTES` if there are so many."""
-        if not isinstance(self.files, Folder):
-            return self.read()
-        with (self.files.path / self.name).open("rb") as file:
-            return file.read(_HEAD_BYTES)
+        """Return the beginning of the content."""
+        return self.files.head(self.name, _HEAD_BYTES)
 
 
 def split_files(source: str, *, suffixes: Sequence[str], known: Sequence[str] = ()) -> dict[str, SourceFile]:

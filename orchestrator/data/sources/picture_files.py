@@ -104,7 +104,7 @@ def cut_into_pieces(sizes: Sequence[int]) -> Iterator[slice]:
 def _refuse_links(folder: Folder) -> None:
     """Refuse links out of the folder, and those to folders, which would not be followed."""
     root = folder.path.resolve()
-    for path in folder.path.rglob("*"):
+    for path in folder.entries():
         if path.is_symlink() and not (path.is_file() and path.resolve().is_relative_to(root)):
             raise ConfigError(
                 f"{folder.path} must hold files, or links to files inside of it, got the link "

@@ -26,6 +26,7 @@ from models.pictures import (
     upright_size,
 )
 from orchestrator.data.columns import Array, Column, Ragged
+from orchestrator.data.sources.files import Files
 from orchestrator.data.sources.options import SourceOptions
 
 SOURCE_FORMATS = (*STORED_FORMATS, "BMP", "GIF", "WEBP", "TIFF")
@@ -34,6 +35,7 @@ DEFAULT_SIDE = 224  # what networks for ImageNet read
 LOOKS = 1024  # pictures that are looked at to choose the form; all of them in a small source
 
 _STORED_AS_THEY_ARE = (*STORED_FORMATS, "MPO")  # a JPEG with others behind it, as telephones write
+_MOST_FILE_BYTES = 4 * MAX_PIXELS  # of a BMP or TIFF that holds its pixels as they are
 _DECODE_THREADS = 4  # pillow decodes without holding the interpreter's lock
 _CHUNK = 64  # pictures that a thread decodes before it takes the next ones
 
@@ -59,6 +61,15 @@ class Look:
     def size(self) -> str:
         """As a message says it."""
         return f"{self.width} x {self.height}"
+
+
+def read_picture(files: Files, name: str) -> bytes:
+    """Return the file of a picture.
+
+    Raises:
+        ConfigError: if it is no regular file, or larger than any picture that is read.
+    """
+    return files.read(name, most_bytes=_MOST_FILE_BYTES)
 
 
 def look_at_some(count: int, read: Read, where: Where) -> list[Look]:

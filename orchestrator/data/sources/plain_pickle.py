@@ -48,6 +48,8 @@ class _RefusedError(Exception):
 def _check_instructions(data: bytes) -> None:
     """Refuse instructions that plain data do not need, and those that would take memory without end."""
     for count, (instruction, argument, _) in enumerate(pickletools.genops(data)):
+        if count > _MOST_INSTRUCTIONS:
+            raise _RefusedError(f"more than {_MOST_INSTRUCTIONS:,} instructions")
         if instruction.name not in _INSTRUCTIONS:
             raise _RefusedError(f"the instruction {instruction.name}")
         if instruction.name.endswith("PUT") and int(argument or 0) > count:  # numbered from 0, a table of so many
@@ -100,6 +102,7 @@ def _text(value: object) -> str:
     return value.decode("latin-1") if isinstance(value, bytes) else str(value)
 
 
+_MOST_INSTRUCTIONS = 1_000_000  # a batch of CIFAR has 10,000 labels and as many names, of two or three each
 _INSTRUCTIONS = frozenset(
     """
     PROTO FRAME STOP MARK NONE NEWTRUE NEWFALSE INT BININT BININT1 BININT2 LONG1 FLOAT BINFLOAT

@@ -2,6 +2,7 @@
 
 import csv
 import io
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
@@ -13,7 +14,7 @@ import pyarrow.compute as pc
 from pyarrow import csv as arrow_csv
 
 from cluster.errors import ConfigError
-from models.features import CategoricalFeature
+from models.features import MOST_COLUMNS, CategoricalFeature
 from orchestrator.data.columns import Array
 from orchestrator.data.order import Ints
 from orchestrator.data.sources.splitting import consecutive
@@ -34,6 +35,9 @@ class TextFile(Protocol):
 
     def read(self) -> bytes:
         """Return the content."""
+
+    def head(self) -> bytes:
+        """Return the beginning of the content."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -247,13 +251,18 @@ def text_content(file: TextFile) -> bytes:
     Raises:
         ConfigError: if it is empty, or holds a NUL byte: then it is no text, or in UTF-16.
     """
+    _refuse_nul(file.head(), file)  # a hole of a terabyte shows in its first bytes
     content = file.read().removeprefix(_BOM)
     refuse_empty(content, file)
+    _refuse_nul(content, file)
+    return content
+
+
+def _refuse_nul(content: bytes, file: TextFile) -> None:
     place = content.find(b"\0")
     if place >= 0:
         row = content.count(b"\n", 0, place) + 1
         raise ConfigError(f"{file} must be a text file in UTF-8, got a NUL byte in row {row}. Convert it.")
-    return content
 
 
 def require_rows(count: int, place: object, *, least: int = 1) -> None:
@@ -308,6 +317,12 @@ def _split(text: io.StringIO, delimiter: str) -> Iterator[list[str]]:
 
 
 def _check_header(names: Sequence[str], file: TextFile) -> None:
+    if len(names) > MOST_COLUMNS:
+        raise ConfigError(
+            f"{file} must have at most {MOST_COLUMNS:,} columns, got {len(names):,} or more. What has more is sparse: "
+            "write it as `label column:value ...`, the format svmlight."
+        )
+    counts = Counter(names)
     numbers = [name for name in names if as_number(name) is not None]
     if numbers:
         raise ConfigError(
@@ -320,8 +335,8 @@ def _check_header(names: Sequence[str], file: TextFile) -> None:
                 f"{file} must begin with a name for each column, got {name!r} for column {place}. Rename it, or "
                 "remove the column."
             )
-        if names.count(name) > 1:
-            raise ConfigError(f"{file} must name each column once, got {name!r} {names.count(name)} times. Rename one.")
+        if counts[name] > 1:
+            raise ConfigError(f"{file} must name each column once, got {name!r} {counts[name]} times. Rename one.")
 
 
 def _fault(file: TextFile, delimiter: str, width: int, error: pa.ArrowInvalid) -> ConfigError:

@@ -36,10 +36,12 @@ from orchestrator.data.sources.picture_files import (
     refuse_hostile,
     with_test_split,
 )
-from orchestrator.data.sources.pictures import choose_form, look_at, look_at_some, picture_column
+from orchestrator.data.sources.pictures import choose_form, look_at, look_at_some, picture_column, read_picture
 from orchestrator.data.sources.prepared import Part, Prepared
 
 _READ_THREADS = 16  # files of a bucket are waited for
+_XML_BYTES = 2**19  # 1,700 objects in a picture; each element takes a hundred bytes once parsed
+_LIST_BYTES = 2**26
 _LISTS = ("train", "val", "trainval", "test")
 _CORNERS = ("xmin", "ymin", "xmax", "ymax")
 
@@ -79,7 +81,9 @@ def read_voc(source: str, options: SourceOptions) -> Prepared:
     classes = _classes(annotations, options, files.uri)
     pictures = [sample.picture for samples in splits.values() for sample in samples]
     looks = look_at_some(
-        len(pictures), read=lambda row: files.read(pictures[row]), where=lambda row: path_of(files, pictures[row])
+        len(pictures),
+        read=lambda row: read_picture(files, pictures[row]),
+        where=lambda row: path_of(files, pictures[row]),
     )
     feature = choose_form(looks, options.model_copy(update={"encoding": "file"}))
     return Prepared(
@@ -136,7 +140,7 @@ class ScenePiece:
         return {"image": pictures, TARGET: Ragged.of(boxes, dtype=np.float32, width=(BOX_NUMBERS,))}
 
     def _read_picture(self, name: str, annotation: Annotation) -> bytes:
-        data, place = self.files.read(name), path_of(self.files, name)
+        data, place = read_picture(self.files, name), path_of(self.files, name)
         look = look_at(data, place)
         if look.is_turned:
             raise ConfigError(
@@ -201,7 +205,7 @@ def _is_annotation(path: PurePosixPath) -> bool:
 def _listed(files: Files, name: str) -> list[str]:
     place = path_of(files, name)
     try:
-        lines = files.read(name).decode("utf-8").splitlines()
+        lines = files.read(name, most_bytes=_LIST_BYTES).decode("utf-8").splitlines()
     except UnicodeDecodeError as error:
         raise ConfigError(f"{place} must be text in UTF-8, got {error}. Convert it.") from error
     stems = [line.strip() for line in lines if line.strip()]
@@ -241,7 +245,11 @@ def _sample(
 def _read_annotations(files: Files, samples: Sequence[Sample]) -> list[Annotation]:
     names = [sample.annotation for sample in samples]
     with ThreadPoolExecutor(_READ_THREADS) as pool:
-        return list(pool.map(lambda name: parse_annotation(files.read(name), path_of(files, name)), names))
+        return list(
+            pool.map(
+                lambda name: parse_annotation(files.read(name, most_bytes=_XML_BYTES), path_of(files, name)), names
+            )
+        )
 
 
 def _classes(annotations: Mapping[str, Sequence[Annotation]], options: SourceOptions, place: str) -> tuple[str, ...]:
