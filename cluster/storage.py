@@ -44,6 +44,7 @@ from cluster.store_errors import (
     reason,
     required,
 )
+from cluster.urls import shown_url
 
 STORE_VARIABLE = "ORCHESTRATOR_STORE"
 MULTIPART_BYTES = 64 * 2**20  # above this a file goes up in parts, so that a break costs one part, not all
@@ -709,7 +710,7 @@ def parse_url(url: str) -> tuple[str, str]:
     """
     match = re.fullmatch(r"s3://([a-z0-9][a-z0-9.-]{1,61}[a-z0-9])(?:/([^?#]*))?", url)
     if match is None or ".." in url or "//" in url.removeprefix("s3://").rstrip("/"):
-        raise ConfigError(f"the store must be s3://BUCKET or s3://BUCKET/PREFIX, got {url!r}.")
+        raise ConfigError(f"the store must be s3://BUCKET or s3://BUCKET/PREFIX, got {shown_url(url)!r}.")
     prefix = (match[2] or "").strip("/")
     return match[1], f"{prefix}/" if prefix else ""
 
@@ -724,7 +725,8 @@ def check_endpoint(endpoint_url: str | None) -> None:
         return
     parts = urlsplit(endpoint_url)
     shown = f"{parts.scheme}://{parts.hostname}"  # not the whole: it may hold a password
-    if parts.scheme not in ("http", "https") or not parts.hostname or parts.username:
+    more = parts.username or parts.query or parts.fragment  # a password, or the signature of a single request
+    if parts.scheme not in ("http", "https") or not parts.hostname or more:
         raise ConfigError(f"the store's endpoint must be http(s)://HOST[:PORT], got {shown}.")
     if parts.scheme == "http" and not is_loopback(parts.hostname):
         raise ConfigError(

@@ -24,6 +24,8 @@ class Pulse:
     resumed_step: int = 0
     passed_over: list[str] = field(default_factory=list)
     """Newer checkpoints that could not be used, and why."""
+    warning: str | None = None
+    """What the person who follows the run should hear now."""
     first_step_at: float | None = None
     """Unix time of this attempt's first weight update."""
     slowest_step_s: float = 0.0

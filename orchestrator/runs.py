@@ -15,6 +15,7 @@ import secrets
 import tempfile
 import threading
 import time
+from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from types import TracebackType
@@ -23,7 +24,7 @@ from typing import Any, Literal, Self
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from cluster.config import checked_name
-from cluster.errors import ConfigError, IntegrityError, NotFoundError
+from cluster.errors import ConfigError, DiskFullError, IntegrityError, NotFoundError
 from cluster.storage import Store
 from models.config import ResolvedTechniques
 from models.features import Signature
@@ -204,6 +205,7 @@ class RunLog:
         self._store, self._run = store, run
         self._status = RunStatus(phase="starting", updated=time.time())
         self._epochs: queue.SimpleQueue[list[EpochRecord]] = queue.SimpleQueue()
+        self._unwritten: list[list[EpochRecord]] = []
         self._stop = threading.Event()
         self._error: Exception | None = None
         self._events = _TensorBoard() if tensorboard else None
@@ -238,19 +240,20 @@ class RunLog:
     def _write_until_stopped(self) -> None:
         try:
             while not self._stop.wait(HEARTBEAT_S):
-                self._write()
+                with suppress(DiskFullError):  # the checkpoints tell of it; what is missing here is written later
+                    self._write()
             self._write()
             self._write_events([], last=True)
         except Exception as error:  # carried to the training thread, which raises it
             self._error = error
 
     def _write(self) -> None:
-        reported: list[list[EpochRecord]] = []
         while not self._epochs.empty():
-            reported.append(self._epochs.get())
-        if reported:
+            self._unwritten.append(self._epochs.get())
+        if reported := self._unwritten:
             lines = "".join(json.dumps(m, sort_keys=True) + "\n" for m in reported[-1])
             self._store.write(f"runs/{self._run}/metrics.jsonl", lines.encode())
+            self._unwritten = []
             self._write_events([history[-1] for history in reported], last=False)
         body = self._status.model_copy(update={"updated": time.time()}).model_dump_json()
         self._store.write(f"runs/{self._run}/status.json", body.encode())
