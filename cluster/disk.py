@@ -2,6 +2,7 @@
 
 import errno
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -16,6 +17,8 @@ STORE_FOLDER = "store"
 STORE_LOG = Path("logs", "store.log")
 MOST_LOG_BYTES = 16 * 2**20
 KEPT_LOG_BYTES = 2**20
+STUCK_BYTES = 64 * 2**10  # of the log's end: what the server says of the writes that it refuses now
+_STUCK = re.compile(rb"no space left on device|No writable volumes")
 LEAST_VOLUME_BYTES = 8 * 2**20  # two of the pieces in which the server keeps objects
 MOST_VOLUME_BYTES = 2**30
 
@@ -26,7 +29,7 @@ def is_disk_full(error: BaseException) -> bool:
 
 
 @contextmanager
-def naming_disk(path: Path, *, need: str = "more bytes") -> Iterator[None]:
+def naming_disk(path: Path, *, need: str = "what is to be written") -> Iterator[None]:
     """Turn the system's word that the disk is full into an error that names it.
 
     Args:
@@ -44,7 +47,7 @@ def naming_disk(path: Path, *, need: str = "more bytes") -> Iterator[None]:
         raise
 
 
-def disk_full_error(error: OSError, *, path: Path | None = None, need: str = "more bytes") -> DiskFullError:
+def disk_full_error(error: OSError, *, path: Path | None = None, need: str = "what is to be written") -> DiskFullError:
     """Return the error that names the disk.
 
     Args:
@@ -90,6 +93,11 @@ def least_store_bytes(folder: Path) -> int:
     return max(total // 100, volume_bytes(total))
 
 
+def is_local_store(settings: StoreSettings) -> bool:
+    """Whether this is the store that ``orchestrator up`` started on this machine."""
+    return _folder_of(settings) is not None
+
+
 def full_store_error(settings: StoreSettings) -> DiskFullError | None:
     """Return what to raise if this is the local store and its disk is full; the store's log says so too."""
     folder = _folder_of(settings)
@@ -98,6 +106,17 @@ def full_store_error(settings: StoreSettings) -> DiskFullError | None:
     error = _no_room(folder, f"the local store ({_size(least_store_bytes(folder))})", _room(folder))
     _write_in_log(folder.parent / STORE_LOG, f"the store is full: {error}\n")
     return error
+
+
+def is_stuck_after_full_disk(settings: StoreSettings) -> bool:
+    """Whether the local store has room again and may refuse writes all the same.
+
+    Its index fails for good once it met a full disk, and it looks for room once a minute. A new start ends both.
+    """
+    folder = _folder_of(settings)
+    if folder is None or shutil.disk_usage(folder).free < least_store_bytes(folder):
+        return False
+    return _STUCK.search(_tail(folder.parent / STORE_LOG, STUCK_BYTES)) is not None
 
 
 def bound_store_log(log_file: Path) -> None:
@@ -124,14 +143,14 @@ def _write_in_log(log_file: Path, line: str) -> None:
     """Say it in the log once, until something else is said there."""
     with suppress(OSError):  # the log may lie on the very disk that is full
         bound_store_log(log_file)
-        if not _tail(log_file).endswith(line.encode()):
+        if not _tail(log_file, len(line.encode())).endswith(line.encode()):
             with log_file.open("ab") as file:
                 file.write(line.encode())
 
 
-def _tail(log_file: Path) -> bytes:
+def _tail(log_file: Path, num_bytes: int) -> bytes:
     with log_file.open("rb") as file:
-        file.seek(max(0, log_file.stat().st_size - 4096))
+        file.seek(max(0, log_file.stat().st_size - num_bytes))
         return file.read()
 
 

@@ -3,6 +3,7 @@
 import contextlib
 import fcntl
 import json
+import logging
 import os
 import random
 import secrets
@@ -22,7 +23,15 @@ from urllib.request import Request, urlopen
 import psutil
 
 from cluster.config import StoreSettings
-from cluster.disk import STORE_LOG, bound_store_log, least_store_bytes, naming_disk, require_room, volume_bytes
+from cluster.disk import (
+    STORE_LOG,
+    bound_store_log,
+    is_stuck_after_full_disk,
+    least_store_bytes,
+    naming_disk,
+    require_room,
+    volume_bytes,
+)
 from cluster.errors import ClusterError, StoreError
 from cluster.state import LocalState, ProcessRecord, RayState, StoreState, home, read_started, read_state, write_state
 from cluster.storage import RetryPolicy, Store
@@ -45,6 +54,8 @@ RAY_DISK_BYTES = 256 * 2**20  # for logs and the code of runs; its objects lie i
 RAY_GRACE_S = 2.0  # a raylet drains for up to 30 s, for nobody: all its workers end with it
 START_ATTEMPTS = 3  # another program may take a port between our look and the server's start
 
+log = logging.getLogger(__name__)
+
 
 def up(
     *, cpus: int | None = None, gpus: int | None = None, with_ray: bool = True, with_store: bool = True
@@ -64,6 +75,9 @@ def up(
     with naming_disk(home(), need="the local cluster"), _locked():
         before = read_state()
         bound_store_log(home() / STORE_LOG)
+        if with_store and before.store and is_stuck_after_full_disk(before.store.settings):
+            _stop_store(before.store)
+            before = before.model_copy(update={"store": None})
         _clean_up_after(read_started().ray)
         need_ray, need_store = with_ray and before.ray is None, with_store and before.store is None
         if not need_ray and not need_store:
@@ -101,6 +115,28 @@ def down(*, delete_data: bool = False) -> list[str]:
             shutil.rmtree(home() / "store")
             ended.append("deleted the stored data")
         return ended
+
+
+def mend_store(settings: StoreSettings) -> bool:
+    """Start the local store anew if it is the one meant and a full disk has left it stuck; return whether that was so.
+
+    Whoever waits for it goes on: its address stays the same.
+
+    Raises:
+        ClusterError: It did not start again.
+    """
+    if not is_stuck_after_full_disk(settings):
+        return False
+    with _locked():
+        state = read_state()
+        if state.store is None or state.store.settings.endpoint_url != settings.endpoint_url:
+            return False
+        if not is_stuck_after_full_disk(settings):  # another process was faster
+            return False
+        log.warning("the local store starts anew: its disk was full, and has room again")
+        _stop_store(state.store)
+        write_state(state.model_copy(update={"store": _start_store()}))
+        return True
 
 
 def status() -> LocalState:

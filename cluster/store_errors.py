@@ -19,7 +19,7 @@ from botocore.exceptions import (
 )
 
 from cluster.config import StoreSettings
-from cluster.disk import full_store_error
+from cluster.disk import full_store_error, is_local_store
 from cluster.errors import (
     DiskFullError,
     NotFoundError,
@@ -139,6 +139,8 @@ def exhausted_error(
             "Credentials expired: renew them (for example `aws sso login`) and run again."
         )
     cure = "Lower the request rate or try later." if error_code(error) else "Check that it runs and its address."
+    if error_code(error) and is_local_store(settings):
+        cure = "If its disk was full: `orchestrator up` starts it anew once there is room."
     return StoreUnavailableError(
         f"{_place(settings)} must answer to {what}, got {reason(error)} "
         f"({attempts} attempts in {spent_s:.1f} s). {cure}"

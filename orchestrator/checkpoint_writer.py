@@ -12,7 +12,7 @@ from orchestrator.checkpoint import State
 from orchestrator.config import TrainConfig
 from orchestrator.pulse import PULSE
 
-FULL_DISK_S = 300.0  # as long as a store that is away is waited for
+FULL_DISK_S = 60.0  # enough for a person who reads the warning and makes room, too short to waste machines
 FULL_DISK_PAUSE_S = 2.0
 
 log = logging.getLogger(__name__)
@@ -112,6 +112,5 @@ class CheckpointWriter:
 
     def _warn(self, text: str) -> None:
         """Say it in this process's log, and to the driver, which tells the person; once while it lasts."""
-        if PULSE.warning is None:
+        if PULSE.warn(text):
             log.warning("%s", text)
-        PULSE.warning = text

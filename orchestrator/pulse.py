@@ -39,6 +39,11 @@ class Pulse:
         """Say what begins now."""
         self.phase, self._since = phase, time.monotonic()
 
+    def warn(self, warning: str) -> bool:
+        """Keep a warning until it is cleared; return whether it is a new one."""
+        is_new, self.warning = self.warning is None, self.warning or warning
+        return is_new
+
     def begin(self) -> None:
         """Forget the training before: this process begins another."""
         self.__dict__.update(Pulse().__dict__)

@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 from cluster.errors import ClusterError, LeaseLostError, OrchestratorError, RunFailedError, StoreError
+from cluster.local import mend_store
 from cluster.preemption import draining_nodes
 from cluster.session import store_environment
 from cluster.storage import Store
@@ -131,6 +132,8 @@ class Watch:
         if now - self._looked_at > NODES_S:
             self._looked_at = now
             self._look_at_nodes(now)
+            if self._warned_of:
+                mend_store(self.store.settings)
         return self._taken_over() or self._hung(pulses, now)
 
     def close(self, end: End, detail: str) -> None:
@@ -160,7 +163,7 @@ class Watch:
         if warning and not self._warned_of:
             log.warning("run %s: %s", self.record.run, warning)
         elif self._warned_of and not warning:
-            log.warning("run %s: checkpoints are written again", self.record.run)
+            log.warning("run %s: the store takes its checkpoints again", self.record.run)
         self._warned_of = warning
 
     def _look_at_nodes(self, now: float) -> None:

@@ -15,7 +15,6 @@ import secrets
 import tempfile
 import threading
 import time
-from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from types import TracebackType
@@ -29,6 +28,7 @@ from cluster.storage import Store
 from models.config import ResolvedTechniques
 from models.features import Signature
 from orchestrator.config import Experiment
+from orchestrator.pulse import PULSE
 
 log = logging.getLogger(__name__)
 
@@ -240,8 +240,10 @@ class RunLog:
     def _write_until_stopped(self) -> None:
         try:
             while not self._stop.wait(HEARTBEAT_S):
-                with suppress(DiskFullError):  # the checkpoints tell of it; what is missing here is written later
+                try:
                     self._write()
+                except DiskFullError as error:  # what is missing is written with what comes later
+                    PULSE.warn(f"its status and metrics are not written, training goes on: {error}")
             self._write()
             self._write_events([], last=True)
         except Exception as error:  # carried to the training thread, which raises it

@@ -264,7 +264,9 @@ def test_a_disk_that_fills_up_on_the_way_is_named(web: WebServer, tmp_path: Path
     def full(*_: Any) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    with pytest.raises(DiskFullError, match=r"disk of .*part must have room for more bytes, got a full one \("):
+    with pytest.raises(
+        DiskFullError, match=r"disk of .*part must have room for what is to be written, got a full one \("
+    ):
         fetch(web.url("data.bin"), to=tmp_path / "x", progress=full)
 
 
