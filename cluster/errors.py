@@ -5,6 +5,7 @@
     ├── StoreError                   1    the object store refused or failed
     │   ├── StoreAccessError         2    wrong keys, no permission, no such bucket, wrong endpoint
     │   ├── StoreUnavailableError    1    no answer within the retry budget
+    │   │   └── DiskFullError        1    the disk, or the quota, has no room for what was to be written
     │   ├── IntegrityError           100  a stored object or a download is damaged
     │   └── PreconditionError        1    somebody else wrote the object first (conditional PUT)
     ├── NotFoundError                102  the named dataset, run, sweep, model, endpoint or job does not exist
@@ -44,6 +45,10 @@ class StoreAccessError(StoreError):
 
 class StoreUnavailableError(StoreError):
     """The store gave no usable answer within the retry budget."""
+
+
+class DiskFullError(StoreUnavailableError):
+    """A disk of this machine, or the store, has no room for what was to be written."""
 
 
 class IntegrityError(StoreError):

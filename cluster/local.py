@@ -2,16 +2,31 @@
 
 import contextlib
 import fcntl
+import logging
 import shutil
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import psutil
 
+from cluster.config import StoreSettings
+from cluster.disk import (
+    STORE_LOG,
+    bound_store_log,
+    is_stuck_after_full_disk,
+    least_store_bytes,
+    naming_disk,
+    require_room,
+)
 from cluster.local_ray import ray_processes, start_ray, stop_ray
 from cluster.local_store import start_store, stop_store
 from cluster.private import private_folder
 from cluster.state import LocalState, home, read_started, read_state, write_state
+
+RAY_DISK_BYTES = 256 * 2**20  # for logs and the code of runs; its objects lie in shared memory
+
+log = logging.getLogger(__name__)
 
 
 def up(
@@ -27,13 +42,19 @@ def up(
 
     Raises:
         ClusterError: One of them did not start; the message ends with its last words.
+        DiskFullError: A disk has no room for one of them.
     """
-    with _locked():
+    with naming_disk(home(), need="the local cluster"), _locked():
         before = read_state()
+        bound_store_log(home() / STORE_LOG)
+        if with_store and before.store and is_stuck_after_full_disk(before.store.settings):
+            stop_store(before.store)
+            before = before.model_copy(update={"store": None})
         _clean_up_after(read_started())
         need_ray, need_store = with_ray and before.ray is None, with_store and before.store is None
         if not need_ray and not need_store:
             return before
+        _require_disks(ray=need_ray, store=need_store)
         with ThreadPoolExecutor(2) as pool:
             store = pool.submit(start_store) if need_store else None
             ray = pool.submit(start_ray, cpus, gpus) if need_ray else None
@@ -46,6 +67,7 @@ def up(
         write_state(after)
         for failure in failures:
             assert failure is not None
+            _require_disks(ray=need_ray, store=need_store)  # one that filled up meanwhile explains what it broke
             raise failure
         return after
 
@@ -69,9 +91,38 @@ def down(*, delete_data: bool = False) -> list[str]:
         return ended
 
 
+def mend_store(settings: StoreSettings) -> bool:
+    """Start the local store anew if it is the one meant and a full disk has left it stuck; return whether that was so.
+
+    Whoever waits for it goes on: its address stays the same.
+
+    Raises:
+        ClusterError: It did not start again.
+    """
+    if not is_stuck_after_full_disk(settings):
+        return False
+    with _locked():
+        state = read_state()
+        if state.store is None or state.store.settings.endpoint_url != settings.endpoint_url:
+            return False
+        if not is_stuck_after_full_disk(settings):  # another process was faster
+            return False
+        log.warning("the local store starts anew: its disk was full, and has room again")
+        stop_store(state.store)
+        write_state(state.model_copy(update={"store": start_store()}))
+        return True
+
+
 def status() -> LocalState:
     """Return what is running; a dead half is ``None``."""
     return read_state()
+
+
+def _require_disks(*, ray: bool, store: bool) -> None:
+    if store:
+        require_room(home(), least_store_bytes(home()), need="the local store")
+    if ray:
+        require_room(Path("/tmp"), RAY_DISK_BYTES, need="the files of Ray's session")
 
 
 def _clean_up_after(started: LocalState) -> None:

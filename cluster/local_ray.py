@@ -26,6 +26,10 @@ from cluster.state import RayState, home
 
 MARK = "ORCHESTRATOR_RAY_TEMP_DIR"  # in the environment of every process below our Ray head, to find them again
 SECRET_VARIABLES = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN", "AWS_SECURITY_TOKEN")
+SECRET_ENDINGS = (
+    "TOKEN", "SECRET", "SECRET_KEY", "ACCESS_KEY", "ACCESS_KEY_ID", "PRIVATE_KEY", "API_KEY", "APIKEY",
+    "PASSWORD", "PASSWD", "PASSPHRASE", "CREDENTIALS",
+)  # fmt: skip
 FOREIGN_VARIABLES = ("RAY_ADDRESS", "RAY_API_SERVER_ADDRESS", "RAY_DASHBOARD_ADDRESS", "RAY_AUTH_TOKEN")
 START_S = 90.0  # seconds on a quiet machine, a minute on a crowded one
 GRACE_S = 2.0  # a raylet drains for up to 30 s, for nobody: all its workers end with it
@@ -92,9 +96,8 @@ def _command(temp_dir: str, ports: Ports) -> list[str]:
 
 def ray_environment(token_file: Path, temp_dir: str) -> dict[str, str]:
     """Return the environment of the Ray head, which all its workers inherit: no keys of the user in it."""
-    hidden = {*SECRET_VARIABLES, *FOREIGN_VARIABLES}
     return {
-        **{name: value for name, value in os.environ.items() if name not in hidden},
+        **{name: value for name, value in os.environ.items() if not _is_hidden(name)},
         MARK: temp_dir,
         "RAY_AUTH_MODE": "token",
         "RAY_AUTH_TOKEN_PATH": str(token_file),
@@ -106,6 +109,11 @@ def ray_environment(token_file: Path, temp_dir: str) -> dict[str, str]:
         "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
         "PATH": os.pathsep.join((str(Path(sys.executable).parent), os.environ.get("PATH", ""))),  # `python` of a job
     }
+
+
+def _is_hidden(variable: str) -> bool:
+    """Whether a variable holds a secret, by its name, or leads to another cluster; paths of secrets are none."""
+    return variable in (*SECRET_VARIABLES, *FOREIGN_VARIABLES) or variable.upper().endswith(SECRET_ENDINGS)
 
 
 def require_closed(state: RayState) -> None:

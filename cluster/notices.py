@@ -15,6 +15,7 @@ import urllib3
 from pydantic import AwareDatetime, BaseModel, BeforeValidator, Field, ValidationError
 
 from cluster.errors import ClusterError, ConfigError
+from cluster.urls import shown_url
 
 METADATA_VARIABLE = "ORCHESTRATOR_METADATA_URL"
 LINK_LOCAL_URL = "http://169.254.169.254"  # where all three clouds answer
@@ -119,8 +120,8 @@ def metadata_url() -> str:
     """
     url = os.environ.get(METADATA_VARIABLE, LINK_LOCAL_URL).removesuffix("/")
     parts = urlsplit(url)
-    if parts.scheme != "http" or not parts.hostname or parts.path or parts.query:
-        raise ConfigError(f"{METADATA_VARIABLE} must be http://HOST:PORT, got {url!r}.")
+    if parts.scheme != "http" or not parts.hostname or parts.username or parts.path or parts.query:
+        raise ConfigError(f"{METADATA_VARIABLE} must be http://HOST:PORT, got {shown_url(url)!r}.")
     return url
 
 

@@ -23,7 +23,8 @@ ONLY_OURS = 0o077  # umask: whatever the programs write is ours alone
 def spawn(command: list[str], *, name: str, environment: Mapping[str, str]) -> subprocess.Popen[bytes]:
     """Start a program in a session of its own, so that a Ctrl-C here does not reach it; it logs to ``log_file``."""
     private_folder(log_file(name).parent)
-    with log_file(name).open("wb") as output:
+    log_file(name).write_bytes(b"")
+    with log_file(name).open("ab") as output:  # appending: others may cut or add to it meanwhile
         return subprocess.Popen(
             command,
             stdin=subprocess.DEVNULL,

@@ -20,6 +20,7 @@ from cluster.local_ray import require_closed
 from cluster.staging import content_check, stage
 from cluster.state import RayState, read_state
 from cluster.storage import is_loopback
+from cluster.urls import shown_url
 
 NAMESPACE = "orchestrator"
 ADDRESS_VARIABLES = ("RAY_ADDRESS", "RAY_API_SERVER_ADDRESS", "RAY_DASHBOARD_ADDRESS")
@@ -267,10 +268,10 @@ def check_reachable(found: ClusterAddress) -> None:
 
 def _parsed(value: str, source: str, local: RayState | None) -> ClusterAddress:
     found = ClusterAddress(value.removesuffix("/"), source)
-    if not re.fullmatch(r"(ray|https?)://[^/]+|[^/]+:\d+", found.address) or not _is_valid(found):
+    if not re.fullmatch(r"(ray|https?)://[^/@?#]+|[^/@?#]+:\d+", found.address) or not _is_valid(found):
         raise ConfigError(
             f"the cluster's address must be HOST:PORT, ray://HOST:PORT, http(s)://HOST:PORT or auto, "
-            f"got {value!r} (from {source})."
+            f"got {shown_url(value)!r} (from {source})."
         )
     ours = local is not None and is_loopback(found.host) and found.port in _ports(local)
     return ClusterAddress(found.address, source, local if ours else None)

@@ -4,6 +4,7 @@ import base64
 import builtins
 import contextlib
 import hashlib
+import importlib
 import io
 import ipaddress
 import json
@@ -45,6 +46,7 @@ from cluster.store_errors import (
     required,
 )
 from cluster.stored_json import MOST_BYTES, parse_json
+from cluster.urls import shown_url
 
 STORE_VARIABLE = "ORCHESTRATOR_STORE"
 MULTIPART_BYTES = 64 * 2**20  # above this a file goes up in parts, so that a break costs one part, not all
@@ -53,6 +55,7 @@ PART_THREADS = 4
 CALLS = 8  # for small objects at the same time
 DELETE_BATCH = 1000  # S3's limit for one DeleteObjects
 READ_BYTES = 256 * 2**10  # at most, in one look at the socket: with 512 KiB the fastest of 64 KiB to 4 MiB
+MEND_ATTEMPT = 2  # of one operation; a single failure may pass by itself
 UPLOAD_MARK = "upload"  # metadata of an object that came in parts: which upload it was
 
 log = logging.getLogger(__name__)
@@ -126,9 +129,9 @@ def open_store(url: str | None = None) -> "Store":
                 "the store must be known, got none. Run `orchestrator up` for a local one, or set "
                 f"{STORE_VARIABLE}=s3://BUCKET."
             )
-        return Store(local.settings)
+        return Store(local.settings, mend=_mend_local)
     if local is not None and endpoint_url is None and parse_url(url)[0] == parse_url(local.settings.url)[0]:
-        return Store(local.settings.model_copy(update={"url": url}))
+        return Store(local.settings.model_copy(update={"url": url}), mend=_mend_local)
     return Store(
         StoreSettings(
             url=url,
@@ -141,6 +144,11 @@ def open_store(url: str | None = None) -> "Store":
     )
 
 
+def _mend_local(settings: StoreSettings) -> bool:
+    local: Any = importlib.import_module("cluster.local")  # which imports this module
+    return bool(local.mend_store(settings))
+
+
 class Store:
     """The objects under one ``s3://BUCKET/PREFIX``; every key is relative to it.
 
@@ -150,8 +158,16 @@ class Store:
     ``StoreUnavailableError`` when it gave no usable answer within ``policy.total_s``.
     """
 
-    def __init__(self, settings: StoreSettings, *, policy: RetryPolicy | None = None):
+    def __init__(
+        self,
+        settings: StoreSettings,
+        *,
+        policy: RetryPolicy | None = None,
+        mend: Callable[[StoreSettings], bool] | None = None,
+    ):
+        """``mend`` is called once in an operation that the server keeps failing; it stays in this process."""
         self.settings = settings
+        self._mend = mend
         self.policy = policy or RetryPolicy()
         self.bucket, self.prefix = parse_url(settings.url)
         check_endpoint(settings.endpoint_url)
@@ -353,7 +369,7 @@ class Store:
         left_s = max(0.1, ends - time.monotonic())
         # The last attempt begins before 0.4 of what is left and lasts at most another 0.5.
         policy = RetryPolicy(total_s=0.4 * left_s, connect_timeout_s=0.3 * left_s, read_timeout_s=0.5 * left_s)
-        return Store(self.settings, policy=policy)
+        return Store(self.settings, policy=policy, mend=self._mend)
 
     def _download(self, key: str, download: "_Download") -> tuple[bytes, str]:
         self._call(f"read {key}", lambda s3: download.run(s3, self.bucket, self._full(key)), download.patience)
@@ -447,6 +463,13 @@ class Store:
                         error, settings=self.settings, what=what, attempts=attempt, spent_s=spent_s
                     ) from error
                 self._burst.failed(what, error)
+                if (
+                    attempt == MEND_ATTEMPT
+                    and self._mend is not None
+                    and error_code(error)
+                    and self._mend(self.settings)
+                ):
+                    patience = _Patience(self.policy.total_s)
                 time.sleep(pause_s)
             else:
                 self._has_answered = True
@@ -729,7 +752,7 @@ def parse_url(url: str) -> tuple[str, str]:
     """
     match = re.fullmatch(r"s3://([a-z0-9][a-z0-9.-]{1,61}[a-z0-9])(?:/([^?#]*))?", url)
     if match is None or ".." in url or "//" in url.removeprefix("s3://").rstrip("/"):
-        raise ConfigError(f"the store must be s3://BUCKET or s3://BUCKET/PREFIX, got {url!r}.")
+        raise ConfigError(f"the store must be s3://BUCKET or s3://BUCKET/PREFIX, got {shown_url(url)!r}.")
     prefix = (match[2] or "").strip("/")
     return match[1], f"{prefix}/" if prefix else ""
 
@@ -744,7 +767,8 @@ def check_endpoint(endpoint_url: str | None) -> None:
         return
     parts = urlsplit(endpoint_url)
     shown = f"{parts.scheme}://{parts.hostname}"  # not the whole: it may hold a password
-    if parts.scheme not in ("http", "https") or not parts.hostname or parts.username:
+    more = parts.username or parts.query or parts.fragment  # a password, or the signature of a single request
+    if parts.scheme not in ("http", "https") or not parts.hostname or more:
         raise ConfigError(f"the store's endpoint must be http(s)://HOST[:PORT], got {shown}.")
     if parts.scheme == "http" and not is_loopback(parts.hostname):
         raise ConfigError(

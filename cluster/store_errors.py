@@ -19,7 +19,16 @@ from botocore.exceptions import (
 )
 
 from cluster.config import StoreSettings
-from cluster.errors import NotFoundError, PreconditionError, StoreAccessError, StoreError, StoreUnavailableError
+from cluster.disk import full_store_error, is_local_store
+from cluster.errors import (
+    DiskFullError,
+    NotFoundError,
+    PreconditionError,
+    StoreAccessError,
+    StoreError,
+    StoreUnavailableError,
+)
+from cluster.urls import shown_reason
 
 CURES: Mapping[str, str] = {
     "InvalidAccessKeyId": "must know the access key, got one that it does not. Check AWS_ACCESS_KEY_ID or the profile.",
@@ -32,7 +41,6 @@ CURES: Mapping[str, str] = {
     "PermanentRedirect": "must be reached in its own region, got a redirect. Set AWS_REGION to the bucket's region.",
     "RequestTimeTooSkewed": "must see nearly the same time as this machine, got a larger difference. Set the clock.",
     "InvalidBucketName": "must name a valid bucket, got one that the server refuses. Correct the URL.",
-    "QuotaExceeded": "must have room, got QuotaExceeded. Free space or raise the quota.",
 }
 SAME_CURE = {
     "AllAccessDisabled": "AccessDenied",
@@ -46,6 +54,9 @@ SAME_CURE = {
     "403": "AccessDenied",
     "Forbidden": "AccessDenied",
 }
+FULL = {"QuotaExceeded", "InsufficientStorage", "InsufficientCapacity", "XMinioStorageFull"}
+INSUFFICIENT_STORAGE = 507  # HTTP's own word for it
+READS = {"GetObject", "HeadObject", "ListObjectsV2"}  # a full disk is no reason for these to fail
 EXPIRED = {"ExpiredToken", "ExpiredTokenException", "TokenRefreshRequired", "RequestExpired"}
 RETRYABLE = {
     *EXPIRED, "SlowDown", "Throttling", "ThrottlingException", "RequestLimitExceeded", "TooManyRequests",
@@ -100,13 +111,19 @@ def fatal_error(error: Exception, *, settings: StoreSettings, what: str) -> Exce
     code = error_code(error)
     if code is None:
         return _fatal_connection_error(error, settings=settings)
+    assert isinstance(error, ClientError)
     cure = CURES.get(SAME_CURE.get(code, code))
     if cure is not None:
         return StoreAccessError(f"{_place(settings)} {cure} (could not {what}: {code})")
+    if code in FULL or _status(error) == INSUFFICIENT_STORAGE:
+        cure = "Free space there, or raise the quota."
+        return DiskFullError(f"{_place(settings)} must have room to {what}, got {reason(error)}. {cure}")
     if code in ("NoSuchKey", "404", "NotFound"):
         return NotFoundError(f"{settings.url}: an object must exist to {what}, got none.")
     if code in ("PreconditionFailed", "412"):
         return PreconditionError(f"{settings.url}: to {what}, nobody else may have written it first.")
+    if _status(error) >= 500 and error.operation_name not in READS and (full := full_store_error(settings)):
+        return full
     if code in RETRYABLE or _status(error) >= 500 or _status(error) in (408, 429):
         return None
     return StoreError(f"{_place(settings)} must be able to {what}, got {reason(error)}.")
@@ -122,6 +139,8 @@ def exhausted_error(
             "Credentials expired: renew them (for example `aws sso login`) and run again."
         )
     cure = "Lower the request rate or try later." if error_code(error) else "Check that it runs and its address."
+    if error_code(error) and is_local_store(settings):
+        cure = "If its disk was full: `orchestrator up` starts it anew once there is room."
     return StoreUnavailableError(
         f"{_place(settings)} must answer to {what}, got {reason(error)} "
         f"({attempts} attempts in {spent_s:.1f} s). {cure}"
@@ -140,7 +159,7 @@ def _fatal_connection_error(error: Exception, *, settings: StoreSettings) -> Exc
         )
     if isinstance(error, SSLError) and "EOF occurred" not in str(error):  # that one is a break, which may pass
         return StoreAccessError(
-            f"{_place(settings)} must have a certificate that this machine trusts, got {error.kwargs['error']}. "
+            f"{_place(settings)} must have a certificate that this machine trusts, got {shown_reason(error)}. "
             "Set AWS_CA_BUNDLE to its authority."
         )
     if has_expired(error):

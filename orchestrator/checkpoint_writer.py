@@ -7,9 +7,13 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from types import TracebackType
 from typing import Self
 
-from cluster.errors import StoreUnavailableError
+from cluster.errors import DiskFullError, StoreUnavailableError
 from orchestrator.checkpoint import State
 from orchestrator.config import TrainConfig
+from orchestrator.pulse import PULSE
+
+FULL_DISK_S = 60.0  # enough for a person who reads the warning and makes room, too short to waste machines
+FULL_DISK_PAUSE_S = 2.0
 
 log = logging.getLogger(__name__)
 
@@ -18,12 +22,14 @@ class CheckpointWriter:
     """Holds at most one copy of the state; use as a context manager, which waits for the last write.
 
     While one is being written no other is due: with a slow store checkpoints become rarer, and training goes on. A
-    store that cannot be reached costs the checkpoint, not the training; the next one is tried. A store that
-    refuses (wrong or expired keys) ends it.
+    store that cannot be reached, or has no room, costs the checkpoint, not the training; the next one is tried. A
+    store that refuses (wrong or expired keys) ends it.
     """
 
-    def __init__(self, write: Callable[[State], None], *, settings: TrainConfig) -> None:
-        self._write, self._settings = write, settings
+    def __init__(
+        self, write: Callable[[State], None], *, settings: TrainConfig, full_disk_s: float = FULL_DISK_S
+    ) -> None:
+        self._write, self._settings, self._full_disk_s = write, settings, full_disk_s
         self._executor = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
         self._pending: Future[None] | None = None
         self._is_owed = False
@@ -62,13 +68,25 @@ class CheckpointWriter:
         self._pending = self._executor.submit(self._write, state)
 
     def save_and_wait(self, state: State) -> None:
-        """Write now: nothing comes after.
+        """Write now: nothing comes after. Where there is no room for it, wait for somebody to make some.
 
         Raises:
+            DiskFullError: nobody did.
             StoreError: the store fails for longer than its retry budget.
         """
         self._settle()
-        self._write(state)
+        ends = time.monotonic() + self._full_disk_s
+        while True:
+            try:
+                self._write(state)
+            except DiskFullError as error:
+                if time.monotonic() + FULL_DISK_PAUSE_S > ends:
+                    raise
+                self._warn(f"the checkpoint that is needed here waits for room, for {self._full_disk_s:.0f} s: {error}")
+                time.sleep(FULL_DISK_PAUSE_S)
+            else:
+                PULSE.warning = None
+                return
 
     def __enter__(self) -> Self:
         return self
@@ -88,4 +106,11 @@ class CheckpointWriter:
         try:
             pending.result()
         except StoreUnavailableError as error:
-            log.warning("no checkpoint was written, training goes on: %s", error)
+            self._warn(f"no checkpoint was written, training goes on: {error}")
+        else:
+            PULSE.warning = None
+
+    def _warn(self, text: str) -> None:
+        """Say it in this process's log, and to the driver, which tells the person; once while it lasts."""
+        if PULSE.warn(text):
+            log.warning("%s", text)

@@ -5,10 +5,11 @@ import logging
 import math
 import sys
 import time
+import traceback
 from collections.abc import Callable
 from contextlib import nullcontext
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn, TypeVar
 
 import typer
 
@@ -76,20 +77,34 @@ def main() -> None:
     except KeyboardInterrupt:
         _print_error("interrupted")
         sys.exit(130)
+    except Exception as error:
+        _fail_unexpectedly(error, as_json=as_json)
     finally:
         gc.freeze()  # or the interpreter looks through a million objects of Ray's at its end, for 0.6 s
 
 
-def _fail(error: OrchestratorError, *, as_json: bool) -> None:
+def _fail(error: OrchestratorError, *, as_json: bool) -> NoReturn:
+    from cluster.urls import masked
     from orchestrator.display import emit
 
-    code = error.exit_code
+    code, message = error.exit_code, masked(str(error))
     emit(
-        {"error": type(error).__name__, "message": str(error), "exit_code": code},
+        {"error": type(error).__name__, "message": message, "exit_code": code},
         as_json=as_json,
-        show=lambda: _print_error(str(error)),
+        show=lambda: _print_error(message),
     )
     sys.exit(code)
+
+
+def _fail_unexpectedly(error: Exception, *, as_json: bool) -> NoReturn:
+    """Tell a full disk by its name; anything else is a fault of ours, and a traceback helps to report it."""
+    from cluster.disk import disk_full_error, is_disk_full
+    from cluster.urls import masked
+
+    if isinstance(error, OSError) and is_disk_full(error):
+        _fail(disk_full_error(error), as_json=as_json)
+    sys.stderr.write(masked("".join(traceback.format_exception(error))))
+    sys.exit(1)
 
 
 def _print_error(message: str) -> None:

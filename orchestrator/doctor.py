@@ -13,12 +13,14 @@ from uuid import uuid4
 import psutil
 from packaging.requirements import Requirement
 
+from cluster.disk import full_store_error
 from cluster.errors import OrchestratorError, StoreError
 from cluster.exposure import CURE, describe_danger
 from cluster.processes import is_free
 from cluster.session import check_reachable, client_environment, resolve_address
 from cluster.state import home, read_state
 from cluster.storage import Store, open_store
+from cluster.urls import masked
 
 OLDEST_PYTHON = (3, 11)
 NEED_DISK_GIB = 5.0  # Ray starts to refuse work when a disk is 95 % full; a small one is so soon
@@ -164,8 +166,14 @@ def check_store(url: str | None) -> Check:
 def _check_arrow(store: Store) -> None:
     key, data = f".check-arrow-{uuid4().hex}", b"orchestrator"
     files = store.arrow_filesystem()
-    with files.open_output_stream(store.arrow_path(key)) as stream:
-        stream.write(data)
+    try:
+        with files.open_output_stream(store.arrow_path(key)) as stream:
+            stream.write(data)
+    except OSError as error:
+        full = full_store_error(store.settings)
+        raise full or StoreError(
+            f"{store.settings.url} must take what pyarrow writes, got {masked(str(error))}."
+        ) from error
     try:
         with files.open_input_stream(store.arrow_path(key)) as stream:
             found = stream.read()

@@ -24,6 +24,8 @@ class Pulse:
     resumed_step: int = 0
     passed_over: list[str] = field(default_factory=list)
     """Newer checkpoints that could not be used, and why."""
+    warning: str | None = None
+    """What the person who follows the run should hear now."""
     first_step_at: float | None = None
     """Unix time of this attempt's first weight update."""
     slowest_step_s: float = 0.0
@@ -36,6 +38,11 @@ class Pulse:
     def enter(self, phase: Phase) -> None:
         """Say what begins now."""
         self.phase, self._since = phase, time.monotonic()
+
+    def warn(self, warning: str) -> bool:
+        """Keep a warning until it is cleared; return whether it is a new one."""
+        is_new, self.warning = self.warning is None, self.warning or warning
+        return is_new
 
     def begin(self) -> None:
         """Forget the training before: this process begins another."""

@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 from cluster.errors import ClusterError, LeaseLostError, OrchestratorError, RunFailedError, StoreError
+from cluster.local import mend_store
 from cluster.preemption import draining_nodes
 from cluster.session import store_environment
 from cluster.storage import Store
@@ -118,6 +119,7 @@ class Watch:
     lost_nodes: set[str] = field(default_factory=set)
     stopping: StopReason | None = None
     workers: Sequence[Worker] = ()
+    _warned_of: str | None = None
     _heard_at: dict[int, float] = field(default_factory=dict)
     _written_at: float = 0.0
     _looked_at: float = 0.0
@@ -130,6 +132,8 @@ class Watch:
         if now - self._looked_at > NODES_S:
             self._looked_at = now
             self._look_at_nodes(now)
+            if self._warned_of:
+                mend_store(self.store.settings)
         return self._taken_over() or self._hung(pulses, now)
 
     def close(self, end: End, detail: str) -> None:
@@ -143,6 +147,7 @@ class Watch:
         self._heard_at |= {rank: now for rank, pulse in enumerate(pulses) if pulse is not None}
         if first is None:
             return
+        self._warn(first["warning"])
         known = {name: first[name] for name in ("resumed_from", "resumed_step", "passed_over", "first_step_at")}
         step = max(first["step"], first["resumed_step"])
         if step > self.attempt.reached_step:
@@ -152,6 +157,14 @@ class Watch:
             self._written_at = now
             with suppress(StoreError):
                 write_attempt(self.store, self.record.run, self.attempt)
+
+    def _warn(self, warning: str | None) -> None:
+        """Tell what the first worker warns of, once while it lasts."""
+        if warning and not self._warned_of:
+            log.warning("run %s: %s", self.record.run, warning)
+        elif self._warned_of and not warning:
+            log.warning("run %s: the store takes its checkpoints again", self.record.run)
+        self._warned_of = warning
 
     def _look_at_nodes(self, now: float) -> None:
         """Stop in good time before a node goes, or when there is room for more workers."""

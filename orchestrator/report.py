@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import yaml
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
+from cluster.disk import naming_disk
 from cluster.errors import ConfigError
 from orchestrator.display import duration, number
 from orchestrator.effects import Effect, Mean, Response, Variance
@@ -76,7 +77,8 @@ def write_report(result: "SweepResult", path: Path) -> Path:
         ConfigError: if the file cannot be written.
     """
     try:
-        path.write_text(render_report(result), encoding="utf-8")
+        with naming_disk(path):
+            path.write_text(render_report(result), encoding="utf-8")
     except OSError as error:
         raise ConfigError(f"--html must be a file that can be written, got {path}: {error.strerror}.") from error
     return path

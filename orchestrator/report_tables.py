@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from cluster.disk import naming_disk
 from cluster.errors import ConfigError
 from orchestrator.budget import cost_text
 from orchestrator.crossover import PROCESSOR
@@ -64,8 +65,9 @@ def write_parquet(result: "SweepResult", path: Path) -> tuple[Path, Path]:
 
     effects = path.with_name(f"{path.stem}-effects{path.suffix}")
     try:
-        pq.write_table(cell_table(result.ledger, result.cells), path)
-        pq.write_table(effect_table(result.ledger), effects)
+        with naming_disk(path):
+            pq.write_table(cell_table(result.ledger, result.cells), path)
+            pq.write_table(effect_table(result.ledger), effects)
     except OSError as error:
         raise ConfigError(f"--parquet must be a file that can be written, got {path}: {error}.") from error
     return path, effects

@@ -23,12 +23,13 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import AfterValidator, BaseModel, ConfigDict
 
 from cluster.config import checked_name
-from cluster.errors import ConfigError, IntegrityError, NotFoundError
+from cluster.errors import ConfigError, DiskFullError, IntegrityError, NotFoundError
 from cluster.storage import Store
 from cluster.stored_json import MANY_VALUES, MOST_BYTES, Listing, listing, named_folders, parse_json, read_model
 from models.config import ResolvedTechniques
 from models.features import Signature
 from orchestrator.config import Experiment
+from orchestrator.pulse import PULSE
 
 log = logging.getLogger(__name__)
 
@@ -224,6 +225,7 @@ class RunLog:
         self._store, self._run = store, run
         self._status = RunStatus(phase="starting", updated=time.time())
         self._epochs: queue.SimpleQueue[list[EpochRecord]] = queue.SimpleQueue()
+        self._unwritten: list[list[EpochRecord]] = []
         self._stop = threading.Event()
         self._error: Exception | None = None
         self._events = _TensorBoard() if tensorboard else None
@@ -258,19 +260,22 @@ class RunLog:
     def _write_until_stopped(self) -> None:
         try:
             while not self._stop.wait(HEARTBEAT_S):
-                self._write()
+                try:
+                    self._write()
+                except DiskFullError as error:  # what is missing is written with what comes later
+                    PULSE.warn(f"its status and metrics are not written, training goes on: {error}")
             self._write()
             self._write_events([], last=True)
         except Exception as error:  # carried to the training thread, which raises it
             self._error = error
 
     def _write(self) -> None:
-        reported: list[list[EpochRecord]] = []
         while not self._epochs.empty():
-            reported.append(self._epochs.get())
-        if reported:
+            self._unwritten.append(self._epochs.get())
+        if reported := self._unwritten:
             lines = "".join(json.dumps(m, sort_keys=True) + "\n" for m in reported[-1])
             self._store.write(f"runs/{self._run}/metrics.jsonl", lines.encode())
+            self._unwritten = []
             self._write_events([history[-1] for history in reported], last=False)
         body = self._status.model_copy(update={"updated": time.time()}).model_dump_json()
         self._store.write(f"runs/{self._run}/status.json", body.encode())

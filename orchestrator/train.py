@@ -7,17 +7,20 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from types import FrameType
 from typing import Any, NamedTuple
 
 from cluster.config import StoreSettings
 from cluster.errors import (
     ConfigError,
+    DiskFullError,
     LeaseLostError,
     NotFoundError,
     RunCancelledError,
     RunInterruptedError,
+    RunUnfinishedError,
+    StoreError,
 )
 from cluster.failpoints import VARIABLE, parse_failpoints
 from cluster.preemption import watching_node
@@ -96,6 +99,7 @@ def train(
     Raises:
         ConfigError, StoreAccessError, ClusterError: before any worker starts.
         RunFailedError: a worker failed more often than `scaling.max_failures`; what it had written can be resumed.
+        RunUnfinishedError: there was no room for what the run has to write; it can be resumed when there is.
         RunCancelledError: interrupted.
     """
     started = time.time()
@@ -109,7 +113,7 @@ def train(
         _require(record)
         record, arithmetic = _describe_in_worker(record, store)
         create_run(store, record)
-        with Lease(store, run=record.run) as lease:
+        with _unfinished_on_full_disk(record.run), Lease(store, run=record.run) as lease:
             if on_start:
                 on_start(record, arithmetic)
             return _run(record, store, lease, started=started, on_progress=on_progress, environment=environment)
@@ -149,7 +153,7 @@ def resume(
     with ray_session(address, store=store.settings):
         _require(record)
         record, arithmetic = _describe_in_worker(record, store)
-        with Lease(store, run=record.run) as lease:
+        with _unfinished_on_full_disk(record.run), Lease(store, run=record.run) as lease:
             if on_start:
                 on_start(record, arithmetic)
             return _run(record, store, lease, started=started, on_progress=on_progress)
@@ -370,6 +374,10 @@ def _run(
         raise stopped(f"run {record.run} was stopped. Continue it: orchestrator resume {record.run}.") from None
     except LeaseLostError:
         raise
+    except DiskFullError as error:
+        with suppress(StoreError):  # which has no room for this either
+            write(record.model_copy(update={"state": "unfinished", "error": str(error)}))
+        raise
     except Exception as error:
         write(record.model_copy(update={"state": "failed", "error": str(error)}))
         raise
@@ -384,6 +392,17 @@ def _run(
     )
     write(finished)
     return RunResult(record.run, finished.metrics, outcome["history"], finished)
+
+
+@contextmanager
+def _unfinished_on_full_disk(run: str) -> Iterator[None]:
+    """Say that nothing is lost where there was no room for what a run has to write."""
+    try:
+        yield
+    except DiskFullError as error:
+        raise RunUnfinishedError(
+            f"run {run} stopped before its end: {error} Then continue it: orchestrator resume {run}."
+        ) from error
 
 
 def _teller(store: Store, run: str, on_progress: Progress | None) -> Callable[[], None]:

@@ -16,6 +16,7 @@ import requests
 from cluster.errors import ClusterError, ConfigError, NotFoundError, RunFailedError
 from cluster.files import read_file
 from cluster.stored_json import require_bounded
+from cluster.urls import shown_url
 from models.features import (
     CategoricalFeature,
     ForecastTarget,
@@ -104,7 +105,7 @@ class Client:
             if response.status_code == HTTPStatus.OK:
                 answer: dict[str, Any] = response.json()
                 return answer
-            raise _error(response, self.url)
+            raise _error(response, shown_url(self.url))
 
     def _try(self, method: str, path: str, *, deadline: float, **arguments: Any) -> requests.Response | None:
         """The answer; ``None`` if the connection broke and there is time to try again."""
@@ -117,7 +118,7 @@ class Client:
                 return None
             found = type(error).__name__
             raise ClusterError(
-                f"an endpoint must answer at {self.url}, got {found}. Start it: `orchestrator deploy NAME`."
+                f"an endpoint must answer at {shown_url(self.url)}, got {found}. Start it: `orchestrator deploy NAME`."
             ) from None
 
 

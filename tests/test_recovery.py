@@ -203,3 +203,20 @@ def test_room_is_counted_node_by_node() -> None:
 
 def test_a_failure_of_the_configuration_is_not_tried_again(watch: Watch) -> None:
     assert classify(GroupError({0: ConfigError("wrong")}), watch).is_final
+
+
+def test_what_a_worker_warns_of_is_told_once_while_it_lasts(
+    watch: Watch, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    mended: list[Any] = []
+    monkeypatch.setattr(recovery, "mend_store", mended.append)
+    monkeypatch.setattr(recovery, "NODES_S", 0.0)
+    watch.store.settings = "settings"
+    for warning in ("full: 1 byte", "full: 0 bytes", None, None, "full again"):
+        watch([pulse("compute", warning=warning), pulse("compute")], watch.workers)
+    assert [record.getMessage() for record in caplog.records] == [
+        "run run: full: 1 byte",
+        "run run: the store takes its checkpoints again",
+        "run run: full again",
+    ]
+    assert mended == ["settings"] * 3

@@ -11,7 +11,6 @@ A file appears under its name only when it is whole and verified; what is unfini
 lock that ends with its process keeps two processes from making the same thing.
 """
 
-import errno
 import fcntl
 import gzip
 import hashlib
@@ -37,6 +36,7 @@ from urllib.parse import unquote, urlsplit
 import requests
 import urllib3.exceptions
 
+from cluster.disk import naming_disk, require_room
 from cluster.errors import (
     ConfigError,
     IntegrityError,
@@ -48,6 +48,7 @@ from cluster.errors import (
 )
 from cluster.state import home
 from cluster.storage import ObjectInfo, RetryPolicy, Store, is_loopback, open_store
+from cluster.urls import shown_reason, shown_url
 from orchestrator.data.catalog import OFFICIAL, OfficialDataset
 
 PATIENCE = RetryPolicy(total_s=60.0, connect_timeout_s=10.0, longest_pause_s=10.0)
@@ -109,7 +110,8 @@ def local_copy(source: str, *, policy: RetryPolicy = PATIENCE, progress: Progres
         IntegrityError: if its bytes are not those of the checksum.
         StoreAccessError: if the server wants a login, or other keys.
         StoreUnavailableError: if no server answered in time.
-        StoreError: if the disk is full, among others.
+        DiskFullError: if the disk has no room for it.
+        StoreError: if the server answers with something else than the source.
     """
     report = progress or _no_progress
     if source in OFFICIAL:
@@ -119,14 +121,20 @@ def local_copy(source: str, *, policy: RetryPolicy = PATIENCE, progress: Progres
                 "the path, or go to another folder for the official dataset."
             )
         return official_copy(OFFICIAL[source], policy=policy, progress=report)
-    if source.startswith(("http://", "https://")):
-        return _from_url(source, policy, report)
-    if source.startswith("s3://"):
-        return _from_s3(source, report)
+    if url := re.match("([A-Za-z][A-Za-z0-9+.-]*)://", source):
+        return _copy_of_url(url[1].lower(), source, policy, report)
     if is_archive(source) and Path(source).is_file():
         path = Path(source)
         return LocalCopy(source=str(_unpacked(path)), uri=source, name=_stem(path.name))
     return LocalCopy(source=source, uri=source)
+
+
+def _copy_of_url(scheme: str, source: str, policy: RetryPolicy, progress: Progress) -> LocalCopy:
+    if scheme in ("http", "https"):
+        return _from_url(source, policy, progress)
+    if scheme == "s3":
+        return _from_s3(source, progress)
+    raise ConfigError(f"source must be a path, or begin with https:// or s3://, got {shown_url(source)}. Correct it.")
 
 
 def official_copy(
@@ -208,14 +216,6 @@ class _BrokenTransferError(Exception):
     """The server broke off or asks to try again."""
 
 
-_TRANSIENT = (
-    _BrokenTransferError,
-    requests.ConnectionError,
-    requests.Timeout,
-    urllib3.exceptions.HTTPError,
-)
-
-
 def _download(urls: list[str], transfer: "_Transfer", policy: RetryPolicy) -> None:
     """Try the URLs in turn, round after round, until one gave the whole file or none can."""
     hopeless: dict[str, OrchestratorError] = {}
@@ -229,7 +229,7 @@ def _download(urls: list[str], transfer: "_Transfer", policy: RetryPolicy) -> No
                 return
             except OrchestratorError as error:
                 hopeless[url] = error
-            except _TRANSIENT as error:
+            except _BrokenTransferError as error:
                 last = (url, error)
         if len(hopeless) == len(urls):
             raise _summary(list(hopeless.values()))
@@ -237,9 +237,9 @@ def _download(urls: list[str], transfer: "_Transfer", policy: RetryPolicy) -> No
             attempt = 0
         pause_s = policy.pause_s(attempt, jitter=random.random())
         if transfer.idle_s() + pause_s > policy.total_s:
-            raise _gave_up(*last, policy) from last[1]
+            raise _gave_up(*last, policy)
         if attempt == 0:
-            log.warning("%s broke off: %s; trying for another %.0f s", _shown(last[0]), last[1], policy.total_s)
+            log.warning("%s broke off: %s; trying for another %.0f s", shown_url(last[0]), last[1], policy.total_s)
         time.sleep(pause_s)
         attempt += 1
 
@@ -261,7 +261,7 @@ class _Transfer:
 
         Raises:
             OrchestratorError: if trying this URL again would not help.
-            _BrokenTransferError: or another of `_TRANSIENT`, if it may.
+            _BrokenTransferError: if it may.
         """
         start = self._resume_at(url)
         headers = {"Accept-Encoding": "identity"}  # the file's own bytes: ranges and checksums are of those
@@ -300,8 +300,8 @@ class _Transfer:
         if validator and not validator.startswith("W/"):
             self._validators[url] = validator
         received = start
-        with _room_errors(self._part), self._part.open("ab" if start else "wb") as file:
-            for chunk in response.raw.stream(_CHUNK_BYTES, decode_content=False):
+        with naming_disk(self._part), self._part.open("ab" if start else "wb") as file:
+            for chunk in _chunks(response):
                 file.write(chunk)
                 received += len(chunk)
                 self._last_byte_s, self._moved = time.monotonic(), True
@@ -326,25 +326,54 @@ class _Transfer:
         if resumed:
             raise _BrokenTransferError("what came before does not fit what came now")
         raise IntegrityError(
-            f"{_shown(url)} must have {algorithm.upper()} {expected}, got {found}. It was deleted: the file was "
+            f"{shown_url(url)} must have {algorithm.upper()} {expected}, got {found}. It was deleted: the file was "
             "changed by its publisher, or on its way here. Compare with the publisher's page before you trust it."
         )
 
 
 def _get(url: str, headers: Mapping[str, str], timeout_s: tuple[float, float]) -> requests.Response:
+    """Return the answer, its body to come.
+
+    Raises:
+        OrchestratorError: if the same would come again.
+        _BrokenTransferError: if trying again may help.
+    """
     try:
         return requests.get(url, headers=headers, timeout=timeout_s, stream=True)
-    except requests.exceptions.SSLError as error:
-        raise StoreAccessError(
-            f"{_shown(url)} must have a certificate that this machine trusts, got {error}. Set REQUESTS_CA_BUNDLE if a "
-            "proxy of yours re-signs it."
-        ) from error
-    except requests.TooManyRedirects as error:
-        raise StoreError(
-            f"{_shown(url)} must lead to a file, got redirects without end. Give the direct link."
-        ) from error
-    except (requests.exceptions.InvalidURL, requests.exceptions.InvalidSchema) as error:
-        raise ConfigError(f"{_shown(url)} must be an http(s) URL, got {error}. Correct it.") from error
+    except (requests.RequestException, urllib3.exceptions.HTTPError, ValueError) as error:
+        failure = _explained(error, shown_url(url))
+    raise failure  # out here, or it would carry the other one, whose text has the URL with its signature
+
+
+def _explained(error: Exception, shown: str) -> Exception:
+    match error:
+        case requests.exceptions.SSLError():
+            return StoreAccessError(
+                f"{shown} must have a certificate that this machine trusts, got {shown_reason(error)}. Set "
+                "REQUESTS_CA_BUNDLE if a proxy of yours re-signs it."
+            )
+        case requests.TooManyRedirects():
+            return StoreError(f"{shown} must lead to a file, got redirects without end. Give the direct link.")
+        case requests.ConnectionError() | requests.Timeout() | urllib3.exceptions.HTTPError():
+            return _BrokenTransferError(shown_reason(error))
+    return ConfigError(
+        f"{shown} must be an http(s) URL, got one that is malformed or leads to another kind. Correct it."
+    )
+
+
+def _chunks(response: requests.Response) -> Iterator[bytes]:
+    """Yield the body's own bytes.
+
+    Raises:
+        _BrokenTransferError: if they end too early or come too slowly.
+    """
+    try:
+        yield from response.raw.stream(_CHUNK_BYTES, decode_content=False)
+    except urllib3.exceptions.HTTPError as error:
+        failure = _BrokenTransferError(shown_reason(error))
+    else:
+        return
+    raise failure
 
 
 def _check_answer(response: requests.Response, url: str, checksum: str | None) -> None:
@@ -354,7 +383,7 @@ def _check_answer(response: requests.Response, url: str, checksum: str | None) -
         OrchestratorError: if the same would come again.
         _BrokenTransferError: if the server asks to try again.
     """
-    status, shown = response.status_code, _shown(url)
+    status, shown = response.status_code, shown_url(url)
     _check_url(response.url, checksum)  # it may have been redirected
     if status in (404, 410):
         raise NotFoundError(f"{shown} must exist, got HTTP {status}. Look up its new address.")
@@ -369,18 +398,21 @@ def _check_answer(response: requests.Response, url: str, checksum: str | None) -
     is_page = response.headers.get("Content-Type", "").startswith("text/html")
     if status == requests.codes.ok and is_page and not urlsplit(url).path.endswith((".html", ".htm")):
         raise ConfigError(
-            f"{shown} must be a file, got a web page from {_shown(response.url)}. Open it in a browser (it may ask to "
-            "log in or to accept terms), and give the direct link or push the downloaded file."
+            f"{shown} must be a file, got a web page from {shown_url(response.url)}. Open it in a browser (it may ask "
+            "to log in or to accept terms), and give the direct link or push the downloaded file."
         )
 
 
 def _check_url(url: str, checksum: str | None) -> None:
-    parts = urlsplit(url)
-    if parts.scheme not in ("http", "https") or not parts.hostname:
-        raise ConfigError(f"source must be an http(s) URL, got {_shown(url)}.")
-    if parts.scheme == "http" and checksum is None and not is_loopback(parts.hostname):
+    try:
+        scheme, host = urlsplit(url).scheme, urlsplit(url).hostname
+    except ValueError:  # of which the text may hold the URL
+        scheme, host = "", None
+    if scheme not in ("http", "https") or not host:
+        raise ConfigError(f"source must be an http(s) URL, got {shown_url(url)}.")
+    if scheme == "http" and checksum is None and not is_loopback(host):
         raise ConfigError(
-            f"{_shown(url)} must have a checksum, since nothing protects http:// on its way, got none. "
+            f"{shown_url(url)} must have a checksum, since nothing protects http:// on its way, got none. "
             "Use https://, or append #sha256=HEX as its publisher states it."
         )
 
@@ -409,7 +441,7 @@ def _is_whole(path: Path, checksum: str | None) -> bool:
 
 def _gave_up(url: str, error: Exception, policy: RetryPolicy) -> StoreUnavailableError:
     return StoreUnavailableError(
-        f"{_shown(url)} must answer within {policy.total_s:.0f} s, got {error}. Check the network and the proxy "
+        f"{shown_url(url)} must answer within {policy.total_s:.0f} s, got {error}. Check the network and the proxy "
         "(HTTPS_PROXY), and try again: what has come is kept."
     )
 
@@ -429,7 +461,7 @@ def _from_url(source: str, policy: RetryPolicy, progress: Progress) -> LocalCopy
     digest = checksum or f"sha256:{file_digest(path)}"  # so that the manifest tells what was read
     return LocalCopy(
         source=str(_unpacked(path) if is_archive(name) else path),
-        uri=f"{_shown(url)}#{digest.replace(':', '=')}",
+        uri=f"{shown_url(url)}#{digest.replace(':', '=')}",
         name=_stem(name),
     )
 
@@ -441,17 +473,16 @@ def _split_checksum(source: str) -> tuple[str, str | None]:
     algorithm, _, digest = fragment.lower().partition("=")
     if not re.fullmatch("[0-9a-f]*", digest) or len(digest) != 2 * _DIGEST_BYTES.get(algorithm, -1):
         raise ConfigError(
-            f"what follows '#' in {_shown(url)} must be sha256=HEX or md5=HEX, got {fragment!r}. Correct it, or leave "
-            "it out."
+            f"what follows '#' in {shown_url(url)} must be sha256=HEX or md5=HEX, got {_described(fragment)}. "
+            "Correct it, or leave it out."
         )
     return url, f"{algorithm}:{digest}"
 
 
-def _shown(url: str) -> str:
-    """Return a URL without what may be secret: password, query, fragment."""
-    parts = urlsplit(url)
-    port = f":{parts.port}" if parts.port else ""
-    return f"{parts.scheme}://{parts.hostname}{port}{parts.path}"
+def _described(fragment: str) -> str:
+    """Tell about a fragment without repeating it: it may be the rest of a password with a '#' in it."""
+    algorithm, _, digest = fragment.lower().partition("=")
+    return f"{algorithm}= and {len(digest)} characters" if algorithm in _DIGEST_BYTES else "something else"
 
 
 # ---- archives
@@ -468,7 +499,7 @@ def extract(archive: Path, *, to: Path) -> Path:
     Raises:
         ConfigError: if it is damaged, or holds what could do harm: a path or a link that leads out of the folder,
             a device, or far more bytes than it should.
-        StoreError: if the disk is full.
+        DiskFullError: if the disk is full.
     """
     with _alone(to):
         if to.exists():
@@ -477,7 +508,7 @@ def extract(archive: Path, *, to: Path) -> Path:
         shutil.rmtree(part, ignore_errors=True)  # of a process that was killed
         part.mkdir()
         try:
-            with _room_errors(part):
+            with naming_disk(part):
                 _unpack(archive, part)
         except BaseException:
             shutil.rmtree(part)
@@ -659,7 +690,8 @@ def mirror(
 
     Raises:
         ConfigError: if a key cannot be a path.
-        StoreError: if the objects change all the time, or the disk is full.
+        StoreError: if the objects change all the time.
+        DiskFullError: if the disk has no room for them.
     """
     objects = listed()
     for _ in range(_ROUNDS):
@@ -731,7 +763,7 @@ def _copy_object(store: Store, info: ObjectInfo, path: Path) -> ObjectInfo:
 
 def _copy_ranges(store: Store, info: ObjectInfo, part: Path) -> str:
     digest = hashlib.md5(usedforsecurity=False)
-    with _room_errors(part), part.open("wb") as file:
+    with naming_disk(part), part.open("wb") as file:
         for start in range(0, info.size, _RANGE_BYTES):
             data = store.read_range(info.key, start=start, length=min(_RANGE_BYTES, info.size - start))
             digest.update(data)
@@ -754,38 +786,11 @@ def _has_size(path: Path, size: int) -> bool:
 # ---- the disk
 
 
-def require_room(folder: Path, num_bytes: int) -> None:
-    """Refuse to begin what cannot end.
-
-    Raises:
-        StoreError: if the disk has less room than that.
-    """
-    free = shutil.disk_usage(folder).free
-    if num_bytes > free:
-        raise _no_room(folder, f"{num_bytes} bytes", f"{free}")
-
-
-@contextmanager
-def _room_errors(path: Path) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise _no_room(path, "more bytes", "a full disk") from error
-        raise
-
-
-def _no_room(path: Path, needed: str, found: str) -> StoreError:
-    return StoreError(
-        f"the disk of {path} must have room for {needed}, got {found}. Free some, or set ORCHESTRATOR_HOME to a folder "
-        "on a larger disk."
-    )
-
-
 @contextmanager
 def _alone(path: Path) -> Iterator[None]:
     """Make what `path` is to hold in one process and thread at a time; the lock ends with its process."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+    with naming_disk(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
     with path.with_name(f".{path.name}.lock").open("w") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)

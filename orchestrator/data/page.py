@@ -18,6 +18,7 @@ import numpy as np
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from PIL import Image
 
+from cluster.disk import naming_disk
 from cluster.errors import ConfigError
 from models.features import (
     TARGET,
@@ -75,7 +76,8 @@ def write_page(store: "Store", name: str, *, version: str | None = None, path: P
     """
     html = render_page(open_dataset(store, name, version))
     try:
-        path.write_text(html, encoding="utf-8")
+        with naming_disk(path):
+            path.write_text(html, encoding="utf-8")
     except OSError as error:
         raise ConfigError(f"--html must be a file that can be written, got {path}: {error.strerror}.") from error
     return path
