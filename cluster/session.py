@@ -7,14 +7,16 @@ import os
 import re
 import socket
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
 from cluster.config import StoreSettings
 from cluster.errors import ClusterError, ConfigError
+from cluster.head_watch import LOCAL, REMOTE, local_trouble, watching_head
 from cluster.staging import stage
 from cluster.state import RayState, read_state
 from cluster.storage import is_loopback
@@ -98,6 +100,7 @@ def ray_session(
     """Connect this process to the cluster; its workers import our packages and can reach the store.
 
     Within a connected process (a nested call, a task, a Tune trial) it joins what is there and leaves it open.
+    Should the cluster's head die meanwhile, the process ends and says so, see ``cluster/head_watch.py``.
 
     Args:
         address: See ``resolve_address``.
@@ -124,11 +127,12 @@ def ray_session(
     with client_environment(found):
         require_token(found, allow_unauthenticated=allow_unauthenticated)
         check_reachable(found)
-        _connect(found, store_environment(store) | dict(environment or {}), log_to_driver=log_to_driver)
-        try:
-            yield found
-        finally:
-            ray.shutdown()
+        with _watching_head(found):
+            _connect(found, store_environment(store) | dict(environment or {}), log_to_driver=log_to_driver)
+            try:
+                yield found
+            finally:
+                ray.shutdown()
 
 
 def cluster_resources() -> dict[str, float]:
@@ -311,8 +315,12 @@ def _probe_error(found: ClusterAddress, code: str) -> ClusterError:
     return _unreachable(found, code)
 
 
+class _UnreachableError(ClusterError):
+    """Nobody answers at the cluster's address."""
+
+
 def _unreachable(found: ClusterAddress, reason: str) -> ClusterError:
-    return ClusterError(
+    return _UnreachableError(
         f"the Ray cluster at {found.address} (from {found.source}) must answer within {CONNECT_S:.0f} s, "
         f"got {reason}. {START_CURE}"
     )
@@ -323,6 +331,24 @@ def _require_port(found: ClusterAddress) -> None:
         socket.create_connection((found.host, found.port), timeout=CONNECT_S).close()
     except OSError as error:
         raise _unreachable(found, type(error).__name__) from error
+
+
+def _watching_head(found: ClusterAddress) -> AbstractContextManager[None]:
+    if found.local is not None:
+        trouble = partial(local_trouble, found.local)
+        return watching_head(f"the local Ray head at {found.address}", trouble, patience=LOCAL)
+    return watching_head(f"the head of the Ray cluster at {found.address}", partial(_silence, found), patience=REMOTE)
+
+
+def _silence(found: ClusterAddress) -> str | None:
+    """What is wrong with a head on another machine; ``None`` when it answers, be it to refuse us."""
+    try:
+        check_reachable(found)
+    except _UnreachableError:
+        return "no answer"
+    except ClusterError:
+        pass
+    return None
 
 
 def _connect(found: ClusterAddress, environment: dict[str, str], *, log_to_driver: bool) -> None:

@@ -6,6 +6,7 @@ import sys
 import time
 from collections.abc import Callable
 from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
 
@@ -62,14 +63,17 @@ Command = TypeVar("Command", bound=Callable[..., Any])
 
 def main() -> None:
     """Run the command line; errors become one clear message and an exit code."""
+    from cluster.head_watch import told_by
     from orchestrator.display import stdout_kept_for_json
 
     as_json = "--json" in sys.argv[1:] and "--help" not in sys.argv[1:]
+    tell = partial(_tell, as_json=as_json)
     try:
-        with stdout_kept_for_json() if as_json else nullcontext():
+        with stdout_kept_for_json() if as_json else nullcontext(), told_by(tell):
             app(standalone_mode=True)
     except OrchestratorError as error:
-        _fail(error, as_json=as_json)
+        tell(error)
+        sys.exit(error.exit_code)
     except KeyboardInterrupt:
         _print_error("interrupted")
         sys.exit(130)
@@ -77,16 +81,15 @@ def main() -> None:
         gc.freeze()  # or the interpreter looks through a million objects of Ray's at its end, for 0.6 s
 
 
-def _fail(error: OrchestratorError, *, as_json: bool) -> None:
-    from orchestrator.display import emit
+def _tell(error: OrchestratorError, *, as_json: bool) -> None:
+    from orchestrator.display import emit, stop_bars
 
-    code = error.exit_code
+    stop_bars()  # this may be another thread than that which shows them
     emit(
-        {"error": type(error).__name__, "message": str(error), "exit_code": code},
+        {"error": type(error).__name__, "message": str(error), "exit_code": error.exit_code},
         as_json=as_json,
         show=lambda: _print_error(str(error)),
     )
-    sys.exit(code)
 
 
 def _print_error(message: str) -> None:

@@ -20,6 +20,7 @@ from cluster.errors import (
     RunInterruptedError,
 )
 from cluster.failpoints import VARIABLE, parse_failpoints
+from cluster.head_watch import continued_by
 from cluster.preemption import watching_node
 from cluster.session import cluster_resources, ray_session, require_resources
 from cluster.staging import check_packages, stage
@@ -109,7 +110,7 @@ def train(
         _require(record)
         record, arithmetic = _describe_in_worker(record, store)
         create_run(store, record)
-        with Lease(store, run=record.run) as lease:
+        with _leased(record.run, store) as lease:
             if on_start:
                 on_start(record, arithmetic)
             return _run(record, store, lease, started=started, on_progress=on_progress, environment=environment)
@@ -149,7 +150,7 @@ def resume(
     with ray_session(address, store=store.settings):
         _require(record)
         record, arithmetic = _describe_in_worker(record, store)
-        with Lease(store, run=record.run) as lease:
+        with _leased(record.run, store) as lease:
             if on_start:
                 on_start(record, arithmetic)
             return _run(record, store, lease, started=started, on_progress=on_progress)
@@ -337,6 +338,14 @@ def _with_workers(experiment: Experiment, workers: int) -> Experiment:
     values = experiment.model_dump(mode="json")
     values["scaling"] |= {"workers": workers, "logical_workers": experiment.scaling.num_logical_workers}
     return validate(Document("--workers", values, {}))
+
+
+@contextmanager
+def _leased(run: str, store: Store) -> Iterator[Lease]:
+    """Hold the run's lease, and give it back even if the head dies: whoever resumes the run need not wait for it."""
+    again = f"orchestrator resume {run}"
+    with Lease(store, run=run) as lease, continued_by(again, what=f"run {run}", release=lease.release):
+        yield lease
 
 
 def _run(
