@@ -141,6 +141,13 @@ def cluster_resources() -> dict[str, float]:
     return {name: float(amount) for name, amount in ray.cluster_resources().items()}
 
 
+def local_head() -> RayState | None:
+    """Return the local Ray head if it is the one that this process is connected to."""
+    ray: Any = importlib.import_module("ray")
+    head = read_state().ray
+    return head if head is not None and ray.get_runtime_context().gcs_address == head.address else None
+
+
 def num_nodes() -> int:
     """Return how many machines of the connected cluster are alive."""
     ray: Any = importlib.import_module("ray")

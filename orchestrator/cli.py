@@ -15,12 +15,15 @@ import typer
 from cluster.errors import ConfigError, OrchestratorError
 
 if TYPE_CHECKING:
+    from cluster.state import LocalState
     from cluster.storage import Store
     from orchestrator.attempts import Receipt
     from orchestrator.runs import EpochRecord, RunRecord
     from orchestrator.search import SearchRecord, SearchResult
     from orchestrator.sweep import SweepRecord, SweepResult
     from orchestrator.train import Arithmetic, RunResult
+    from serving.deploy import Endpoint
+    from serving.deployed import Deployed
 
 app = typer.Typer(
     name="orchestrator",
@@ -166,19 +169,28 @@ def up(
     gpus: Annotated[int | None, typer.Option(help="GPUs of the Ray head; default: all.")] = None,
     ray: Annotated[bool, typer.Option("--ray/--no-ray", help="Start a Ray head.")] = True,
     store: Annotated[bool, typer.Option("--store/--no-store", help="Start an S3 store.")] = True,
+    redeploy: Annotated[
+        bool, typer.Option("--redeploy", help="Serve again what was deployed when the Ray head before ended.")
+    ] = False,
 ) -> None:
     """Start a Ray head and an S3 store on this machine; what already runs is left alone.
 
     A cluster that RAY_ADDRESS names, or a store that ORCHESTRATOR_STORE names, is used instead of a local one.
+    Endpoints end with the Ray head that served them; those of an earlier one are named.
     """
     from cluster import local
     from cluster.session import named_cluster
     from cluster.storage import named_store
     from orchestrator.display import emit, next_steps, out
+    from serving.deployed import gone_endpoints
 
     started = time.perf_counter()
     cluster, place = named_cluster(), named_store()
+    if redeploy and (cluster is not None or not ray):
+        raise ConfigError("--redeploy must have the local Ray head, got another cluster or --no-ray.")
     state = local.up(cpus=cpus, gpus=gpus, with_ray=ray and cluster is None, with_store=store and place is None)
+    gone = gone_endpoints(state.ray)
+    back = _redeploy(gone, state) if redeploy else []
     seconds = time.perf_counter() - started
 
     def show() -> None:
@@ -193,10 +205,44 @@ def up(
             settings = state.store.settings
             out.print(f"Store      {settings.url} at {settings.endpoint_url}")
             out.print(f"           keys in {settings.credentials_file}, profile {settings.profile}")
+        for endpoint in back:
+            out.print(f"Endpoint   {endpoint.name} {endpoint.version} answers again at {endpoint.predict_url}")
         out.print(f"ready in {seconds:.1f} s", style="dim")
+        if gone and not back:
+            out.print(f"\n{_gone_line(gone)}", style="yellow")
+            next_steps("orchestrator up --redeploy", "orchestrator down")
+            return
         next_steps("orchestrator data push sklearn:digits", "orchestrator train digits-cnn", "orchestrator down")
 
-    emit(state, as_json=json, show=show)
+    emit({**state.model_dump(mode="json"), "gone_endpoints": gone, "redeployed": back}, as_json=json, show=show)
+
+
+def _gone_line(gone: "list[Deployed]") -> str:
+    names = ", ".join(f"{endpoint.name} {endpoint.version}" for endpoint in gone)
+    return f"Endpoints that were deployed went with the Ray head that served them: {names}."
+
+
+def _redeploy(gone: "list[Deployed]", state: "LocalState") -> "list[Endpoint]":
+    """Serve every endpoint again that can be; then raise what one of them raised."""
+    from cluster.session import ray_session
+    from orchestrator.display import note
+    from serving import deploy as serving
+    from serving.deployed import store_of
+
+    assert state.ray is not None
+    back, failures = [], []
+    for endpoint in gone:
+        note(f"deploying {endpoint.name} {endpoint.version}")
+        try:
+            store = store_of(endpoint, state.store)
+            with ray_session(state.ray.address, store=store.settings):
+                back.append(serving.redeploy(endpoint, store))
+        except OrchestratorError as error:
+            failures.append(error)
+            note(f"{endpoint.name} {endpoint.version} is still gone: {error}")
+    if failures:
+        raise failures[0]
+    return back
 
 
 @_command(app, "orchestrator down")
@@ -210,6 +256,7 @@ def down(
     from cluster import local
     from orchestrator.data.cache import clear_cache
     from orchestrator.display import emit, out
+    from serving.deployed import forget_deleted
 
     if dry_run:
         state = local.status()
@@ -220,6 +267,8 @@ def down(
         raise typer.Exit(1)
     ended = local.down(delete_data=delete_data)
     clear_cache("memory")
+    if delete_data:
+        forget_deleted()
     emit({"ended": ended}, as_json=json, show=lambda: out.print("\n".join(ended) or "nothing was running"))
 
 
@@ -1127,13 +1176,16 @@ def undeploy(
 @_command(app, "orchestrator endpoints")
 def endpoints(json: Json = False, address: Address = None, store: StoreUrl = None) -> None:
     """List what is served."""
-    from cluster.session import ray_session
-    from orchestrator.display import emit, table
+    from cluster.session import local_head, ray_session
+    from orchestrator.display import emit, note, table
     from serving import deploy as serving
+    from serving.deployed import gone_endpoints
 
     opened = _store(store)
     with ray_session(address, store=opened.settings):
-        found = serving.endpoints()
+        found, gone = serving.endpoints(), gone_endpoints(local_head())
+    if gone:
+        note(f"{_gone_line(gone)} Bring them back: orchestrator up --redeploy")
     rows = [(e.name, e.version, e.status, e.replicas, e.url) for e in found]
     emit(found, as_json=json, show=lambda: table(("endpoint", "version", "status", "replicas", "url"), rows))
 

@@ -7,7 +7,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from types import FrameType
 from typing import Any, NamedTuple
 
@@ -147,7 +147,7 @@ def resume(
         return RunResult(run, record.metrics, read_history(store, run), record)
     if workers is not None:
         record = record.model_copy(update={"experiment": _with_workers(record.experiment, workers)})
-    with ray_session(address, store=store.settings):
+    with _resumable(run), ray_session(address, store=store.settings):
         _require(record)
         record, arithmetic = _describe_in_worker(record, store)
         with _leased(record.run, store) as lease:
@@ -343,9 +343,12 @@ def _with_workers(experiment: Experiment, workers: int) -> Experiment:
 @contextmanager
 def _leased(run: str, store: Store) -> Iterator[Lease]:
     """Hold the run's lease, and give it back even if the head dies: whoever resumes the run need not wait for it."""
-    again = f"orchestrator resume {run}"
-    with Lease(store, run=run) as lease, continued_by(again, what=f"run {run}", release=lease.release):
+    with Lease(store, run=run) as lease, _resumable(run, release=lease.release):
         yield lease
+
+
+def _resumable(run: str, *, release: Callable[[], None] = lambda: None) -> AbstractContextManager[None]:
+    return continued_by(f"orchestrator resume {run}", what=f"run {run}", release=release)
 
 
 def _run(

@@ -6,6 +6,7 @@ import time
 from collections.abc import Iterable
 from dataclasses import dataclass
 from http import HTTPStatus
+from urllib.parse import urlsplit
 
 import requests
 from ray import serve
@@ -13,6 +14,7 @@ from ray.serve.exceptions import RayServeException
 from ray.serve.schema import ApplicationStatusOverview
 
 from cluster.errors import ClusterError, ConfigError, IntegrityError, NotFoundError, OrchestratorError, RunFailedError
+from cluster.session import local_head
 from cluster.storage import Store
 from serving import registry
 from serving.access import ensure_tokens, token_path, token_sha256, write_url
@@ -26,6 +28,7 @@ from serving.app import (
     running_replicas,
 )
 from serving.client import Client
+from serving.deployed import Deployed, forget, remember
 from serving.gateway import GatewaySettings
 from serving.protocol import output_tensor
 from serving.version import Version
@@ -105,7 +108,34 @@ def deploy(
         _restore(store, name, before, wait_s=wait_s)
         raise
     write_url(url)
-    return _endpoint(name, url)
+    endpoint = _endpoint(name, url)
+    _remember(endpoint, store)
+    return endpoint
+
+
+def redeploy(gone: Deployed, store: Store) -> Endpoint:
+    """Serve again what an earlier head served: the same version, and the same address if its port is free.
+
+    Args:
+        gone: from `serving.deployed.gone_endpoints`.
+        store: from `serving.deployed.store_of`.
+
+    Raises:
+        NotFoundError, RunFailedError: as `deploy` does.
+    """
+    where = urlsplit(gone.url)
+    assert where.hostname is not None
+    assert where.port is not None
+    port = where.port if _is_free(where.hostname, where.port) else 0
+    return deploy(
+        store,
+        name=gone.name,
+        version=gone.version,
+        host=where.hostname,
+        port=port,
+        replicas=gone.replicas,
+        cpus=gone.cpus,
+    )
 
 
 def endpoints() -> list[Endpoint]:
@@ -117,11 +147,16 @@ def endpoints() -> list[Endpoint]:
 def undeploy(name: str) -> None:
     """Stop serving a model. With the last one the gateway ends, and Serve with it unless others use it.
 
+    One that went with an earlier local head is forgotten, so that it is not brought back.
+
     Raises:
         NotFoundError: if it is not deployed.
     """
     applications = _applications()
+    was_remembered = local_head() is not None and forget(name)
     if MODEL_PREFIX + name not in applications:
+        if was_remembered:
+            return
         raise _not_deployed(name, applications)
     serve.delete(MODEL_PREFIX + name)
     _stop_when_unused()
@@ -301,6 +336,24 @@ def _endpoint(name: str, url: str) -> Endpoint:
     )
 
 
+def _remember(endpoint: Endpoint, store: Store) -> None:
+    """Keep what it takes to serve the endpoint again on this machine; other clusters are not ours to start again."""
+    head = local_head()
+    if head is None:
+        return
+    remember(
+        Deployed(
+            name=endpoint.name,
+            version=endpoint.version,
+            replicas=endpoint.replicas,
+            cpus=endpoint.cpus,
+            url=endpoint.url,
+            store=store.settings,
+            head=head.process,
+        )
+    )
+
+
 def _not_deployed(name: str, applications: Iterable[str]) -> NotFoundError:
     known = (
         ", ".join(sorted(a.removeprefix(MODEL_PREFIX) for a in applications if a.startswith(MODEL_PREFIX))) or "none"
@@ -319,3 +372,11 @@ def _require_free(host: str, port: int) -> None:
         socket.create_server((host, port)).close()
     except OSError as error:
         raise ConfigError(f"the port must be free, got {host}:{port}: {error.strerror}. Choose another port.") from None
+
+
+def _is_free(host: str, port: int) -> bool:
+    try:
+        _require_free(host, port)
+    except ConfigError:
+        return False
+    return True
