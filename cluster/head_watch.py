@@ -50,7 +50,7 @@ _work: list[Work] = []  # of this process, the outermost first
 
 
 def _print_plainly(error: OrchestratorError) -> None:
-    print(f"error: {error}", file=sys.stderr, flush=True)
+    _note(f"error: {error}")
 
 
 _tell: Callable[[OrchestratorError], None] = _print_plainly
@@ -85,16 +85,19 @@ def told_by(tell: Callable[[OrchestratorError], None]) -> Iterator[None]:
 
 
 @contextmanager
-def watching_head(where: str, trouble: Callable[[], str | None], *, patience: Patience) -> Iterator[None]:
+def watching_head(where: str, trouble: Callable[[], str | None], *, patience: Patience, cure: str) -> Iterator[None]:
     """End this process if the head of its cluster dies before the block ends.
 
     Args:
         where: The head in words, with its address.
         trouble: Looks at the head; says what is wrong with it, or ``None``.
         patience: How long there may be something wrong.
+        cure: What the person can do about a dead one, as a sentence.
     """
     stop = threading.Event()
-    thread = threading.Thread(target=_watch, args=(where, trouble, patience, stop), name="head watch", daemon=True)
+    thread = threading.Thread(
+        target=_watch, args=(where, trouble, patience, cure, stop), name="head watch", daemon=True
+    )
     thread.start()
     try:
         yield
@@ -114,10 +117,9 @@ def local_trouble(state: RayState) -> str | None:
     return None
 
 
-def head_lost(where: str, trouble: str, *, since: float, is_local: bool, work: Work | None) -> OrchestratorError:
+def head_lost(where: str, trouble: str, *, since: float, cure: str, work: Work | None) -> OrchestratorError:
     """Return what a person reads when the head has died: what died and when, and what goes on from here."""
     at = datetime.fromtimestamp(since).strftime("%H:%M:%S")
-    cure = "Start it again: orchestrator up." if is_local else "Bring it back, or name another cluster with --address."
     if work is None:
         return ClusterError(
             f"{where} must live as long as it is used, got {trouble} at {at}. {cure} Then repeat this command."
@@ -128,29 +130,25 @@ def head_lost(where: str, trouble: str, *, since: float, is_local: bool, work: W
     )
 
 
-def _watch(where: str, trouble: Callable[[], str | None], patience: Patience, stop: threading.Event) -> None:
+def _watch(where: str, trouble: Callable[[], str | None], patience: Patience, cure: str, stop: threading.Event) -> None:
     since, is_noticed = None, False
     while not stop.wait(LOOK_S):
         found = trouble()
         if found is None:
             if is_noticed:
-                print(f"{where} answers again", file=sys.stderr, flush=True)
+                _note(f"{where} answers again")
             since, is_noticed = None, False
             continue
         since = since or time.time()
         if time.time() - since >= patience.gone_s:
-            _end_process(head_lost(where, found, since=since, is_local=patience is LOCAL, work=_outermost()))
+            _end_process(head_lost(where, found, since=since, cure=cure, work=_work[0] if _work else None))
         if not is_noticed and time.time() - since >= patience.notice_s:
             is_noticed = True
-            print(
-                f"{where} is silent: {found}. It is waited for until {patience.gone_s:.0f} s have passed.",
-                file=sys.stderr,
-                flush=True,
-            )
+            _note(f"{where} gives {found}; it is waited for until {patience.gone_s:.0f} s have passed")
 
 
-def _outermost() -> Work | None:
-    return _work[0] if _work else None
+def _note(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
 
 
 def _end_process(error: OrchestratorError) -> None:

@@ -342,9 +342,18 @@ def _require_port(found: ClusterAddress) -> None:
 
 def _watching_head(found: ClusterAddress) -> AbstractContextManager[None]:
     if found.local is not None:
-        trouble = partial(local_trouble, found.local)
-        return watching_head(f"the local Ray head at {found.address}", trouble, patience=LOCAL)
-    return watching_head(f"the head of the Ray cluster at {found.address}", partial(_silence, found), patience=REMOTE)
+        return watching_head(
+            f"the local Ray head at {found.address}",
+            partial(local_trouble, found.local),
+            patience=LOCAL,
+            cure="Start it again: orchestrator up.",
+        )
+    return watching_head(
+        f"the head of the Ray cluster at {found.address}",
+        partial(_silence, found),
+        patience=REMOTE,
+        cure="Bring it back, or name another cluster with --address.",
+    )
 
 
 def _silence(found: ClusterAddress) -> str | None:

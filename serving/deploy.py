@@ -100,9 +100,10 @@ def deploy(
     tokens = ensure_tokens()
     before = _describe(name)
     try:
-        url = _ensure_gateway(tokens, host=host, port=port, deadline=deadline)
+        url = _gateway_url() or _start_proxy(host=host, port=port)
         if not _serves(before, version=wanted.version, replicas=replicas, cpus=cpus):
             _roll_out(store, name=name, version=wanted.version, replicas=replicas, cpus=cpus, deadline=deadline)
+        _ensure_gateway(tokens, url=url, deadline=deadline)
         _query_golden(store, Client(url, tokens[0]), wanted, deadline=deadline)
     except OrchestratorError:
         _restore(store, name, before, wait_s=wait_s)
@@ -252,16 +253,15 @@ def _restore(store: Store, name: str, before: Endpoint | None, *, wait_s: float)
     _roll_out(store, name=name, version=before.version, replicas=before.replicas, cpus=before.cpus, deadline=deadline)
 
 
-def _ensure_gateway(tokens: list[str], *, host: str, port: int, deadline: float) -> str:
-    """URL of the gateway; starts one if none runs, and renews one that refuses the first token."""
-    url = _gateway_url()
-    if url is not None and _accepts(url, tokens[0]):
-        return url
-    if url is None:
-        url = _start_proxy(host=host, port=port)
+def _ensure_gateway(tokens: list[str], *, url: str, deadline: float) -> None:
+    """Start the gateway if none runs, and renew one that refuses the first token.
+
+    The first model is there before: until then clients find nobody, rather than a gateway that knows no model.
+    """
+    if _gateway_url() is not None and _accepts(url, tokens[0]):
+        return
     settings = GatewaySettings(token_sha256=tuple(token_sha256(token) for token in tokens))
     _run(gateway_application(settings, url=url), GATEWAY, route_prefix="/", deadline=deadline, what="the gateway")
-    return url
 
 
 def _start_proxy(*, host: str, port: int) -> str:

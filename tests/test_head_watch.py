@@ -14,9 +14,10 @@ from typing import Any
 import psutil
 import pytest
 
-from cluster import local
+from cluster import local, session
 from cluster.errors import ClusterError, RunUnfinishedError
 from cluster.head_watch import Patience, Work, head_lost, local_trouble, watching_head
+from cluster.session import ClusterAddress, client_environment
 from cluster.state import LocalState, ProcessRecord, RayState
 from cluster.storage import Store
 from orchestrator.attempts import read_attempts
@@ -27,9 +28,11 @@ from orchestrator.lease import read_lease
 from orchestrator.runs import read_run
 from serving.client import Client
 from tests.example_runs import write_run
+from tests.ports import free_port
 
 NOON = 1_800_000_000.0
 AT = time.strftime("%H:%M:%S", time.localtime(NOON))
+UP = "Start it again: orchestrator up."
 RUN = Work("run digits-1", "orchestrator resume digits-1", lambda: None)
 LIMIT_S = 40.0  # 3 s on a quiet machine
 
@@ -38,7 +41,7 @@ LIMIT_S = 40.0  # 3 s on a quiet machine
 
 
 def test_a_driver_with_a_run_names_what_died_and_the_two_commands_that_go_on() -> None:
-    error = head_lost("the local Ray head at H:1", "the death of gcs_server", since=NOON, is_local=True, work=RUN)
+    error = head_lost("the local Ray head at H:1", "the death of gcs_server", since=NOON, cure=UP, work=RUN)
     assert isinstance(error, RunUnfinishedError)
     assert str(error) == (
         f"the local Ray head at H:1 must live until run digits-1 has ended, got the death of gcs_server at {AT}. The "
@@ -47,7 +50,7 @@ def test_a_driver_with_a_run_names_what_died_and_the_two_commands_that_go_on() -
 
 
 def test_a_driver_without_a_run_is_told_to_repeat_its_command() -> None:
-    error = head_lost("the local Ray head at H:1", "no answer", since=NOON, is_local=True, work=None)
+    error = head_lost("the local Ray head at H:1", "no answer", since=NOON, cure=UP, work=None)
     assert isinstance(error, ClusterError)
     assert str(error) == (
         f"the local Ray head at H:1 must live as long as it is used, got no answer at {AT}. "
@@ -55,11 +58,19 @@ def test_a_driver_without_a_run_is_told_to_repeat_its_command() -> None:
     )
 
 
-def test_a_cluster_on_another_machine_is_not_ours_to_start() -> None:
-    error = head_lost("the head of the Ray cluster at H:1", "no answer", since=NOON, is_local=False, work=RUN)
-    assert "Bring it back, or name another cluster with --address. Then continue: orchestrator resume digits-1." in str(
-        error
-    )
+def test_a_cluster_on_another_machine_is_silent_where_nobody_listens() -> None:
+    found = ClusterAddress(f"127.0.0.1:{free_port()}", "--address")
+    with client_environment(found):
+        assert session._silence(found) == "no answer"
+
+
+@pytest.mark.ray
+def test_a_cluster_that_refuses_our_token_is_not_silent(ray_cluster: RayState) -> None:
+    found = ClusterAddress(ray_cluster.address, "--address")
+    with client_environment(found), pytest.raises(ClusterError, match="must accept our token, got UNAUTHENTICATED"):
+        session.check_reachable(found)
+    with client_environment(found):
+        assert session._silence(found) is None
 
 
 # ---- what is wrong with a local head
@@ -117,7 +128,7 @@ def test_the_process_ends_with_its_releases_done_and_the_outermost_command_named
         with (
             continued_by("orchestrator sweep --resume s", what="sweep s", release=lambda: print("outer released")),
             continued_by("orchestrator resume r", what="run r", release=lambda: print("inner released")),
-            watching_head("the head", lambda: "its death", patience=Patience(60, 0)),
+            watching_head("the head", lambda: "its death", patience=Patience(60, 0), cure="Bring it back."),
         ):
             threading.Event().wait()  # as a driver waits in Ray's core
     """
@@ -125,10 +136,8 @@ def test_the_process_ends_with_its_releases_done_and_the_outermost_command_named
     found = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
     assert found.returncode == 101
     assert found.stdout == "inner released\nouter released\n"
-    assert re.fullmatch(
-        r"error: the head must live until sweep s has ended, got its death at [\d:]{8}\. .* --resume s\.\n",
-        found.stderr,
-    )
+    told = r"error: the head must live until sweep s has ended, got its death at [\d:]{8}\. .* Bring it back\. "
+    assert re.fullmatch(told + r"Then continue: orchestrator sweep --resume s\.\n", found.stderr)
 
 
 def test_a_head_that_comes_back_in_time_is_waited_for(capfd: pytest.CaptureFixture[str]) -> None:
@@ -141,11 +150,11 @@ def test_a_head_that_comes_back_in_time_is_waited_for(capfd: pytest.CaptureFixtu
             seen.set()
             return None
 
-    with watching_head("the head", trouble, patience=Patience(notice_s=0.0, gone_s=300.0)):
+    with watching_head("the head", trouble, patience=Patience(notice_s=0.0, gone_s=300.0), cure="Bring it back."):
         assert seen.wait(60)
     told = capfd.readouterr().err.splitlines()
     assert told == [
-        "the head is silent: no answer. It is waited for until 300 s have passed.",
+        "the head gives no answer; it is waited for until 300 s have passed",
         "the head answers again",
     ]
 
