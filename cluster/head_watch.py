@@ -107,27 +107,32 @@ def watching_head(where: str, trouble: Callable[[], str | None], *, patience: Pa
 
 def local_trouble(state: RayState) -> str | None:
     """What is wrong with the head that `orchestrator up` started; ``None`` when it lives and answers."""
-    if not state.running():
-        return _last_words(state) or f"the end of its process {state.process.pid} (`ray start`)"
     host, port = state.address.rsplit(":", 1)
     try:
+        if not state.running():
+            return _last_words(state) or f"the end of its process {state.process.pid} (`ray start`)"
         socket.create_connection((host, int(port)), timeout=PROBE_S).close()
-    except OSError as error:
-        return f"no answer of its control service, GCS ({type(error).__name__})"
+    except ConnectionRefusedError:
+        return "no answer of its control service (GCS)"
+    except OSError:  # this process cannot look, for want of a file descriptor or so: the head may be well
+        return None
     return None
 
 
-def head_lost(where: str, trouble: str, *, since: float, cure: str, work: Work | None) -> OrchestratorError:
+def head_lost(where: str, trouble: str, *, at: float, cure: str, work: Work | None) -> OrchestratorError:
     """Return what a person reads when the head has died: what died and when, and what goes on from here."""
-    at = datetime.fromtimestamp(since).strftime("%H:%M:%S")
     if work is None:
         return ClusterError(
-            f"{where} must live as long as it is used, got {trouble} at {at}. {cure} Then repeat this command."
+            f"{where} must live as long as it is used, got {trouble} at {_clock(at)}. {cure} Then repeat this command."
         )
     return RunUnfinishedError(
-        f"{where} must live until {work.what} has ended, got {trouble} at {at}. The store keeps what was written. "
-        f"{cure} Then continue: {work.command}."
+        f"{where} must live until {work.what} has ended, got {trouble} at {_clock(at)}. The store keeps what was "
+        f"written. {cure} Then continue: {work.command}."
     )
+
+
+def _clock(at: float) -> str:
+    return datetime.fromtimestamp(at).strftime("%H:%M:%S")
 
 
 def _watch(where: str, trouble: Callable[[], str | None], patience: Patience, cure: str, stop: threading.Event) -> None:
@@ -139,12 +144,14 @@ def _watch(where: str, trouble: Callable[[], str | None], patience: Patience, cu
                 _note(f"{where} answers again")
             since, is_noticed = None, False
             continue
-        since = since or time.time()
-        if time.time() - since >= patience.gone_s:
-            _end_process(head_lost(where, found, since=since, cure=cure, work=_work[0] if _work else None))
-        if not is_noticed and time.time() - since >= patience.notice_s:
+        since = since or time.monotonic()
+        silent_s, work = time.monotonic() - since, _work[0] if _work else None
+        if silent_s >= patience.gone_s:
+            _end_process(head_lost(where, found, at=time.time() - silent_s, cure=cure, work=work))
+        if not is_noticed and silent_s >= patience.notice_s:
             is_noticed = True
-            _note(f"{where} gives {found}; it is waited for until {patience.gone_s:.0f} s have passed")
+            then = f"; then this command ends, to be continued by: {work.command}" if work else ""
+            _note(f"{where} gives {found}. It is waited for until {patience.gone_s:.0f} s have passed{then}")
 
 
 def _note(text: str) -> None:
@@ -153,7 +160,7 @@ def _note(text: str) -> None:
 
 def _end_process(error: OrchestratorError) -> None:
     """Let others continue, say why, and end. Nothing else can be cleaned up: Ray would not answer."""
-    for work in reversed(_work):
+    for work in reversed(list(_work)):  # the main thread may still leave a block
         with suppress(OrchestratorError):
             work.release()
     _tell(error)

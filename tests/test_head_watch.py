@@ -16,7 +16,7 @@ import pytest
 
 from cluster import local, session
 from cluster.errors import ClusterError, RunUnfinishedError
-from cluster.head_watch import Patience, Work, head_lost, local_trouble, watching_head
+from cluster.head_watch import Patience, Work, continued_by, head_lost, local_trouble, watching_head
 from cluster.session import ClusterAddress, client_environment
 from cluster.state import LocalState, ProcessRecord, RayState
 from cluster.storage import Store
@@ -41,7 +41,7 @@ LIMIT_S = 40.0  # 3 s on a quiet machine
 
 
 def test_a_driver_with_a_run_names_what_died_and_the_two_commands_that_go_on() -> None:
-    error = head_lost("the local Ray head at H:1", "the death of gcs_server", since=NOON, cure=UP, work=RUN)
+    error = head_lost("the local Ray head at H:1", "the death of gcs_server", at=NOON, cure=UP, work=RUN)
     assert isinstance(error, RunUnfinishedError)
     assert str(error) == (
         f"the local Ray head at H:1 must live until run digits-1 has ended, got the death of gcs_server at {AT}. The "
@@ -50,7 +50,7 @@ def test_a_driver_with_a_run_names_what_died_and_the_two_commands_that_go_on() -
 
 
 def test_a_driver_without_a_run_is_told_to_repeat_its_command() -> None:
-    error = head_lost("the local Ray head at H:1", "no answer", since=NOON, cure=UP, work=None)
+    error = head_lost("the local Ray head at H:1", "no answer", at=NOON, cure=UP, work=None)
     assert isinstance(error, ClusterError)
     assert str(error) == (
         f"the local Ray head at H:1 must live as long as it is used, got no answer at {AT}. "
@@ -102,7 +102,7 @@ def test_a_head_that_lives_and_listens_is_well(head: tuple[RayState, psutil.Pope
 
 def test_a_head_whose_control_service_is_closed_does_not_answer(head: tuple[RayState, psutil.Popen]) -> None:
     closed = head[0].model_copy(update={"address": "127.0.0.1:1"})
-    assert local_trouble(closed) == "no answer of its control service, GCS (ConnectionRefusedError)"
+    assert local_trouble(closed) == "no answer of its control service (GCS)"
 
 
 def test_a_head_whose_process_ended_is_dead_and_its_first_victim_is_named(
@@ -150,11 +150,16 @@ def test_a_head_that_comes_back_in_time_is_waited_for(capfd: pytest.CaptureFixtu
             seen.set()
             return None
 
-    with watching_head("the head", trouble, patience=Patience(notice_s=0.0, gone_s=300.0), cure="Bring it back."):
+    patience = Patience(notice_s=0.0, gone_s=300.0)
+    with (
+        continued_by("orchestrator resume r", what="run r"),
+        watching_head("the head", trouble, patience=patience, cure="Bring it back."),
+    ):
         assert seen.wait(60)
     told = capfd.readouterr().err.splitlines()
     assert told == [
-        "the head gives no answer; it is waited for until 300 s have passed",
+        "the head gives no answer. It is waited for until 300 s have passed; then this command ends, "
+        "to be continued by: orchestrator resume r",
         "the head answers again",
     ]
 
