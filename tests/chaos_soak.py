@@ -350,8 +350,9 @@ def _type(*words: str) -> dict[str, Any]:
 
 
 def _step(store: Store) -> int:
+    """Updates that the training has done; what it had done before a kill, it does again first."""
     status = read_status(store, RUN)
-    return status.step if status else 0
+    return status.epoch * status.steps + status.step if status else 0
 
 
 def _is_quiet(load: Load, start: float) -> bool:
