@@ -187,7 +187,8 @@ def up(
     started = time.perf_counter()
     cluster, place = named_cluster(), named_store()
     if redeploy and (cluster is not None or not ray):
-        raise ConfigError("--redeploy must have the local Ray head, got another cluster or --no-ray.")
+        found = cluster.address if cluster else "--no-ray"
+        raise ConfigError(f"--redeploy must have the local Ray head, got {found}. Use `orchestrator deploy NAME`.")
     state = local.up(cpus=cpus, gpus=gpus, with_ray=ray and cluster is None, with_store=store and place is None)
     gone = gone_endpoints(state.ray)
     back = _redeploy(gone, state) if redeploy else []

@@ -5,9 +5,11 @@ from pathlib import Path
 import pytest
 
 from cluster.config import StoreSettings
-from cluster.errors import ConfigError
-from cluster.state import ProcessRecord, RayState, StoreState
+from cluster.errors import ClusterError, ConfigError
+from cluster.state import LocalState, ProcessRecord, RayState, StoreState
+from orchestrator.cli import _redeploy
 from serving.deployed import Deployed, forget, forget_deleted, gone_endpoints, remember, store_of
+from tests.ports import free_port
 
 
 @pytest.fixture(autouse=True)
@@ -82,3 +84,16 @@ def test_a_damaged_record_is_named_with_its_cure(own_home: Path) -> None:
     path.write_text("{}")
     with pytest.raises(ConfigError, match=rf"{path} must be a record that `orchestrator deploy` wrote, got .* Delete"):
         gone_endpoints(head(2))
+
+
+def test_each_endpoint_that_stays_gone_is_named_and_the_first_error_ends_the_command(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    nobody = head(2).model_copy(update={"address": f"127.0.0.1:{free_port()}"})
+    with pytest.raises(ClusterError, match=rf"{nobody.address} \(from --address\) must answer within 10 s"):
+        _redeploy([deployed("china"), deployed("digits")], LocalState(ray=nobody))
+    told = capsys.readouterr().err
+    assert [line.split(":")[0] for line in told.splitlines() if "still gone" in line] == [
+        "china v1 is still gone",
+        "digits v1 is still gone",
+    ]
