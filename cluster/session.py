@@ -7,8 +7,9 @@ import os
 import re
 import socket
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -16,6 +17,7 @@ from urllib.parse import urlsplit
 from cluster.config import StoreSettings
 from cluster.errors import ClusterError, ConfigError
 from cluster.exposure import listens_beyond_loopback, warn_if_open
+from cluster.head_watch import LOCAL, REMOTE, local_trouble, watching_head
 from cluster.local_ray import require_closed
 from cluster.staging import content_check, stage
 from cluster.state import RayState, read_state
@@ -103,6 +105,7 @@ def ray_session(
     """Connect this process to the cluster; its workers import our packages and can reach the store.
 
     Within a connected process (a nested call, a task, a Tune trial) it joins what is there and leaves it open.
+    Should the cluster's head die meanwhile, the process ends and says so, see ``cluster/head_watch.py``.
 
     Args:
         address: See ``resolve_address``.
@@ -136,17 +139,25 @@ def ray_session(
         runtime_env: dict[str, Any] = {"working_dir": str(stage()), "env_vars": variables}
         if not serves:
             runtime_env["worker_process_setup_hook"] = content_check()
-        _connect(found, _without_jobs_own(runtime_env), log_to_driver=log_to_driver)
-        try:
-            yield found
-        finally:
-            ray.shutdown()
+        with _watching_head(found):
+            _connect(found, _without_jobs_own(runtime_env), log_to_driver=log_to_driver)
+            try:
+                yield found
+            finally:
+                ray.shutdown()
 
 
 def cluster_resources() -> dict[str, float]:
     """Return what the connected cluster has in all: ``{"CPU": 4.0, "GPU": 1.0, ...}``."""
     ray: Any = importlib.import_module("ray")
     return {name: float(amount) for name, amount in ray.cluster_resources().items()}
+
+
+def local_head() -> RayState | None:
+    """Return the local Ray head if it is the one that this process is connected to."""
+    ray: Any = importlib.import_module("ray")
+    head = read_state().ray
+    return head if head is not None and ray.get_runtime_context().gcs_address == head.address else None
 
 
 def num_nodes() -> int:
@@ -328,8 +339,12 @@ def _probe_error(found: ClusterAddress, code: str) -> ClusterError:
     return _unreachable(found, code)
 
 
+class _UnreachableError(ClusterError):
+    """Nobody answers at the cluster's address."""
+
+
 def _unreachable(found: ClusterAddress, reason: str) -> ClusterError:
-    return ClusterError(
+    return _UnreachableError(
         f"the Ray cluster at {found.address} (from {found.source}) must answer within {CONNECT_S:.0f} s, "
         f"got {reason}. {START_CURE}"
     )
@@ -340,6 +355,33 @@ def _require_port(found: ClusterAddress) -> None:
         socket.create_connection((found.host, found.port), timeout=CONNECT_S).close()
     except OSError as error:
         raise _unreachable(found, type(error).__name__) from error
+
+
+def _watching_head(found: ClusterAddress) -> AbstractContextManager[None]:
+    if found.local is not None:
+        return watching_head(
+            f"the local Ray head at {found.address}",
+            partial(local_trouble, found.local),
+            patience=LOCAL,
+            cure="Start it again: orchestrator up.",
+        )
+    return watching_head(
+        f"the head of the Ray cluster at {found.address}",
+        partial(_silence, found),
+        patience=REMOTE,
+        cure="Bring it back, or name another cluster with --address.",
+    )
+
+
+def _silence(found: ClusterAddress) -> str | None:
+    """What is wrong with a head on another machine; ``None`` when it answers, be it to refuse us."""
+    try:
+        check_reachable(found)
+    except _UnreachableError:
+        return "no answer"
+    except ClusterError:
+        pass
+    return None
 
 
 def _connect(found: ClusterAddress, runtime_env: dict[str, Any], *, log_to_driver: bool) -> None:

@@ -8,6 +8,7 @@ import time
 import traceback
 from collections.abc import Callable
 from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn, TypeVar
 
@@ -16,12 +17,15 @@ import typer
 from cluster.errors import ConfigError, OrchestratorError
 
 if TYPE_CHECKING:
+    from cluster.state import LocalState
     from cluster.storage import Store
     from orchestrator.attempts import Receipt
     from orchestrator.runs import EpochRecord, RunRecord
     from orchestrator.search import SearchRecord, SearchResult
     from orchestrator.sweep import SweepRecord, SweepResult
     from orchestrator.train import Arithmetic, RunResult
+    from serving.deploy import Endpoint
+    from serving.deployed import Deployed
 
 app = typer.Typer(
     name="orchestrator",
@@ -64,16 +68,19 @@ Command = TypeVar("Command", bound=Callable[..., Any])
 
 def main() -> None:
     """Run the command line; errors become one clear message and an exit code."""
+    from cluster.head_watch import told_by
     from orchestrator.display import LogLines, print_traceback, stdout_kept_for_json
 
     sys.excepthook = print_traceback
     logging.basicConfig(handlers=[LogLines()])
     as_json = "--json" in sys.argv[1:] and "--help" not in sys.argv[1:]
+    tell = partial(_tell, as_json=as_json)
     try:
-        with stdout_kept_for_json() if as_json else nullcontext():
+        with stdout_kept_for_json() if as_json else nullcontext(), told_by(tell):
             app(standalone_mode=True)
     except OrchestratorError as error:
-        _fail(error, as_json=as_json)
+        tell(error)
+        sys.exit(error.exit_code)
     except KeyboardInterrupt:
         _print_error("interrupted")
         sys.exit(130)
@@ -83,17 +90,17 @@ def main() -> None:
         gc.freeze()  # or the interpreter looks through a million objects of Ray's at its end, for 0.6 s
 
 
-def _fail(error: OrchestratorError, *, as_json: bool) -> NoReturn:
+def _tell(error: OrchestratorError, *, as_json: bool) -> None:
     from cluster.urls import masked
-    from orchestrator.display import emit
+    from orchestrator.display import emit, stop_bars
 
-    code, message = error.exit_code, masked(str(error))
+    stop_bars()  # this may be another thread than that which shows them
+    message = masked(str(error))
     emit(
-        {"error": type(error).__name__, "message": message, "exit_code": code},
+        {"error": type(error).__name__, "message": message, "exit_code": error.exit_code},
         as_json=as_json,
         show=lambda: _print_error(message),
     )
-    sys.exit(code)
 
 
 def _fail_unexpectedly(error: Exception, *, as_json: bool) -> NoReturn:
@@ -102,7 +109,9 @@ def _fail_unexpectedly(error: Exception, *, as_json: bool) -> NoReturn:
     from cluster.urls import masked
 
     if isinstance(error, OSError) and is_disk_full(error):
-        _fail(disk_full_error(error), as_json=as_json)
+        full = disk_full_error(error)
+        _tell(full, as_json=as_json)
+        sys.exit(full.exit_code)
     sys.stderr.write(masked("".join(traceback.format_exception(error))))
     sys.exit(1)
 
@@ -181,19 +190,29 @@ def up(
     gpus: Annotated[int | None, typer.Option(help="GPUs of the Ray head; default: all.")] = None,
     ray: Annotated[bool, typer.Option("--ray/--no-ray", help="Start a Ray head.")] = True,
     store: Annotated[bool, typer.Option("--store/--no-store", help="Start an S3 store.")] = True,
+    redeploy: Annotated[
+        bool, typer.Option("--redeploy", help="Serve again what was deployed when the Ray head before ended.")
+    ] = False,
 ) -> None:
     """Start a Ray head and an S3 store on this machine; what already runs is left alone.
 
     A cluster that RAY_ADDRESS names, or a store that ORCHESTRATOR_STORE names, is used instead of a local one.
+    Endpoints end with the Ray head that served them; those of an earlier one are named.
     """
     from cluster import local
     from cluster.session import named_cluster
     from cluster.storage import named_store
     from orchestrator.display import emit, next_steps, out
+    from serving.deployed import gone_endpoints
 
     started = time.perf_counter()
     cluster, place = named_cluster(), named_store()
+    if redeploy and (cluster is not None or not ray):
+        found = cluster.address if cluster else "--no-ray"
+        raise ConfigError(f"--redeploy must have the local Ray head, got {found}. Use `orchestrator deploy NAME`.")
     state = local.up(cpus=cpus, gpus=gpus, with_ray=ray and cluster is None, with_store=store and place is None)
+    gone = gone_endpoints(state.ray)
+    back = _redeploy(gone, state) if redeploy else []
     seconds = time.perf_counter() - started
 
     def show() -> None:
@@ -208,10 +227,44 @@ def up(
             settings = state.store.settings
             out.print(f"Store      {settings.url} at {settings.endpoint_url}")
             out.print(f"           keys in {settings.credentials_file}, profile {settings.profile}")
+        for endpoint in back:
+            out.print(f"Endpoint   {endpoint.name} {endpoint.version} answers again at {endpoint.predict_url}")
         out.print(f"ready in {seconds:.1f} s", style="dim")
+        if gone and not back:
+            out.print(f"\n{_gone_line(gone)}", style="yellow")
+            next_steps("orchestrator up --redeploy", "orchestrator down")
+            return
         next_steps("orchestrator data push sklearn:digits", "orchestrator train digits-cnn", "orchestrator down")
 
-    emit(state, as_json=json, show=show)
+    emit({**state.model_dump(mode="json"), "gone_endpoints": gone, "redeployed": back}, as_json=json, show=show)
+
+
+def _gone_line(gone: "list[Deployed]") -> str:
+    names = ", ".join(f"{endpoint.name} {endpoint.version}" for endpoint in gone)
+    return f"Endpoints that were deployed went with the Ray head that served them: {names}."
+
+
+def _redeploy(gone: "list[Deployed]", state: "LocalState") -> "list[Endpoint]":
+    """Serve every endpoint again that can be; then raise what one of them raised."""
+    from cluster.session import ray_session
+    from orchestrator.display import note
+    from serving import deploy as serving
+    from serving.deployed import store_of
+
+    assert state.ray is not None
+    back, failures = [], []
+    for endpoint in gone:
+        note(f"deploying {endpoint.name} {endpoint.version}")
+        try:
+            store = store_of(endpoint, state.store)
+            with ray_session(state.ray.address, store=store.settings, serves=True):
+                back.append(serving.redeploy(endpoint, store))
+        except OrchestratorError as error:
+            failures.append(error)
+            note(f"{endpoint.name} {endpoint.version} is still gone: {error}")
+    if failures:
+        raise failures[0]
+    return back
 
 
 @_command(app, "orchestrator down")
@@ -225,6 +278,7 @@ def down(
     from cluster import local
     from orchestrator.data.cache import clear_cache
     from orchestrator.display import emit, out
+    from serving.deployed import forget_deleted
 
     if dry_run:
         state = local.status()
@@ -235,6 +289,8 @@ def down(
         raise typer.Exit(1)
     ended = local.down(delete_data=delete_data)
     clear_cache("memory")
+    if delete_data:
+        forget_deleted()
     emit({"ended": ended}, as_json=json, show=lambda: out.print("\n".join(ended) or "nothing was running"))
 
 
@@ -1143,13 +1199,16 @@ def undeploy(
 @_command(app, "orchestrator endpoints")
 def endpoints(json: Json = False, address: Address = None, store: StoreUrl = None) -> None:
     """List what is served."""
-    from cluster.session import ray_session
-    from orchestrator.display import emit, table
+    from cluster.session import local_head, ray_session
+    from orchestrator.display import emit, note, table
     from serving import deploy as serving
+    from serving.deployed import gone_endpoints
 
     opened = _store(store)
     with ray_session(address, store=opened.settings):
-        found = serving.endpoints()
+        found, gone = serving.endpoints(), gone_endpoints(local_head())
+    if gone:
+        note(f"{_gone_line(gone)} Bring them back: orchestrator up --redeploy")
     rows = [(e.name, e.version, e.status, e.replicas, e.url) for e in found]
     emit(found, as_json=json, show=lambda: table(("endpoint", "version", "status", "replicas", "url"), rows))
 

@@ -22,6 +22,7 @@ from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
     Progress,
+    ProgressColumn,
     SpinnerColumn,
     Task,
     TaskID,
@@ -287,6 +288,27 @@ def next_steps(*commands: str) -> None:
         out.print(f"  {command}", style="bold")
 
 
+_shown: list[Progress] = []
+"""The bars on the terminal at this moment."""
+
+
+@contextmanager
+def _bars(*columns: ProgressColumn) -> Iterator[Progress]:
+    """Show bars below what is printed, on a terminal only; they are gone afterwards."""
+    with Progress(*columns, console=err, disable=not err.is_terminal, transient=True) as progress:
+        _shown.append(progress)
+        try:
+            yield progress
+        finally:
+            _shown.remove(progress)
+
+
+def stop_bars() -> None:
+    """Remove all bars and show the cursor again: for a thread that is about to end the process."""
+    for progress in _shown:
+        progress.stop()
+
+
 @contextmanager
 def training_progress(on_epoch: Callable[[int], str | None]) -> Iterator[Callable[[Any], None]]:
     """Yield a callback for `RunStatus`; a bar on a terminal, one line per epoch elsewhere.
@@ -302,7 +324,7 @@ def training_progress(on_epoch: Callable[[int], str | None]) -> Iterator[Callabl
         _Words("{task.fields[speed]}"),
         TimeElapsedColumn(),
     )
-    with Progress(*columns, console=err, disable=not err.is_terminal, transient=True) as bar:
+    with _bars(*columns) as bar:
         task = bar.add_task("starting workers", total=None, speed="")
         done, told = 0, 0
 
@@ -332,7 +354,7 @@ def training_progress(on_epoch: Callable[[int], str | None]) -> Iterator[Callabl
 def counting_progress(what: str) -> Iterator[Callable[[int, int, str], None]]:
     """Yield a callback `(done, total, detail)`; a bar on a terminal, a line for every tenth elsewhere."""
     columns = (SpinnerColumn(), _Words(what), BarColumn(), MofNCompleteColumn(), _Words("{task.description}"))
-    with Progress(*columns, console=err, disable=not err.is_terminal, transient=True) as bar:
+    with _bars(*columns) as bar:
         task = bar.add_task("", total=None)
 
         def update(done: int, total: int, detail: str) -> None:
@@ -347,7 +369,7 @@ def counting_progress(what: str) -> Iterator[Callable[[int, int, str], None]]:
 def push_progress() -> Iterator[tuple[Callable[[int, int], None], Callable[[int, int | None, str], None]]]:
     """Yield callbacks for the rows of a push, and for the bytes of the downloads before it."""
     columns = (SpinnerColumn(), _Words("{task.description}"), BarColumn(), _Words("{task.fields[amount]}"))
-    with Progress(*columns, TimeElapsedColumn(), console=err, disable=not err.is_terminal, transient=True) as bar:
+    with _bars(*columns, TimeElapsedColumn()) as bar:
         rows = bar.add_task("rows", total=None, amount="")
         downloads: dict[str, TaskID] = {}
 

@@ -18,6 +18,7 @@ from typing import Any, Literal, NamedTuple
 from pydantic import BaseModel, ConfigDict
 
 from cluster.errors import ConfigError, NotFoundError, PreconditionError, RunInterruptedError, RunUnfinishedError
+from cluster.head_watch import continued_by
 from cluster.session import cluster_resources, ray_session, require_resources
 from cluster.storage import Store, open_store
 from cluster.stored_json import read_model
@@ -237,7 +238,8 @@ def _finish(
         on_start(record)
     started = time.perf_counter()
     try:
-        with polling(_teller(store, record, on_progress)):
+        again = continued_by(f"orchestrator sweep --resume {record.search}", what=f"search {record.search}")
+        with again, polling(_teller(store, record, on_progress)):
             _run_open(record, plan, store)
     except KeyboardInterrupt:
         raise RunInterruptedError(f"search {record.search} was stopped. {_continue(record.search)}") from None

@@ -27,6 +27,7 @@ from pydantic import BaseModel, ConfigDict
 
 from cluster.config import StoreSettings
 from cluster.errors import ConfigError, NotFoundError, RunInterruptedError, RunUnfinishedError
+from cluster.head_watch import continued_by
 from cluster.session import cluster_resources, num_nodes, ray_session, require_resources
 from cluster.storage import Store, open_store
 from cluster.stored_json import read_model
@@ -251,7 +252,8 @@ def finish_sweep(
     folders = sorted({task.folder for task in trials + tasks}, reverse=True)  # the tuning comes first
     look = _teller(store, record.sweep, folders=folders, total=len(trials) + len(tasks), on_progress=on_progress)
     try:
-        with polling(look):
+        again = continued_by(f"orchestrator sweep --resume {record.sweep}", what=f"sweep {record.sweep}")
+        with again, polling(look):
             if trials and any(arm.tuned is None for arm in record.arms):
                 record = _tune(record, runs, trials, store=store, launch=launch)
             _finish(record, runs, tasks, store=store, launch=launch)

@@ -7,7 +7,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, nullcontext, suppress
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from types import FrameType
 from typing import Any, NamedTuple
 
@@ -23,6 +23,7 @@ from cluster.errors import (
     StoreError,
 )
 from cluster.failpoints import VARIABLE, parse_failpoints
+from cluster.head_watch import continued_by
 from cluster.preemption import watching_node
 from cluster.session import cluster_resources, ray_session, require_resources
 from cluster.staging import check_packages, stage
@@ -113,7 +114,7 @@ def train(
         _require(record)
         record, arithmetic = _describe_in_worker(record, store)
         create_run(store, record)
-        with _unfinished_on_full_disk(record.run), Lease(store, run=record.run) as lease:
+        with _unfinished_on_full_disk(record.run), _leased(record.run, store) as lease:
             if on_start:
                 on_start(record, arithmetic)
             return _run(record, store, lease, started=started, on_progress=on_progress, environment=environment)
@@ -150,10 +151,10 @@ def resume(
         return RunResult(run, record.metrics, read_history(store, run), record)
     if workers is not None:
         record = record.model_copy(update={"experiment": _with_workers(record.experiment, workers)})
-    with ray_session(address, store=store.settings):
+    with _resumable(run), ray_session(address, store=store.settings):
         _require(record)
         record, arithmetic = _describe_in_worker(record, store)
-        with _unfinished_on_full_disk(record.run), Lease(store, run=record.run) as lease:
+        with _unfinished_on_full_disk(record.run), _leased(record.run, store) as lease:
             if on_start:
                 on_start(record, arithmetic)
             return _run(record, store, lease, started=started, on_progress=on_progress)
@@ -341,6 +342,17 @@ def _with_workers(experiment: Experiment, workers: int) -> Experiment:
     values = experiment.model_dump(mode="json")
     values["scaling"] |= {"workers": workers, "logical_workers": experiment.scaling.num_logical_workers}
     return validate(Document("--workers", values, {}))
+
+
+@contextmanager
+def _leased(run: str, store: Store) -> Iterator[Lease]:
+    """Hold the run's lease, and give it back even if the head dies: whoever resumes the run need not wait for it."""
+    with Lease(store, run=run) as lease, _resumable(run, release=lease.release):
+        yield lease
+
+
+def _resumable(run: str, *, release: Callable[[], None] = lambda: None) -> AbstractContextManager[None]:
+    return continued_by(f"orchestrator resume {run}", what=f"run {run}", release=release)
 
 
 def _run(

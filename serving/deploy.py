@@ -15,8 +15,10 @@ from ray import serve
 from ray.serve.exceptions import RayServeException
 from ray.serve.schema import ApplicationStatusOverview
 
-from cluster import local
 from cluster.errors import ClusterError, ConfigError, IntegrityError, NotFoundError, OrchestratorError, RunFailedError
+from cluster.local_ray import ray_processes
+from cluster.session import local_head
+from cluster.state import read_state
 from cluster.storage import Store
 from serving import registry
 from serving.access import ensure_tokens, read_allowed_hosts, token_path, token_sha256, write_url
@@ -30,6 +32,7 @@ from serving.app import (
     running_replicas,
 )
 from serving.client import Client
+from serving.deployed import Deployed, forget, remember
 from serving.gateway import GatewaySettings
 from serving.protocol import output_tensor
 from serving.proxy import CONTROLLER_ENVIRONMENT
@@ -103,15 +106,43 @@ def deploy(
     tokens = ensure_tokens()
     before = _describe(name)
     try:
-        url = _ensure_gateway(tokens, host=host, port=port, deadline=deadline)
+        url = _gateway_url() or _start_proxy(host=host, port=port)
         if not _serves(before, version=wanted.version, replicas=replicas, cpus=cpus):
             _roll_out(store, name=name, version=wanted.version, replicas=replicas, cpus=cpus, deadline=deadline)
+        _ensure_gateway(tokens, url=url, deadline=deadline)
         _query_golden(store, Client(url, tokens[0]), wanted, deadline=deadline)
     except OrchestratorError:
         _restore(store, name, before, wait_s=wait_s)
         raise
     write_url(url)
-    return _endpoint(name, url)
+    endpoint = _endpoint(name, url)
+    _remember(endpoint, store)
+    return endpoint
+
+
+def redeploy(gone: Deployed, store: Store) -> Endpoint:
+    """Serve again what an earlier head served: the same version, and the same address if its port is free.
+
+    Args:
+        gone: from `serving.deployed.gone_endpoints`.
+        store: from `serving.deployed.store_of`.
+
+    Raises:
+        NotFoundError, RunFailedError: as `deploy` does.
+    """
+    where = urlsplit(gone.url)
+    assert where.hostname is not None
+    assert where.port is not None
+    port = where.port if _is_free(where.hostname, where.port) else 0
+    return deploy(
+        store,
+        name=gone.name,
+        version=gone.version,
+        host=where.hostname,
+        port=port,
+        replicas=gone.replicas,
+        cpus=gone.cpus,
+    )
 
 
 def endpoints() -> list[Endpoint]:
@@ -123,11 +154,16 @@ def endpoints() -> list[Endpoint]:
 def undeploy(name: str) -> None:
     """Stop serving a model. With the last one the gateway ends, and Serve with it unless others use it.
 
+    One that went with an earlier local head is forgotten, so that it is not brought back.
+
     Raises:
         NotFoundError: if it is not deployed.
     """
     applications = _applications()
+    was_remembered = local_head() is not None and forget(name)
     if MODEL_PREFIX + name not in applications:
+        if was_remembered:
+            return
         raise _not_deployed(name, applications)
     serve.delete(MODEL_PREFIX + name)
     _stop_when_unused()
@@ -191,11 +227,11 @@ def _require_loopback(app_name: str, *, what: str) -> None:
     Raises:
         RunFailedError: if one listens beyond loopback.
     """
-    ray_state = local.status().ray
+    ray_state = read_state().ray
     if ray_state is None or ray.get_runtime_context().gcs_address != ray_state.address:
         return
     title = f"ServeReplica:{app_name}:"
-    replicas = [process for process in local.ray_processes(ray_state.temp_dir) if title in _title(process)]
+    replicas = [process for process in ray_processes(ray_state) if title in _title(process)]
     require_loopback(replicas, what=f"each replica of {what}")
 
 
@@ -245,20 +281,20 @@ def _restore(store: Store, name: str, before: Endpoint | None, *, wait_s: float)
     _roll_out(store, name=name, version=before.version, replicas=before.replicas, cpus=before.cpus, deadline=deadline)
 
 
-def _ensure_gateway(tokens: list[str], *, host: str, port: int, deadline: float) -> str:
-    """URL of the gateway; starts one if none runs, and renews one that refuses the first token or an allowed host."""
-    url, allowed_hosts = _gateway_url(), read_allowed_hosts()
-    if url is not None and _accepts(url, tokens[0], allowed_hosts):
-        return url
-    if url is None:
-        url = _start_proxy(host=host, port=port)
+def _ensure_gateway(tokens: list[str], *, url: str, deadline: float) -> None:
+    """Start the gateway if none runs, and renew one that refuses the first token or an allowed host.
+
+    The first model is there before: until then clients find nobody, rather than a gateway that knows no model.
+    """
+    allowed_hosts = read_allowed_hosts()
+    if _gateway_url() is not None and _accepts(url, tokens[0], allowed_hosts):
+        return
     settings = GatewaySettings(
         token_sha256=tuple(token_sha256(token) for token in tokens),
-        host=urlsplit(url).hostname or host,
+        host=urlsplit(url).hostname or LOOPBACK,
         allowed_hosts=allowed_hosts,
     )
     _run(gateway_application(settings, url=url), GATEWAY, route_prefix="/", deadline=deadline, what="the gateway")
-    return url
 
 
 def _start_proxy(*, host: str, port: int) -> str:
@@ -341,6 +377,24 @@ def _endpoint(name: str, url: str) -> Endpoint:
     )
 
 
+def _remember(endpoint: Endpoint, store: Store) -> None:
+    """Keep what it takes to serve the endpoint again on this machine; other clusters are not ours to start again."""
+    head = local_head()
+    if head is None:
+        return
+    remember(
+        Deployed(
+            name=endpoint.name,
+            version=endpoint.version,
+            replicas=endpoint.replicas,
+            cpus=endpoint.cpus,
+            url=endpoint.url,
+            store=store.settings,
+            head=head.process,
+        )
+    )
+
+
 def _not_deployed(name: str, applications: Iterable[str]) -> NotFoundError:
     known = (
         ", ".join(sorted(a.removeprefix(MODEL_PREFIX) for a in applications if a.startswith(MODEL_PREFIX))) or "none"
@@ -359,3 +413,11 @@ def _require_free(host: str, port: int) -> None:
         socket.create_server((host, port)).close()
     except OSError as error:
         raise ConfigError(f"the port must be free, got {host}:{port}: {error.strerror}. Choose another port.") from None
+
+
+def _is_free(host: str, port: int) -> bool:
+    try:
+        _require_free(host, port)
+    except ConfigError:
+        return False
+    return True

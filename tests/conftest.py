@@ -12,7 +12,7 @@ from cluster.state import RayState, StoreState
 from cluster.storage import Store
 
 SECOND_HALF = ("test_chaos.py", "test_demo.py", "test_checkpoint_crashes.py")  # of the tests that mostly wait
-OWN_CLUSTER = "test_submit.py"  # it starts one by hand: either process has time for it once its half is done
+OWN_CLUSTER = ("test_submit.py", "test_head_watch.py")  # they start one: for the process whose half is done first
 USER_VARIABLES = ("AWS_", "RAY_", "ORCHESTRATOR_")
 LOGICAL_CPUS = 4  # more than a small machine has: the tests wait more than they compute
 
@@ -22,7 +22,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if item.path.name in SECOND_HALF:
             item.add_marker(pytest.mark.xdist_group("second half"))
-        elif item.path.name == OWN_CLUSTER:
+        elif item.path.name in OWN_CLUSTER:
             item.add_marker(pytest.mark.xdist_group("own cluster"))
         elif item.get_closest_marker("ray"):
             item.add_marker(pytest.mark.xdist_group("first half"))

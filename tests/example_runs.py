@@ -3,8 +3,6 @@
 import secrets
 from typing import Any
 
-from fake_store import MemoryStore
-
 from cluster.storage import Store
 from models.config import CNNConfig, FMConfig, MLPConfig, ModelConfig, RNNConfig, Techniques, resolve_techniques
 from models.features import (
@@ -23,6 +21,7 @@ from models.features import (
 from models.network import build
 from orchestrator.checkpoint import Progress, State, save_checkpoint
 from orchestrator.runs import RunRecord, update_run
+from tests.fake_store import MemoryStore
 
 PICTURES = Signature(
     features={"image": ImageFeature(shape=(3, 8, 8), mean=(120.0,) * 3, std=(60.0,) * 3)},

@@ -67,6 +67,7 @@ def test_every_command_shows_an_example_first() -> None:
         (["train", "digits-cnn", "train.epochs=x"], 2, "train.epochs must be a valid integer"),
         (["train", "china-fm", "techniques.activation=tanh"], 2, "techniques.activation must be left out"),
         (["train", "digits-cnn"], 2, "a Ray cluster must be running, got none. Run `orchestrator up`"),
+        (["up", "--redeploy", "--no-ray"], 2, "--redeploy must have the local Ray head, got --no-ray. Use"),
         (["train", "digits-cnn", "--address", "nonsense"], 2, "the cluster's address must be HOST:PORT"),
         (["sweep"], 2, "sweep must have either a CONFIG or --resume SWEEP"),
         (["sweep", "digits-cnn", "--dry-run"], 2, "sweep must be given, got nothing."),

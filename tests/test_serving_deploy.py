@@ -17,13 +17,14 @@ from example_runs import EXAMPLES, write_run
 from cluster import local
 from cluster.errors import ConfigError, NotFoundError, RunFailedError
 from cluster.session import ray_session
-from cluster.state import RayState
+from cluster.state import ProcessRecord, RayState
 from cluster.storage import Store
 from models.network import example_batch
 from serving import registry
 from serving.access import read_url, token_path
 from serving.client import Client
 from serving.deploy import Endpoint, deploy, endpoints, rollback_endpoint, undeploy
+from serving.deployed import gone_endpoints, remember
 from serving.inputs import InputError
 from serving.protocol import output_tensor, request_of
 from serving.sockets import exposed_addresses
@@ -68,6 +69,18 @@ def test_a_deployed_model_answers_over_http_as_in_this_process(table, module_sto
     assert (answer["model_version"], table.version, table.status) == ("v1", "v1", "running")
     assert answer["parameters"]["weights_sha256"] == table.weights_sha256
     assert read_url() == table.url and endpoints() == [table]
+
+
+def test_an_endpoint_is_remembered_with_its_head_and_one_of_an_earlier_head_can_be_forgotten(table, ray_cluster):
+    earlier = ray_cluster.model_copy(update={"process": ProcessRecord(pid=1, created=1.0)})
+    (remembered,) = gone_endpoints(earlier)
+    assert gone_endpoints(ray_cluster) == []
+    assert (remembered.name, remembered.version, remembered.url) == ("table", "v1", table.url)
+    remember(remembered.model_copy(update={"name": "lost", "head": earlier.process}))
+    undeploy("lost")
+    assert gone_endpoints(ray_cluster) == []
+    with pytest.raises(NotFoundError, match="the model must be deployed, got 'lost'; deployed: table"):
+        undeploy("lost")
 
 
 def test_requests_at_the_same_time_get_each_their_own_answer(table):
