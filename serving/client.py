@@ -120,12 +120,12 @@ class Client:
 
     def _body(self, response: requests.Response) -> bytes:
         """The body of an answer, as it comes: a server may send without end."""
-        body = b""
+        body = bytearray()
         for part in response.iter_content(MOST_ANSWER // 64):
             body += part
             if len(body) > MOST_ANSWER:
                 raise self._no_endpoint(f"more than {MOST_ANSWER:,} bytes")
-        return body
+        return bytes(body)
 
     def _no_endpoint(self, found: object) -> ClusterError:
         return ClusterError(f"{self.url} must be an endpoint of orchestrator, got {found}. Check the address.")
