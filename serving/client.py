@@ -6,6 +6,8 @@ import json
 import math
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
 from http import HTTPStatus
 from pathlib import Path
 from typing import Any
@@ -15,7 +17,7 @@ import requests
 
 from cluster.errors import ClusterError, ConfigError, NotFoundError, RunFailedError
 from cluster.files import read_file
-from cluster.stored_json import require_bounded
+from cluster.stored_json import MANY_VALUES, require_bounded
 from cluster.urls import shown_url
 from models.features import (
     CategoricalFeature,
@@ -32,6 +34,7 @@ CONNECT_TIMEOUT_S = 5.0
 READ_TIMEOUT_S = 60.0  # the gateway gives up after 30
 RETRY_BUDGET_S = 30.0
 PAUSE_S = 0.25
+MOST_ANSWER = 32 * 2**20  # bytes
 MOST_INPUT = 32 * 2**20  # bytes of a file; the gateway takes no larger body
 PICTURE_SUFFIXES = (".png", ".jpg", ".jpeg")
 
@@ -85,12 +88,18 @@ class Client:
 
     def models(self) -> list[dict[str, Any]]:
         """All models that answer: name, version, metrics, signature. Raises as `predict` does."""
-        found: list[dict[str, Any]] = self._ask("GET", "/models")["models"]
+        found = self._ask("GET", "/models").get("models")
+        if not isinstance(found, list):
+            raise self._no_endpoint("no list of models")
         return found
 
     def signature(self, name: str) -> Signature:
         """What a model reads and answers; long vocabularies are cut. Raises as `predict` does."""
-        return Signature.model_validate(self._ask("GET", f"/models/{quote(name, safe='')}")["signature"])
+        answer = self._ask("GET", f"/models/{quote(name, safe='')}")
+        try:
+            return Signature.model_validate(answer["signature"])
+        except (ValueError, KeyError, TypeError):
+            raise self._no_endpoint("a model without a signature") from None
 
     def _post(self, path: str, body: bytes, *, media_type: str) -> dict[str, Any]:
         return self._ask("POST", path, data=body, headers={"Content-Type": media_type})
@@ -102,18 +111,35 @@ class Client:
             if response is None or (response.status_code == 503 and time.monotonic() < deadline):
                 time.sleep(min(_pause_s(response), max(0.0, deadline - time.monotonic())))
                 continue
-            if response.status_code == HTTPStatus.OK:
-                answer: dict[str, Any] = response.json()
-                return answer
-            raise _error(response, shown_url(self.url))
+            if response.status_code != HTTPStatus.OK:
+                raise _error(response, shown_url(self.url))
+            try:
+                return response.json()
+            except ValueError as error:
+                raise self._no_endpoint(error) from None
 
-    def _try(self, method: str, path: str, *, deadline: float, **arguments: Any) -> requests.Response | None:
+    def _body(self, response: requests.Response) -> bytes:
+        """The body of an answer, as it comes: a server may send without end."""
+        body = bytearray()
+        for part in response.iter_content(MOST_ANSWER // 64):
+            body += part
+            if len(body) > MOST_ANSWER:
+                raise self._no_endpoint(f"more than {MOST_ANSWER:,} bytes")
+        return bytes(body)
+
+    def _no_endpoint(self, found: object) -> ClusterError:
+        return ClusterError(
+            f"{shown_url(self.url)} must be an endpoint of orchestrator, got {found}. Check the address."
+        )
+
+    def _try(self, method: str, path: str, *, deadline: float, **arguments: Any) -> "_Answer | None":
         """The answer; ``None`` if the connection broke and there is time to try again."""
+        address, patience = self.url + path, (CONNECT_TIMEOUT_S, READ_TIMEOUT_S)
+        ask = partial(self._session.request, timeout=patience, allow_redirects=False, stream=True)
         try:
-            return self._session.request(
-                method, self.url + path, timeout=(CONNECT_TIMEOUT_S, READ_TIMEOUT_S), allow_redirects=False, **arguments
-            )
-        except (requests.ConnectionError, requests.Timeout) as error:
+            with ask(method, address, **arguments) as response:
+                return _Answer(response.status_code, response.headers, self._body(response))
+        except (requests.ConnectionError, requests.Timeout, requests.exceptions.ChunkedEncodingError) as error:
             if time.monotonic() < deadline and not _is_refused(error):
                 return None
             found = type(error).__name__
@@ -122,10 +148,36 @@ class Client:
             ) from None
 
 
+@dataclass(frozen=True)
+class _Answer:
+    """What a server has answered."""
+
+    status_code: int
+    headers: Mapping[str, str]
+    body: bytes
+
+    def json(self) -> dict[str, Any]:
+        """The object in the body; anything else is a ValueError."""
+        require_bounded(self.body, most_values=MANY_VALUES)
+        found = json.loads(self.body.decode("utf-8"))
+        if not isinstance(found, dict):
+            raise ValueError("no object")
+        return found
+
+
 def answer_line(answer: Mapping[str, Any]) -> str:
-    """An answer for people: one line for each sample, or for each step of a forecast."""
-    predictions = answer["predictions"] if "predictions" in answer else [answer["prediction"]]
-    return "\n".join(_prediction_line(prediction) for prediction in predictions)
+    """An answer for people: one line for each sample, or for each step of a forecast.
+
+    Raises:
+        ClusterError: if it is no answer of a model.
+    """
+    try:
+        predictions = answer["predictions"] if "predictions" in answer else [answer["prediction"]]
+        return "\n".join(_prediction_line(prediction) for prediction in predictions)
+    except (AttributeError, KeyError, TypeError, ValueError):
+        raise ClusterError(
+            "the endpoint must answer with predictions, got something else. Check the address."
+        ) from None
 
 
 def _prediction_line(prediction: Mapping[str, Any]) -> str:
@@ -261,7 +313,7 @@ def _file_type(content: bytes) -> str:
     return kinds.get(content[:4], "image/jpeg")
 
 
-def _pause_s(response: requests.Response | None) -> float:
+def _pause_s(response: _Answer | None) -> float:
     announced = response.headers.get("Retry-After", "") if response is not None else ""
     return float(announced) if announced.isdigit() else PAUSE_S
 
@@ -272,7 +324,7 @@ def _is_refused(error: requests.RequestException) -> bool:
     return type(reason).__name__ == "NewConnectionError"
 
 
-def _error(response: requests.Response, url: str) -> Exception:
+def _error(response: _Answer, url: str) -> Exception:
     status = response.status_code
     if status == HTTPStatus.UNAUTHORIZED:
         return ConfigError(f"{url} must accept the token, got 401. Set {TOKEN_VARIABLE}, or check {token_path()}.")

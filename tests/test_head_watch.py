@@ -112,7 +112,7 @@ def test_a_head_whose_process_ended_is_dead_and_its_first_victim_is_named(
     process.kill()
     process.wait()
     assert local_trouble(state) == f"the end of its process {process.pid} (`ray start`)"
-    record = tmp_path / "session_latest" / "logs" / "ray_process_exit.log"
+    record = tmp_path / "ray" / "session_latest" / "logs" / "ray_process_exit.log"
     record.parent.mkdir(parents=True)
     record.write_text("Some Ray subprocesses exited unexpectedly:\n  gcs_server [exit code=-9 (signal 9)]\n")
     assert local_trouble(state) == "the death of gcs_server, exit code -9 (signal 9),"

@@ -1,5 +1,6 @@
 """The client: what a command line's words mean, what is asked again, and which error a refusal becomes."""
 
+import contextlib
 import json
 import threading
 from collections.abc import Callable, Iterator
@@ -190,6 +191,39 @@ def test_numbers_that_json_cannot_hold_are_refused_here(server):
     with pytest.raises(InputError, match="must be finite numbers"):
         Client(server.url, "t").predict("m", {"a": float("nan")})
     assert server.asked == []
+
+
+def endless(handler: BaseHTTPRequestHandler) -> None:
+    handler.send_response(200)
+    handler.end_headers()
+    with contextlib.suppress(ConnectionError):
+        while True:
+            handler.wfile.write(bytes(2**20))
+
+
+@pytest.mark.parametrize(
+    ("sent", "message"),
+    [
+        (answer(200, b"[" * 50_000), "got lists and objects nested more than 32 deep. Check the address"),
+        (answer(200, b"<html>"), "got Expecting value"),
+        (answer(200, b"[]"), "got no object"),
+        (answer(200, b"\xff"), "got 'utf-8' codec"),
+        (answer(500, b"[" * 50_000), "got HTTP 500"),
+        (endless, "got more than 33,554,432 bytes"),
+    ],
+)
+def test_another_servers_answer_is_refused_whatever_it_sends(server, sent, message):
+    server.answers.append(sent)
+    with pytest.raises(ClusterError, match=f"must be an endpoint of orchestrator, {message}"):
+        Client(server.url, "t").predict("m", {"x": 1})
+
+
+@pytest.mark.parametrize(
+    "sent", [{}, {"predictions": 1}, {"prediction": {}}, {"prediction": {"value": "x"}}, {"prediction": {"top": [{}]}}]
+)
+def test_an_answer_without_predictions_is_refused(sent):
+    with pytest.raises(ClusterError, match="the endpoint must answer with predictions, got something else"):
+        answer_line(sent)
 
 
 def test_nothing_listening_is_an_error_at_once():
