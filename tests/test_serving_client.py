@@ -98,6 +98,10 @@ class Server:
                 server.asked.append((self.path, self.headers["Content-Type"], body))
                 server.answers.pop(0)(self)
 
+            def do_GET(self) -> None:
+                server.asked.append((self.path, None, b""))
+                server.answers.pop(0)(self)
+
             def log_message(self, *_: Any) -> None:
                 pass
 
@@ -153,6 +157,26 @@ def test_asking_again_ends_with_the_budget(server, monkeypatch):
     server.answers = [answer(503, refusal(message="m is overloaded."), {"Retry-After": "0"})] * 10_000
     with pytest.raises(RunFailedError, match="m is overloaded"):
         Client(server.url, "t").predict("m", {})
+
+
+def test_the_server_says_when_to_ask_again_and_the_budget_says_until_when(server, monkeypatch):
+    monkeypatch.setattr(client, "RETRY_BUDGET_S", 0.2)
+    server.answers = [answer(503, refusal(message="m has no replica."), {"Retry-After": "3600"})] * 2
+    with pytest.raises(RunFailedError, match="m has no replica"):
+        Client(server.url, "t").predict("m", {})
+    assert len(server.asked) == 2
+
+
+def test_words_are_read_with_the_signature_of_their_model(server):
+    signature = {"name": "a b", "signature": RATINGS.model_dump(mode="json")}
+    server.answers = [
+        answer(503, refusal("deploying"), {"Retry-After": "0"}),
+        answer(200, signature),
+        answer(200, {"prediction": {"value": 1.0}}),
+    ]
+    Client(server.url, "t").predict_words("a b", ["user=196", "item=242"])
+    assert [path for path, _, _ in server.asked[:2]] == ["/models/a%20b"] * 2
+    assert json.loads(server.asked[2][2]) == {"user": "196", "item": "242"}
 
 
 @pytest.mark.parametrize(
@@ -253,6 +277,21 @@ def test_the_environment_wins(tmp_path, monkeypatch):
     monkeypatch.setenv("ORCHESTRATOR_ENDPOINT_TOKEN", "from-the-environment")
     assert access.read_url() == "http://10.0.0.1:80"
     assert access.ensure_tokens() == ["from-the-environment"] and not access.token_path().exists()
+
+
+@pytest.mark.parametrize(
+    ("value", "hosts"), [("", ()), (" , ", ()), ("a.example, B.example:8443  c", ("a.example", "B.example:8443", "c"))]
+)
+def test_the_names_of_a_proxy_in_front_are_listed_in_the_environment(monkeypatch, value, hosts):
+    monkeypatch.setenv("ORCHESTRATOR_ENDPOINT_HOSTS", value)
+    assert access.read_allowed_hosts() == hosts
+
+
+@pytest.mark.parametrize("value", ["https://a.example", "a.example/", "*", "a.example:x", "[::1]"])
+def test_what_is_no_host_name_is_refused(monkeypatch, value):
+    monkeypatch.setenv("ORCHESTRATOR_ENDPOINT_HOSTS", f"b.example {value}")
+    with pytest.raises(ConfigError, match="ORCHESTRATOR_ENDPOINT_HOSTS must hold names like models"):
+        access.read_allowed_hosts()
 
 
 @pytest.mark.parametrize("token", ["two words", "ü", "a\tb"])
