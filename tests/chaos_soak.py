@@ -23,8 +23,10 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
+from functools import partial
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -33,9 +35,10 @@ import requests
 
 from cluster import local
 from cluster.errors import OrchestratorError
+from cluster.state import LocalState
 from cluster.storage import Store
 from orchestrator.data.push import push
-from orchestrator.runs import read_status
+from orchestrator.runs import HEARTBEAT_S, read_status
 from serving.access import read_token, read_url
 from serving.client import Client
 from tests.example_runs import write_run
@@ -80,14 +83,14 @@ class Kill(NamedTuple):
     """Whom to kill, and what a person types then."""
 
     what: str
-    find: Callable[[local.LocalState], list[psutil.Process]]
+    find: Callable[[LocalState], list[psutil.Process]]
     cures: tuple[tuple[str, ...], ...] = ()
 
 
-def _titled(title: str) -> Callable[[local.LocalState], list[psutil.Process]]:
+def _titled(title: str) -> Callable[[LocalState], list[psutil.Process]]:
     """A function that finds the processes of our cluster whose title or program begins like this."""
 
-    def find(state: local.LocalState) -> list[psutil.Process]:
+    def find(state: LocalState) -> list[psutil.Process]:
         assert state.ray is not None
         return [p for p in local.ray_processes(state.ray) if _title(p).startswith(title)]
 
@@ -101,7 +104,7 @@ def _title(process: psutil.Process) -> str:
         return ""
 
 
-def _store_process(state: local.LocalState) -> list[psutil.Process]:
+def _store_process(state: LocalState) -> list[psutil.Process]:
     process = state.store.process.find() if state.store else None
     return [process] if process else []
 
@@ -170,6 +173,42 @@ class Load:
             return type(error).__name__
 
 
+class Steps:
+    """Watches the steps of the run from the store: when there were more than ever before."""
+
+    def __init__(self, store: Store) -> None:
+        self._store, self._most, self._stop = store, 0, threading.Event()
+        self._grew = [time.time()]
+        self._thread = threading.Thread(target=self._look, name="steps", daemon=True)
+
+    def __enter__(self) -> "Steps":
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stop.set()
+        self._thread.join()
+
+    def has_grown_since(self, start: float) -> bool:
+        """Whether there were new steps later than a status from before can tell of."""
+        return self._grew[-1] > start + 2 * HEARTBEAT_S
+
+    def longest_pause_s(self, start: float) -> float:
+        """The longest time without a new step since then; a status comes once a second."""
+        first = max(i for i, at in enumerate(self._grew) if at <= start or i == 0)
+        times = [*self._grew[first:], time.time()]
+        return max(after - before for before, after in pairwise(times))
+
+    def _look(self) -> None:
+        while not self._stop.wait(0.2):
+            with suppress(OrchestratorError):  # the store is killed too
+                status = read_status(self._store, RUN)
+                step = status.epoch * status.steps + status.step if status else 0
+                if step > self._most:
+                    self._most = step
+                    self._grew.append(time.time())
+
+
 class Driver:
     """`orchestrator train` or `resume` in a process of its own, as in a terminal."""
 
@@ -217,25 +256,26 @@ def main() -> int:
 
 def soak(store: Store) -> list[dict[str, Any]]:
     """Kill one after the other; a row for each."""
-    driver = Driver("train", "digits-mlp", "train.epochs=100000", "scaling.workers=2", "--run", RUN)
-    rows = []
+    driver, rows = Driver("train", "digits-mlp", "train.epochs=100000", "scaling.workers=2", "--run", RUN), []
     try:
-        _until(lambda: _step(store) > 0, what="the training's first step")
-        with Load() as load:
-            time.sleep(QUIET_S)
-            for kill in KILLS:
-                row, driver = _phase(kill, load, driver, store)
-                print(json.dumps(row), file=sys.stderr, flush=True)
-                rows.append(row)
+        with Steps(store) as steps:
+            if _wait(partial(steps.has_grown_since, time.time())) is None:
+                raise TimeoutError(f"the training must begin within {LIMIT_S:.0f} s")
+            with Load() as load:
+                time.sleep(QUIET_S)
+                for kill in KILLS:
+                    row, driver = _phase(kill, load, driver, steps)
+                    print(json.dumps(row), file=sys.stderr, flush=True)
+                    rows.append(row)
     finally:
         driver.end()
     return rows
 
 
-def _phase(kill: Kill, load: Load, driver: Driver, store: Store) -> tuple[dict[str, Any], Driver]:
+def _phase(kill: Kill, load: Load, driver: Driver, steps: Steps) -> tuple[dict[str, Any], Driver]:
     """Kill one process, type what its messages say, and wait until everything works again."""
     victim = min(kill.find(local.status()), key=lambda process: process.pid)
-    step, start, before = _step(store), time.time(), driver
+    start, before = time.time(), driver
     victim.kill()
     if ("resume", RUN) in kill.cures:  # a person types once the terminal is theirs again
         before.process.wait(LIMIT_S)
@@ -243,7 +283,7 @@ def _phase(kill: Kill, load: Load, driver: Driver, store: Store) -> tuple[dict[s
     typed = [_type(*words) for words in kill.cures if words[0] != "resume"]
     if ("resume", RUN) in kill.cures:
         driver = Driver("resume", RUN)
-    stepped = _wait(lambda: _step(store) > step and driver.exit_code() is None)
+    stepped = _wait(partial(steps.has_grown_since, start if driver is before else time.time()))
     answered = _wait(lambda: _is_quiet(load, start))
     time.sleep(max(0.0, start + PHASE_S - time.time()))
     row = {
@@ -254,7 +294,7 @@ def _phase(kill: Kill, load: Load, driver: Driver, store: Store) -> tuple[dict[s
         "training": [as_read(line) for line in before.said_since(start)],
         "exit_code": before.exit_code(),
         "told_s": told_s,
-        "step_s": stepped and round(stepped - start, 1),
+        "pause_s": round(steps.longest_pause_s(start), 1),
         "typed": typed,
     }
     return row, driver
@@ -318,7 +358,7 @@ def _line(row: Mapping[str, Any]) -> str:
         _answers(retrying["answers"]),
         f"{retrying['longest_s']:g} s",
         training,
-        "—" if row["step_s"] is None else f"{row['step_s']:g} s",
+        f"{row['pause_s']:g} s",
     )
     return "| " + " | ".join(cells) + " |"
 
@@ -349,12 +389,6 @@ def _type(*words: str) -> dict[str, Any]:
     return {"command": f"orchestrator {' '.join(words)}", "exit_code": found.returncode, "seconds": took}
 
 
-def _step(store: Store) -> int:
-    """Updates that the training has done; what it had done before a kill, it does again first."""
-    status = read_status(store, RUN)
-    return status.epoch * status.steps + status.step if status else 0
-
-
 def _is_quiet(load: Load, start: float) -> bool:
     """Whether both clients got nothing but answers for a while."""
     after = max(start, time.time() - QUIET_S)
@@ -373,11 +407,6 @@ def _wait(reached: Callable[[], bool]) -> float | None:
             return time.time()
         time.sleep(0.1)
     return None
-
-
-def _until(reached: Callable[[], bool], *, what: str) -> None:
-    if _wait(reached) is None:
-        raise TimeoutError(f"{what} must come within {LIMIT_S:.0f} s")
 
 
 @contextmanager
