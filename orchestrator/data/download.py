@@ -57,6 +57,7 @@ PATIENCE = RetryPolicy(total_s=60.0, connect_timeout_s=10.0, longest_pause_s=10.
 _CHUNK_BYTES = 2**20
 _RANGE_BYTES = 16 * 2**20  # of an S3 object in one request; bounds the memory that `_S3_THREADS` take
 _S3_THREADS = 8
+_FRUITLESS = 20  # attempts that came no further than one before: the file breaks off there
 _ROUNDS = 3  # of copying a prefix that changes meanwhile
 _MOST_RATIO = 200  # text shrinks to a tenth, sparse text to a fiftieth; a bomb to a thousandth
 _SMALL_BYTES = 64 * 2**20  # below, no ratio is a danger
@@ -236,7 +237,7 @@ def _download(urls: list[str], transfer: "_Transfer", policy: RetryPolicy) -> No
         if transfer.moved():
             attempt = 0
         pause_s = policy.pause_s(attempt, jitter=random.random())
-        if transfer.idle_s() + pause_s > policy.total_s:
+        if transfer.idle_s() + pause_s > policy.total_s or attempt >= _FRUITLESS:
             raise _gave_up(*last, policy)
         if attempt == 0:
             log.warning("%s broke off: %s; trying for another %.0f s", shown_url(last[0]), last[1], policy.total_s)
@@ -254,7 +255,7 @@ class _Transfer:
         self._progress = progress
         self._validators: dict[str, str] = {}
         self._last_byte_s = time.monotonic()
-        self._moved = False
+        self._received = self._furthest = 0
 
     def run(self, url: str) -> None:
         """Fetch what is missing and verify the whole.
@@ -278,9 +279,9 @@ class _Transfer:
         self._verify(url, resumed=start > 0)
 
     def moved(self) -> bool:
-        """Return whether bytes have come since the last call."""
-        moved, self._moved = self._moved, False
-        return moved
+        """Return whether bytes have come since the last call that had not come before."""
+        furthest, self._furthest = self._furthest, max(self._furthest, self._received)
+        return self._furthest > furthest
 
     def idle_s(self) -> float:
         """Return the seconds since the last byte, or since the beginning."""
@@ -299,15 +300,15 @@ class _Transfer:
         validator = response.headers.get("ETag", response.headers.get("Last-Modified", ""))
         if validator and not validator.startswith("W/"):
             self._validators[url] = validator
-        received = start
+        self._received = start
         with naming_disk(self._part), self._part.open("ab" if start else "wb") as file:
             for chunk in _chunks(response):
                 file.write(chunk)
-                received += len(chunk)
-                self._last_byte_s, self._moved = time.monotonic(), True
-                self._progress(received, total, self._part.name.removeprefix(".").removesuffix(".part"))
-        if total is not None and received != total:
-            raise _BrokenTransferError(f"got {received} of {total} bytes")
+                self._received += len(chunk)
+                self._last_byte_s = time.monotonic()
+                self._progress(self._received, total, self._part.name.removeprefix(".").removesuffix(".part"))
+        if total is not None and self._received != total:
+            raise _BrokenTransferError(f"got {self._received} of {total} bytes")
 
     def _end_of_range(self, response: requests.Response, start: int) -> None:
         """Nothing follows what is here: it is the whole, or longer than the whole."""
@@ -455,6 +456,7 @@ def _summary(errors: list[OrchestratorError]) -> OrchestratorError:
 
 def _from_url(source: str, policy: RetryPolicy, progress: Progress) -> LocalCopy:
     url, checksum = _split_checksum(source)
+    _check_url(url, checksum)
     name = re.sub(r"[^A-Za-z0-9._-]", "-", unquote(PurePosixPath(urlsplit(url).path).name)).lstrip(".-") or "download"
     folder = downloads() / "urls" / hashlib.sha256(url.encode()).hexdigest()[:16]
     path = fetch(url, to=folder / name, checksum=checksum, policy=policy, progress=progress)
