@@ -463,13 +463,8 @@ class Store:
                         error, settings=self.settings, what=what, attempts=attempt, spent_s=spent_s
                     ) from error
                 self._burst.failed(what, error)
-                if (
-                    attempt == MEND_ATTEMPT
-                    and self._mend is not None
-                    and error_code(error)
-                    and self._mend(self.settings)
-                ):
-                    patience = _Patience(self.policy.total_s)
+                if attempt == MEND_ATTEMPT and error_code(error) and self._mend and self._mend(self.settings):
+                    patience = _Patience(self.policy.total_s)  # the server is another one now
                 time.sleep(pause_s)
             else:
                 self._has_answered = True
