@@ -48,7 +48,7 @@ ANSWERS: dict[str, dict[str, set[str]]] = {
     "raylet": {"grpc": set()},
     "dashboard.py": {"http": {"GET /"}},  # the page, which asks for the token
     "ray.util.client.server": {"grpc": set()},
-    "ray::DashboardAgent": {"grpc": set(), "http": {"GET statistics"}},
+    "ray::DashboardAgent": {"grpc": set(), "http": {"GET statistics", "GET /api/local_raylet_healthz"}},
     "ray::RuntimeEnvAgent": {"http": set()},
     "ray::ServeController": {"grpc": set()},
     "ray::ServeReplica": {"grpc": set()},
