@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 MOST_BYTES = 32 * 2**20  # a vocabulary of a million words of 20 letters; the manifest of 24,000 row groups has a tenth
 MOST_DEPTH = 32  # what this program writes has 10 levels at most
 MOST_BRANCHES = 125_000  # lists, objects, and keys of objects: each takes up to two kilobytes to parse and to refuse
+MANY_BRANCHES = 1_000_000  # where nothing but JSON is parsed, or a record has a long history of anything
+MOST_KEYS = 10_000  # of one object
 MOST_VALUES = 250_000  # elements of lists: each that is refused takes nearly a kilobyte
 MANY_VALUES = 2_000_000  # for records whose long lists are refused at their first wrong element: vocabularies
 SHOWN = 160  # characters of a reason: a message is a line
@@ -87,7 +89,14 @@ def read_model(
 
 
 def parse_model(
-    kind: type[M], body: bytes, *, where: str, what: str, cure: str = "", most_values: int = MOST_VALUES
+    kind: type[M],
+    body: bytes,
+    *,
+    where: str,
+    what: str,
+    cure: str = "",
+    most_values: int = MOST_VALUES,
+    most_branches: int = MOST_BRANCHES,
 ) -> M:
     """Return bytes as a record; ``where`` names them in the message.
 
@@ -95,7 +104,7 @@ def parse_model(
         IntegrityError: They are too many, no JSON, or another record.
     """
     try:
-        require_bounded(body, most_values=most_values)
+        require_bounded(body, most_values=most_values, most_branches=most_branches)
         return kind.model_validate_json(body)
     except ValueError as error:  # a ValidationError is one too
         raise _damaged(where, what, error, cure) from None
@@ -114,7 +123,7 @@ def parse_json(body: bytes, *, where: str) -> Any:
         raise _damaged(where, "JSON", error, "") from None
 
 
-def require_bounded(body: bytes, *, most_values: int = MOST_VALUES) -> None:
+def require_bounded(body: bytes, *, most_values: int = MANY_VALUES, most_branches: int = MANY_BRANCHES) -> None:
     """Look at the size, the depth and the counts of a JSON text, without parsing it.
 
     Raises:
@@ -122,18 +131,30 @@ def require_bounded(body: bytes, *, most_values: int = MOST_VALUES) -> None:
     """
     if len(body) > MOST_BYTES:
         raise ValueError(f"{len(body):,} bytes, more than {MOST_BYTES:,}")
-    depth = branches = values = 0
+    branches = values = 0
+    keys: list[int] = []  # of each list or object that is open
     for part in _structure(body):
-        for character in part.translate(None, b",:"):
-            depth += 1 if character in b"[{" else -1
-            if depth > MOST_DEPTH:
-                raise ValueError(f"lists and objects nested more than {MOST_DEPTH} deep")
         branches += part.count(b"[") + part.count(b"{") + part.count(b":")
-        if branches > MOST_BRANCHES:
-            raise ValueError(f"more than {MOST_BRANCHES:,} lists, objects and keys")
+        if branches > most_branches:
+            raise ValueError(f"more than {most_branches:,} lists, objects and keys")
         values += part.count(b",")
         if values > most_values:
             raise ValueError(f"more than {most_values:,} values")
+        for sign in part.translate(None, b","):
+            _follow(sign, keys)
+
+
+def _follow(sign: int, keys: list[int]) -> None:
+    if sign in b"[{":
+        keys.append(0)
+        if len(keys) > MOST_DEPTH:
+            raise ValueError(f"lists and objects nested more than {MOST_DEPTH} deep")
+    elif keys and sign == ord(":"):
+        keys[-1] += 1
+        if keys[-1] > MOST_KEYS:
+            raise ValueError(f"an object of more than {MOST_KEYS:,} keys")
+    elif keys:
+        keys.pop()
 
 
 def first_fault(error: ValueError) -> str:

@@ -29,7 +29,7 @@ from torch import Tensor
 from cluster.errors import IntegrityError, NotFoundError
 from cluster.failpoints import failpoint
 from cluster.storage import ObjectInfo, Store
-from cluster.stored_json import MOST_BYTES, parse_model
+from cluster.stored_json import MANY_BRANCHES, MOST_BYTES, parse_model
 from orchestrator.lease import check_lease
 
 FORMAT_VERSION = 1
@@ -188,7 +188,13 @@ def load_checkpoint(store: Store, *, prefix: str) -> State:
     """
     entries = _read_manifest(store, prefix).files
     name = prefix + "progress.json"
-    progress = parse_model(Progress, _verified(store, name, entries, most_bytes=MOST_BYTES), where=name, what=PROGRESS)
+    progress = parse_model(
+        Progress,
+        _verified(store, name, entries, most_bytes=MOST_BYTES),
+        where=name,
+        what=PROGRESS,
+        most_branches=MANY_BRANCHES,
+    )
     try:  # the largest first and one at a time: the bytes of one file and the tensors of all are the most in memory
         return State(
             progress=progress,

@@ -25,7 +25,16 @@ from pydantic import AfterValidator, BaseModel, ConfigDict
 from cluster.config import checked_name
 from cluster.errors import ConfigError, DiskFullError, IntegrityError, NotFoundError
 from cluster.storage import Store
-from cluster.stored_json import MANY_VALUES, MOST_BYTES, Listing, listing, named_folders, parse_json, read_model
+from cluster.stored_json import (
+    MANY_VALUES,
+    MOST_BYTES,
+    Listing,
+    listing,
+    named_folders,
+    parse_json,
+    read_model,
+    require_bounded,
+)
 from models.config import ResolvedTechniques
 from models.features import Signature
 from orchestrator.config import Experiment
@@ -34,6 +43,7 @@ from orchestrator.pulse import PULSE
 log = logging.getLogger(__name__)
 
 HEARTBEAT_S = 1.0
+MOST_EPOCHS = 1_000_000
 LOST_AFTER_S = 10.0  # a run that says "running" and has not written for this long has lost its driver
 
 RunState = Literal["running", "finished", "failed", "cancelled", "unfinished"]
@@ -206,9 +216,13 @@ def read_history(store: Store, run: str) -> list[EpochRecord]:
     """
     key = f"runs/{run}/metrics.jsonl"
     try:
-        lines = store.read(key, most_bytes=MOST_BYTES).split(b"\n")
+        body = store.read(key, most_bytes=MOST_BYTES)
+        require_bounded(body)  # of all lines together
     except NotFoundError:
         return []
+    except ValueError as error:
+        raise IntegrityError(f"{key} must hold the metrics of a run, got {error}.") from None
+    lines = body.split(b"\n", MOST_EPOCHS)
     found = [parse_json(line, where=f"{key}:{i}") for i, line in enumerate(lines, start=1) if line.strip()]
     if not all(isinstance(entry, dict) for entry in found):
         raise IntegrityError(f"{key} must hold an object in each line, got something else.")

@@ -17,7 +17,7 @@ import requests
 
 from cluster.errors import ClusterError, ConfigError, NotFoundError, RunFailedError
 from cluster.files import read_file
-from cluster.stored_json import MANY_VALUES, require_bounded
+from cluster.stored_json import require_bounded
 from cluster.urls import shown_url
 from models.features import (
     CategoricalFeature,
@@ -158,7 +158,7 @@ class _Answer:
 
     def json(self) -> dict[str, Any]:
         """The object in the body; anything else is a ValueError."""
-        require_bounded(self.body, most_values=MANY_VALUES)
+        require_bounded(self.body)
         found = json.loads(self.body.decode("utf-8"))
         if not isinstance(found, dict):
             raise ValueError("no object")

@@ -23,14 +23,16 @@ from tests.hostile import Commands, commands, require_modest, require_refused
 DEEP = b'{"a": ' * 50_000
 BRACKETS = b"[" * 50_000
 LARGE = b'{"a": "' + b"x" * 60_000_000 + b'"}'
-LISTS = b'{"a": [' + b"[]," * 300_000 + b"[]]}"
-ERRORS = b'{"metrics": {' + b",".join(b'"m%d": "x"' % i for i in range(120_000)) + b"}}"
+LISTS = b'{"a": [' + b"[]," * 3_000_000 + b"[]]}"
+ERRORS = b'{"metrics": {' + b",".join(b'"m%d": "x"' % i for i in range(10_000)) + b"}}"
+KEYS = b"{" + b",".join(b'"m%d": 1' % i for i in range(10_001)) + b"}"
 WIDE_TEXT = '{"a": "日'.encode("utf-16")
 BODIES = {
     "objects in objects": (DEEP, "got lists and objects nested more than 32 deep."),
     "brackets": (BRACKETS, "got lists and objects nested more than 32 deep."),
     "60 MB": (LARGE, "must have at most 33,554,432 bytes, got 60,000,009."),
     "lists": (LISTS, "got more than 125,000 lists, objects and keys."),
+    "keys": (KEYS, "got an object of more than 10,000 keys."),
     "thousands of errors": (ERRORS, "got an error at "),
     "UTF-16": (WIDE_TEXT, "got Invalid JSON: "),
     "nothing": (b"", "got Invalid JSON: EOF while parsing"),

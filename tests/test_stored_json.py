@@ -10,7 +10,17 @@ from pydantic import BaseModel, ConfigDict
 
 from cluster import stored_json
 from cluster.errors import IntegrityError, NotFoundError
-from cluster.stored_json import MOST_BRANCHES, MOST_DEPTH, MOST_VALUES, listing, parse_json, parse_model
+from cluster.stored_json import (
+    MANY_BRANCHES,
+    MANY_VALUES,
+    MOST_BRANCHES,
+    MOST_DEPTH,
+    MOST_KEYS,
+    MOST_VALUES,
+    listing,
+    parse_json,
+    parse_model,
+)
 
 texts = st.text(alphabet='a"\\[]{},:é\n', max_size=6)
 documents = st.recursive(
@@ -56,8 +66,9 @@ def test_lists_objects_and_keys_are_counted_as_a_parser_would(value: Any, ascii_
     ("body", "message"),
     [
         (b"[" * (MOST_DEPTH + 1) + b"]" * (MOST_DEPTH + 1), "got lists and objects nested more than 32 deep."),
-        (b"[" + b"[]," * MOST_BRANCHES + b"[]]", "got more than 125,000 lists, objects and keys."),
-        (b"[" + b"1," * (MOST_VALUES + 1) + b"1]", "got more than 250,000 values."),
+        (b"[" + b"[]," * MANY_BRANCHES + b"[]]", "got more than 1,000,000 lists, objects and keys."),
+        (b"{" + b'"":1,' * MOST_KEYS + b'"":1}', "got an object of more than 10,000 keys."),
+        (b"[" + b"1," * (MANY_VALUES + 1) + b"1]", "got more than 2,000,000 values."),
         (b'"' + b"x" * stored_json.MOST_BYTES + b'"', "got 33,554,434 bytes, more than 33,554,432."),
         (b'["\\"' + b"[" * 100 + b'"', "got Expecting ',' delimiter: line 1 column 106"),
         ('["a"]'.encode("utf-16"), "got 'utf-8' codec can't decode byte 0xff"),
@@ -74,7 +85,19 @@ def test_what_exceeds_a_limit_is_refused_and_named(body: bytes, message: str) ->
 def test_what_is_within_the_limits_is_read() -> None:
     body = b"[" * MOST_DEPTH + b"]" * MOST_DEPTH
     assert depth(parse_json(body, where="k")) == MOST_DEPTH
-    assert len(parse_json(b"[" + b"1," * (MOST_VALUES - 1) + b"1]", where="k")) == MOST_VALUES
+    assert len(parse_json(b"[" + b"1," * (MANY_VALUES - 1) + b"1]", where="k")) == MANY_VALUES
+
+
+@pytest.mark.parametrize(
+    ("body", "message"),
+    [
+        (b"[" + b"[]," * MOST_BRANCHES + b"[]]", "more than 125,000 lists, objects and keys"),
+        (b"[" + b"1," * (MOST_VALUES + 1) + b"1]", "more than 250,000 values"),
+    ],
+)
+def test_a_record_has_lower_limits_for_what_is_wrong_with_it_takes_memory_too(body: bytes, message: str) -> None:
+    with pytest.raises(IntegrityError, match=f"k must be a record, got {message}"):
+        parse_model(Record, body, where="k", what="a record")
 
 
 def test_a_record_of_many_errors_names_the_first_in_a_short_line() -> None:

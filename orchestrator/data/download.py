@@ -46,8 +46,10 @@ from cluster.errors import (
     StoreError,
     StoreUnavailableError,
 )
+from cluster.files import read_file
 from cluster.state import home
 from cluster.storage import ObjectInfo, RetryPolicy, Store, is_loopback, open_store
+from cluster.stored_json import MOST_BYTES, parse_json
 from cluster.urls import shown_reason, shown_url
 from orchestrator.data.catalog import OFFICIAL, OfficialDataset
 
@@ -727,7 +729,7 @@ def _check_keys(keys: Sequence[str], store: Store) -> None:
 
 
 def _copy_changes(store: Store, objects: Sequence[ObjectInfo], to: Path, record: Path, progress: Progress) -> None:
-    etags: dict[str, str] = json.loads(record.read_bytes()) if record.exists() else {}
+    etags = _read_etags(record)
     for key in etags.keys() - {info.key for info in objects}:
         _remove(to, key)
         del etags[key]
@@ -744,6 +746,16 @@ def _copy_changes(store: Store, objects: Sequence[ObjectInfo], to: Path, record:
     finally:
         pool.shutdown(cancel_futures=True)
         _replace_text(record, json.dumps(etags))  # what is here need not come again
+
+
+def _read_etags(record: Path) -> dict[str, str]:
+    """Return what was copied the last time; a record that is damaged is none, and everything is fetched again."""
+    try:
+        found = parse_json(read_file(record, most_bytes=MOST_BYTES), where=str(record)) if record.exists() else {}
+    except (ConfigError, IntegrityError) as error:
+        log.warning("copying all objects again: %s", error)
+        found = {}
+    return {str(key): str(etag) for key, etag in found.items()} if isinstance(found, dict) else {}
 
 
 def _copy_object(store: Store, info: ObjectInfo, path: Path) -> ObjectInfo:
