@@ -189,6 +189,14 @@ def answers(state: LocalState, token: str) -> dict[str, bytes]:
     return found
 
 
+@pytest.mark.parametrize("before", [b"", b"a", b"ab", b"abc"])
+def test_a_secret_is_found_in_each_of_its_forms(before: bytes) -> None:
+    text = before + PASSWORD.encode() + b" and more"
+    for form in (text, text.hex().encode(), base64.b64encode(text)):
+        assert holds(form, PASSWORD)
+        assert not holds(form, SIGNATURE)
+
+
 @pytest.mark.parametrize("name", [*CANARIES, "MY_PASSWORD", "DB_PASSWD", "SIGNING_PRIVATE_KEY", "openai_api_key"])
 def test_what_looks_like_a_secret_is_not_inherited_by_ray(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(name, "canary")
