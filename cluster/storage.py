@@ -2,7 +2,6 @@
 
 import base64
 import builtins
-import contextlib
 import hashlib
 import importlib
 import io
@@ -19,7 +18,6 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import datetime
 from functools import cache
-from pathlib import Path
 from typing import Any, NoReturn, TypeVar, cast
 from urllib.parse import urlsplit
 from uuid import uuid4
@@ -49,14 +47,10 @@ from cluster.stored_json import MOST_BYTES, parse_json
 from cluster.urls import shown_url
 
 STORE_VARIABLE = "ORCHESTRATOR_STORE"
-MULTIPART_BYTES = 64 * 2**20  # above this a file goes up in parts, so that a break costs one part, not all
-PART_BYTES = 16 * 2**20
-PART_THREADS = 4
 CALLS = 8  # for small objects at the same time
 DELETE_BATCH = 1000  # S3's limit for one DeleteObjects
 READ_BYTES = 256 * 2**10  # at most, in one look at the socket: with 512 KiB the fastest of 64 KiB to 4 MiB
 MEND_ATTEMPT = 2  # of one operation; a single failure may pass by itself
-UPLOAD_MARK = "upload"  # metadata of an object that came in parts: which upload it was
 
 log = logging.getLogger(__name__)
 S = TypeVar("S")
@@ -275,14 +269,6 @@ class Store:
         text = json.dumps(value, indent=2, sort_keys=True, allow_nan=False) + "\n"
         return self.write(key, text.encode(), **condition)
 
-    def write_file(self, key: str, path: str | Path) -> None:
-        """Write a local file; a large one goes up in parts, in parallel, and appears whole or not at all."""
-        path = Path(path)
-        if path.stat().st_size <= MULTIPART_BYTES:
-            self.write(key, path.read_bytes())
-        else:
-            self._write_parts(key, path)
-
     def delete(self, keys: Iterable[str]) -> None:
         """Delete objects; one that does not exist is no error."""
         full = [self._full(key) for key in keys]
@@ -407,35 +393,6 @@ class Store:
                     raise ClientError({"Error": failure}, "DeleteObjects")
 
         self._call(f"delete {len(full_keys)} objects", delete)
-
-    def _write_parts(self, key: str, path: Path) -> None:
-        target = {"Bucket": self.bucket, "Key": self._full(key)}
-        size, mark = path.stat().st_size, uuid4().hex
-
-        def begin(s3: Any) -> str:
-            return str(required(s3.create_multipart_upload(**target, Metadata={UPLOAD_MARK: mark}), "UploadId"))
-
-        upload = {**target, "UploadId": self._call(f"begin {key}", begin)}
-        try:
-            with ThreadPoolExecutor(PART_THREADS) as pool:
-                numbers = range(1, -(-size // PART_BYTES) + 1)
-                parts = [*pool.map(lambda number: self._write_part(key, path, number, upload), numbers)]
-            self._call(f"finish {key}", lambda s3: _finish(s3, upload, parts, size=size, mark=mark))
-        except BaseException:
-            with contextlib.suppress(StoreError, NotFoundError):  # the first error is the one that tells
-                self._call(f"abandon {key}", lambda s3: s3.abort_multipart_upload(**upload), _Patience(0.0))
-            raise
-
-    def _write_part(self, key: str, path: Path, number: int, upload: Mapping[str, str]) -> dict[str, Any]:
-        with path.open("rb") as file:
-            file.seek((number - 1) * PART_BYTES)
-            data = file.read(PART_BYTES)
-
-        def send(s3: Any) -> dict[str, Any]:
-            answer = s3.upload_part(**upload, PartNumber=number, **_upload(data, self.policy))
-            return {"PartNumber": number, "ETag": required(answer, "ETag")}
-
-        return self._call(f"write part {number} of {key}", send)
 
     def _call(self, what: str, operation: Callable[[Any], T], patience: "_Patience | None" = None) -> T:
         """Run ``operation`` on the client until it succeeds, fails for good or the patience is at its end."""
@@ -672,33 +629,6 @@ class _PacedBody(io.BytesIO):
         piece = super().read(size)
         self._pace.moved(len(piece))
         return piece
-
-
-def _finish(s3: Any, upload: Mapping[str, str], parts: list[dict[str, Any]], *, size: int, mark: str) -> None:
-    """Make the parts one object and see that it is there, whole and ours: the answer may lie, or have been lost."""
-    lost: ClientError | None = None
-    try:
-        s3.complete_multipart_upload(**upload, MultipartUpload={"Parts": parts})
-    except ClientError as error:
-        if error_code(error) != "NoSuchUpload":
-            raise
-        lost = error  # or finished by an earlier attempt, whose answer did not arrive
-    if _holds(s3, upload, size=size, mark=mark):
-        return
-    if lost is not None:
-        raise lost
-    raise BadAnswerError(f"no object of {size} bytes after all its parts")
-
-
-def _holds(s3: Any, upload: Mapping[str, str], *, size: int, mark: str) -> bool:
-    """Whether the object is there, of this size and from this upload."""
-    try:
-        found = s3.head_object(Bucket=upload["Bucket"], Key=upload["Key"])
-    except ClientError as error:
-        if error_code(error) != "404":
-            raise
-        return False
-    return bool(required(found, "ContentLength") == size) and found.get("Metadata", {}).get(UPLOAD_MARK) == mark
 
 
 class _Burst:

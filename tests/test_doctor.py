@@ -31,7 +31,7 @@ def test_without_a_cluster_two_checks_fail_and_name_the_cure(tmp_path: Path, mon
         "ray",
         False,
         "a Ray cluster must be running, got none.",
-        "Run `orchestrator up`, or `ray start --head` and give its address.",
+        "Run `orchestrator up`, or start one as the README shows and give its address.",
     )
     assert not checks["store"].ok
     assert checks["store"].cure.startswith("Run `orchestrator up` for a local one, or set ORCHESTRATOR_STORE=")

@@ -17,6 +17,7 @@ import pytest
 from cluster import local, session
 from cluster.errors import ClusterError, RunUnfinishedError
 from cluster.head_watch import Patience, Work, continued_by, head_lost, local_trouble, watching_head
+from cluster.processes import end_processes
 from cluster.session import ClusterAddress, client_environment
 from cluster.state import LocalState, ProcessRecord, RayState
 from cluster.storage import Store
@@ -93,7 +94,7 @@ def head(tmp_path: Path) -> Iterator[tuple[RayState, psutil.Popen]]:
             ),
             process,
         )
-        local.end_processes([process], grace_s=0)
+        end_processes([process], grace_s=0)
 
 
 def test_a_head_that_lives_and_listens_is_well(head: tuple[RayState, psutil.Popen]) -> None:

@@ -15,7 +15,7 @@ import pytest
 import requests
 
 from cluster import local
-from cluster.local import ray_environment
+from cluster.local_ray import ray_environment
 from cluster.state import LocalState
 from cluster.storage import open_store
 from orchestrator.runs import list_runs

@@ -16,7 +16,6 @@ from types import SimpleNamespace
 
 import pytest
 
-from cluster import storage
 from cluster.config import StoreSettings
 from cluster.errors import (
     ConfigError,
@@ -72,19 +71,6 @@ def test_json_is_read_back_equal_and_nan_is_refused(store: Store) -> None:
 def test_a_missing_object_is_named(store: Store, read: Callable[[Store, str], bytes]) -> None:
     with pytest.raises(NotFoundError, match="an object must exist to read a/b, got none"):
         read(store, "a/b")
-
-
-@pytest.mark.store
-def test_a_file_that_goes_up_in_parts_arrives_whole(
-    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(storage, "MULTIPART_BYTES", 2**20)
-    monkeypatch.setattr(storage, "PART_BYTES", 5 * 2**20)
-    data = os.urandom(11 * 2**20 + 3)
-    (tmp_path / "file").write_bytes(data)
-    store.write_file("file", tmp_path / "file")
-    assert store.read("file") == data
-    assert store.list()[0].size == len(data)
 
 
 @pytest.mark.store
@@ -501,16 +487,6 @@ def test_a_conditional_write_that_lost_after_a_retry_has_lost() -> None:
     answers = fails("InternalError", 500), fails("PreconditionFailed", 412), sends(b"theirs", etag='"7"')
     with faulty_server(*answers) as script, pytest.raises(PreconditionError):
         script.store().write("claim", b"mine", only_if_absent=True)
-
-
-def test_a_multipart_write_that_fails_is_abandoned(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(storage, "MULTIPART_BYTES", 10)
-    (tmp_path / "file").write_bytes(b"x" * 20)
-    begin = sends(b"<InitiateMultipartUploadResult><UploadId>42</UploadId></InitiateMultipartUploadResult>")
-    answers = begin, fails("AccessDenied", 403), sends(status=204)
-    with faulty_server(*answers) as script, pytest.raises(StoreAccessError, match="write part 1 of file"):
-        script.store().write_file("file", tmp_path / "file")
-    assert (script.requests[-1].method, "uploadId=42" in script.requests[-1].path) == ("DELETE", True)
 
 
 def test_pauses_grow_and_stay_below_the_limit() -> None:

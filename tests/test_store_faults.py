@@ -14,9 +14,8 @@ from pathlib import Path
 
 import pytest
 
-from cluster import storage
 from cluster.config import StoreSettings
-from cluster.errors import IntegrityError, StoreAccessError, StoreError, StoreUnavailableError
+from cluster.errors import IntegrityError, StoreAccessError, StoreUnavailableError
 from cluster.state import StoreState
 from cluster.storage import RetryPolicy, Store
 from orchestrator.checkpoint import Restored, newest_valid
@@ -328,45 +327,6 @@ def test_a_checkpoint_survives_answers_that_lie_or_get_lost(
     assert digest(train(through(proxy, direct), run)) == expected
     assert proxy.hits(fault) == 3
     assert last_checkpoint(direct, run).state.progress.epoch == EPOCHS
-
-
-@pytest.mark.parametrize(
-    "faults",
-    [
-        (Fault(status=200, code="InternalError"),),
-        (Fault(status=200),),
-        (Fault(drop=True, apply=True),),
-        (Fault(status=500, code="InternalError", apply=True), Fault(status=404, code="NoSuchUpload")),
-    ],
-    ids=lambda faults: "+".join(map(str, faults)),
-)
-def test_a_file_in_parts_is_whole_whatever_the_last_answer_says(
-    proxy: FaultProxy,
-    direct: Store,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    faults: tuple[Fault, ...],
-) -> None:
-    monkeypatch.setattr(storage, "MULTIPART_BYTES", 2**20)
-    monkeypatch.setattr(storage, "PART_BYTES", 5 * 2**20)
-    data = bytes(range(256)) * 2**15  # 8 MiB
-    (tmp_path / "file").write_bytes(data)
-    direct.write("parts", bytes(len(data)))  # an older object of the same size must not pass for the new one
-    proxy.set(*(Rule(fault, method="POST", key="/parts.*uploadId", times=1) for fault in faults))  # one after another
-    through(proxy, direct).write_file("parts", tmp_path / "file")
-    assert direct.read("parts") == data
-    assert [proxy.hits(fault) for fault in faults] == [1] * len(faults)
-
-
-def test_a_file_whose_parts_are_gone_is_an_error(
-    proxy: FaultProxy, direct: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(storage, "MULTIPART_BYTES", 2**20)
-    (tmp_path / "file").write_bytes(bytes(2**20 + 1))
-    direct.write("gone", bytes(2**20 + 1))
-    proxy.set(Rule(Fault(status=404, code="NoSuchUpload"), method="POST", key="/gone.*uploadId"))
-    with pytest.raises(StoreError, match=r"must be able to finish gone, got NoSuchUpload \(HTTP 404\)"):
-        through(proxy, direct).write_file("gone", tmp_path / "file")
 
 
 # ---- P15f: credentials that expire
