@@ -3,7 +3,6 @@
 import base64
 import builtins
 import hashlib
-import importlib
 import io
 import ipaddress
 import json
@@ -139,8 +138,9 @@ def open_store(url: str | None = None) -> "Store":
 
 
 def _mend_local(settings: StoreSettings) -> bool:
-    local: Any = importlib.import_module("cluster.local")  # which imports this module
-    return bool(local.mend_store(settings))
+    from cluster.local import mend_store  # with all that starts servers: needed once in a year
+
+    return mend_store(settings)
 
 
 class Store:
