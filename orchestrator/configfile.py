@@ -366,9 +366,7 @@ def _sentence(detail: ErrorDetails, path: Path_, group: type[BaseModel] | None) 
 
 def _own_rule(key: str, rule: str) -> str:
     """A rule of this project's validators: either a whole sentence that begins with its keys, or the rest of one."""
-    if rule.startswith("must "):
-        return f"{key} {rule}."
-    return f"{rule}."
+    return f"{key} {rule}." if rule.startswith("must ") else f"{rule}."
 
 
 def _meaning(path: Path_, group: type[BaseModel] | None) -> str:

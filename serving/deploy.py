@@ -36,6 +36,7 @@ from serving.deployed import Deployed, forget, remember
 from serving.gateway import GatewaySettings
 from serving.protocol import output_tensor
 from serving.proxy import CONTROLLER_ENVIRONMENT
+from serving.registry import read_golden, require_golden
 from serving.sockets import require_loopback
 from serving.version import Version
 
@@ -243,13 +244,14 @@ def _title(process: psutil.Process) -> str:
 
 
 def _reason(overview: ApplicationStatusOverview) -> str:
+    """What Serve says of an application that does not run."""
     texts = [overview.message, *(d.message for d in overview.deployments.values())]
     return "\n".join(dict.fromkeys(text for text in texts if text)) or str(overview.status.value)
 
 
 def _query_golden(store: Store, client: Client, wanted: Version, *, deadline: float) -> None:
     """Ask through HTTP what the version must answer; for a moment the old replicas may still be asked."""
-    golden = registry.read_golden(store, name=wanted.name, version=wanted.version)
+    golden = read_golden(store, name=wanted.name, version=wanted.version)
     while True:
         try:
             answer = client.infer(wanted.name, golden.request)
@@ -262,7 +264,7 @@ def _query_golden(store: Store, client: Client, wanted: Version, *, deadline: fl
             raise RunFailedError(f"{client.url} must answer with {wanted.name} {wanted.version}, got {found}.")
         time.sleep(POLL_S)
     try:
-        registry.require_golden(output_tensor(answer["outputs"]), golden, where=f"{wanted.name} {wanted.version}")
+        require_golden(output_tensor(answer["outputs"]), golden, where=f"{wanted.name} {wanted.version}")
     except IntegrityError as error:
         raise RunFailedError(str(error)) from error
 
@@ -343,10 +345,12 @@ def _applications() -> dict[str, ApplicationStatusOverview]:
 
 
 def _shutdown() -> None:
+    """End Ray Serve on the connected cluster."""
     serve.shutdown()  # type: ignore[no-untyped-call]
 
 
 def _stop_when_unused() -> None:
+    """End Ray Serve once no model is served any more."""
     applications = _applications()
     if any(app.startswith(MODEL_PREFIX) for app in applications):
         return
@@ -409,6 +413,11 @@ def _free_port(host: str) -> int:
 
 
 def _require_free(host: str, port: int) -> None:
+    """Refuse a port that somebody else listens at.
+
+    Raises:
+        ConfigError: it is taken.
+    """
     try:
         socket.create_server((host, port)).close()
     except OSError as error:

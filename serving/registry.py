@@ -396,6 +396,12 @@ def _description(run: FinishedRun, recorded: WeightsFile, *, name: str, version:
 
 
 def _read_run(store: Store, run: str) -> FinishedRun:
+    """The record of a finished run.
+
+    Raises:
+        NotFoundError: if there is no such run.
+        ConfigError: if it is not finished.
+    """
     _check_name("run", run)
     try:
         body = store.read(f"runs/{run}/run.json", most_bytes=MOST_BYTES)
@@ -421,6 +427,11 @@ def _checkpoint_weights(store: Store, run: FinishedRun) -> tuple[str, WeightsFil
 
 
 def _read_weights(store: Store, key: str, described: Version, *, cure: str) -> bytes:
+    """The verified bytes of a version's weights.
+
+    Raises:
+        IntegrityError: if they are others than recorded.
+    """
     return read_weights(
         store,
         key,
@@ -537,6 +548,11 @@ def _no_model(store: Store, name: str) -> NotFoundError:
 
 
 def _check_name(what: str, value: str) -> None:
+    """Refuse a name that cannot be part of a key.
+
+    Raises:
+        ConfigError: naming what it was to be the name of.
+    """
     try:
         checked_name(value)
     except ValueError as error:
