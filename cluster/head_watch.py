@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from cluster.errors import ClusterError, OrchestratorError, RunUnfinishedError
-from cluster.state import RayState
+from cluster.machine.state import RayState
 
 LOOK_S = 1.0
 PROBE_S = 2.0

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from cluster.address import ClusterAddress, resolve_address
 from cluster.errors import (
     ClusterError,
     NotFoundError,
@@ -19,15 +20,8 @@ from cluster.errors import (
     RunFailedError,
     RunUnfinishedError,
 )
-from cluster.exposure import warn_if_open
-from cluster.session import (
-    ClusterAddress,
-    check_reachable,
-    client_environment,
-    require_token,
-    resolve_address,
-    token_header,
-)
+from cluster.machine.exposure import warn_if_open
+from cluster.session import check_reachable, client_environment, require_token, token_header
 from cluster.staging import stage
 
 if TYPE_CHECKING:
@@ -80,7 +74,7 @@ def submit(
     Args:
         entrypoint: Program and arguments; they are quoted for the shell here. ``python`` is the cluster's own, also
             when Ray was started outside of its virtual environment.
-        address: See ``cluster.session.resolve_address``.
+        address: See ``cluster.address.resolve_address``.
         submission_id: Id of the job. The same id again changes nothing, so repeating a call is safe.
         files: Name to content, put beside the packages.
         env: Variables of the job and its workers; nothing secret, Ray shows them to every client.

@@ -11,7 +11,7 @@ from pathlib import Path
 import psutil
 
 from cluster.config import StoreSettings
-from cluster.disk import (
+from cluster.machine.disk import (
     STORE_LOG,
     bound_store_log,
     is_stuck_after_full_disk,
@@ -19,10 +19,10 @@ from cluster.disk import (
     naming_disk,
     require_room,
 )
-from cluster.local_ray import ray_processes, start_ray, stop_ray
-from cluster.local_store import start_store, stop_store
-from cluster.private import private_folder
-from cluster.state import LocalState, home, read_started, read_state, write_state
+from cluster.machine.private import private_folder
+from cluster.machine.ray_head import ray_processes, start_ray, stop_ray
+from cluster.machine.state import LocalState, home, read_started, read_state, write_state
+from cluster.machine.store_server import start_store, stop_store
 
 RAY_DISK_BYTES = 256 * 2**20  # for logs and the code of runs; its objects lie in shared memory
 

@@ -1,31 +1,27 @@
 """Finds the Ray cluster that is meant and connects to it, with the right token and our own code on its workers."""
 
-import importlib
 import json
 import logging
 import os
-import re
 import socket
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 
+from cluster.address import ADDRESS_VARIABLES, START_CURE, ClusterAddress, resolve_address
 from cluster.config import StoreSettings
-from cluster.errors import ClusterError, ConfigError
-from cluster.exposure import listens_beyond_loopback, warn_if_open
+from cluster.errors import ClusterError
 from cluster.head_watch import LOCAL, REMOTE, local_trouble, watching_head
-from cluster.local_ray import require_closed
+from cluster.lazy import imported
+from cluster.machine.exposure import listens_beyond_loopback, warn_if_open
+from cluster.machine.ray_head import require_closed
+from cluster.machine.state import RayState, read_state
+from cluster.s3.connection import is_loopback
 from cluster.staging import content_check, stage
-from cluster.state import RayState, read_state
-from cluster.storage import is_loopback
-from cluster.urls import shown_url
 
 NAMESPACE = "orchestrator"
-ADDRESS_VARIABLES = ("RAY_ADDRESS", "RAY_API_SERVER_ADDRESS", "RAY_DASHBOARD_ADDRESS")
 STORE_VARIABLES = (
     "ORCHESTRATOR_STORE",
     "AWS_ENDPOINT_URL",
@@ -36,60 +32,6 @@ STORE_VARIABLES = (
 HOOK_VARIABLE = "__RAY_WORKER_PROCESS_SETUP_HOOK_ENV_VAR"  # Ray's, in the workers of a job; another in each job
 JOB_VARIABLE = "RAY_JOB_CONFIG_JSON_ENV_VAR"  # Ray sets it in the driver of a submitted job
 CONNECT_S = 10.0
-START_CURE = "Run `orchestrator up`, or start one as the README shows and give its address."
-
-
-@dataclass(frozen=True)
-class ClusterAddress:
-    """Where a Ray cluster is, and who said so."""
-
-    address: str
-    """``HOST:PORT``, ``ray://HOST:PORT`` or the dashboard's ``http(s)://HOST:PORT``."""
-    source: str
-    """``--address``, the name of a variable, or ``the local cluster``."""
-    local: RayState | None = None
-    """Set when it is the cluster that ``orchestrator up`` started."""
-
-    @property
-    def scheme(self) -> str:
-        """``http``, ``https`` or ``ray``; empty for ``HOST:PORT``."""
-        return self.address.split("://")[0] if "://" in self.address else ""
-
-    @property
-    def host(self) -> str:
-        """The machine's name or address."""
-        return urlsplit(self.address if self.scheme else f"//{self.address}").hostname or ""
-
-    @property
-    def port(self) -> int:
-        """The TCP port; where none is given, the scheme's."""
-        parts = urlsplit(self.address if self.scheme else f"//{self.address}")
-        return parts.port or {"http": 80, "https": 443, "ray": 10001}.get(parts.scheme, 6379)
-
-
-def resolve_address(address: str | None = None) -> ClusterAddress:
-    """Return the cluster that the argument, Ray's variables or the local state name, in this order.
-
-    Raises:
-        ClusterError: None of them names one.
-        ConfigError: The address has none of Ray's forms.
-    """
-    candidates = [(address, "--address"), *((os.environ.get(name), name) for name in ADDRESS_VARIABLES)]
-    local = read_state().ray
-    for value, source in candidates:
-        if value and value != "auto":
-            return _parsed(value, source, local)
-        if value == "auto":
-            break
-    if local is None:
-        raise ClusterError(f"a Ray cluster must be running, got none. {START_CURE}")
-    return ClusterAddress(local.address, "the local cluster", local)
-
-
-def named_cluster() -> ClusterAddress | None:
-    """Return the cluster that one of Ray's variables names; ``None`` when the local one is meant."""
-    named = any(os.environ.get(name, "auto") != "auto" for name in ADDRESS_VARIABLES)
-    return resolve_address() if named else None
 
 
 @contextmanager
@@ -149,20 +91,20 @@ def ray_session(
 
 def cluster_resources() -> dict[str, float]:
     """Return what the connected cluster has in all: ``{"CPU": 4.0, "GPU": 1.0, ...}``."""
-    ray: Any = importlib.import_module("ray")
+    ray: Any = imported("ray")
     return {name: float(amount) for name, amount in ray.cluster_resources().items()}
 
 
 def local_head() -> RayState | None:
     """Return the local Ray head if it is the one that this process is connected to."""
-    ray: Any = importlib.import_module("ray")
+    ray: Any = imported("ray")
     head = read_state().ray
     return head if head is not None and ray.get_runtime_context().gcs_address == head.address else None
 
 
 def num_nodes() -> int:
     """Return how many machines of the connected cluster are alive."""
-    ray: Any = importlib.import_module("ray")
+    ray: Any = imported("ray")
     return sum(bool(node["Alive"]) for node in ray.nodes())
 
 
@@ -243,7 +185,7 @@ def require_token(found: ClusterAddress, *, allow_unauthenticated: bool) -> None
 
 def token_header() -> dict[str, str]:
     """Return the HTTP header with the cluster's token, empty without one; call it within ``client_environment``."""
-    raylet: Any = importlib.import_module("ray._raylet")
+    raylet: Any = imported("ray._raylet")
     return dict(raylet.AuthenticationTokenLoader.instance().get_token_for_http_header())
 
 
@@ -260,9 +202,9 @@ def check_reachable(found: ClusterAddress) -> None:
         return
     import ray
 
-    grpc: Any = importlib.import_module("grpc")
-    messages: Any = importlib.import_module("ray.core.generated.gcs_service_pb2")
-    services: Any = importlib.import_module("ray.core.generated.gcs_service_pb2_grpc")
+    grpc: Any = imported("grpc")
+    messages: Any = imported("ray.core.generated.gcs_service_pb2")
+    services: Any = imported("ray.core.generated.gcs_service_pb2_grpc")
     metadata = tuple((name.lower(), value) for name, value in token_header().items())
     with grpc.insecure_channel(f"{found.host}:{found.port}") as channel:
         ask = services.NodeInfoGcsServiceStub(channel).CheckAlive
@@ -275,28 +217,6 @@ def check_reachable(found: ClusterAddress) -> None:
             f"the cluster at {found.address} must run Ray {ray.__version__} like this machine, "
             f"got Ray {reply.ray_version}. Install the same version on both."
         )
-
-
-def _parsed(value: str, source: str, local: RayState | None) -> ClusterAddress:
-    found = ClusterAddress(value.removesuffix("/"), source)
-    if not re.fullmatch(r"(ray|https?)://[^/@?#]+|[^/@?#]+:\d+", found.address) or not _is_valid(found):
-        raise ConfigError(
-            f"the cluster's address must be HOST:PORT, ray://HOST:PORT, http(s)://HOST:PORT or auto, "
-            f"got {shown_url(value)!r} (from {source})."
-        )
-    ours = local is not None and is_loopback(found.host) and found.port in _ports(local)
-    return ClusterAddress(found.address, source, local if ours else None)
-
-
-def _is_valid(found: ClusterAddress) -> bool:
-    try:
-        return bool(found.host) and found.port > 0
-    except ValueError:  # a port that is no number, or too large
-        return False
-
-
-def _ports(local: RayState) -> tuple[int, int]:
-    return int(local.address.rsplit(":", 1)[1]), int(local.dashboard_url.rsplit(":", 1)[1])
 
 
 def _require_same(found: ClusterAddress, connected: str) -> None:
@@ -325,7 +245,7 @@ def _token_variables(found: ClusterAddress) -> dict[str, str]:
 
 def _forget_token() -> None:
     """Make Ray read the mode and the token from the environment again."""
-    raylet: Any = importlib.import_module("ray._raylet")
+    raylet: Any = imported("ray._raylet")
     raylet.Config.initialize("")
     raylet.AuthenticationTokenLoader.instance().reset_cache()
 

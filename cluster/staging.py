@@ -8,8 +8,8 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 from cluster.errors import ConfigError
-from cluster.private import private_folder
-from cluster.state import home
+from cluster.machine.private import private_folder
+from cluster.machine.state import home
 
 PACKAGES = ("orchestrator", "models", "cluster", "serving")
 

@@ -2,7 +2,9 @@
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, FailFast, Field, model_validator
+from pydantic import FailFast, Field, model_validator
+
+from models.records import Settings
 
 Activation = Literal["tanh", "relu", "leaky_relu", "elu", "gelu", "silu"]
 Initialization = Literal["constant", "normalized"]
@@ -11,7 +13,6 @@ Gradient = Literal["batch", "stochastic"]
 Processor = Literal["cpu", "gpu"]
 Preset = Literal["traditional", "deep"]
 
-
 MOST_LAYERS = 100  # hidden layers, blocks or recurrent layers
 MOST_UNITS = 65_536  # of a layer; the largest published nets of these kinds have 4,096
 
@@ -19,11 +20,7 @@ Units = Annotated[int, Field(gt=0, le=MOST_UNITS)]
 Layers = Annotated[tuple[Units, ...], FailFast(), Field(min_length=1, max_length=MOST_LAYERS)]
 
 
-class _Frozen(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
-
-
-class _Network(_Frozen):
+class _Network(Settings):
     dropout: float = Field(default=0.1, ge=0, lt=1)
     """Share of units dropped in training; used when `techniques.regularization` is `layers`."""
     initial_std: float = Field(default=0.05, gt=0)
@@ -94,7 +91,7 @@ PRESETS: dict[Preset, dict[str, str]] = {
 }
 
 
-class Techniques(_Frozen):
+class Techniques(Settings):
     """The choice between a traditional and a deep-learning form of each technique.
 
     `techniques: deep` in a file stands for `techniques: {preset: deep}`. A choice left out comes from the preset;
@@ -120,7 +117,7 @@ class Techniques(_Frozen):
         return {"preset": value} if isinstance(value, str) else value
 
 
-class ResolvedTechniques(_Frozen):
+class ResolvedTechniques(Settings):
     """The form of every technique that a model is built with; `None` where the model has no such technique."""
 
     activation: Activation | None

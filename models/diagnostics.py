@@ -32,12 +32,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from models.cnn import CNN, Block, ResidualPair
-from models.fm import FM
 from models.inputs import Steps
-from models.mlp import MLP
 from models.network import Network
-from models.rnn import RNN
+from models.networks.cnn import CNN, Block, ResidualPair
+from models.networks.fm import FM
+from models.networks.mlp import MLP
+from models.networks.rnn import RNN
 from models.techniques import ACTIVATIONS
 
 LOOKS_PER_EPOCH = 8

@@ -21,7 +21,9 @@ feature are ``NAME.value``.
 
 from typing import Annotated, ClassVar, Literal
 
-from pydantic import BaseModel, ConfigDict, FailFast, Field, field_validator, model_validator
+from pydantic import FailFast, Field, field_validator, model_validator
+
+from models.records import Frozen
 
 TARGET = "target"
 LENGTH = ".length"
@@ -42,11 +44,7 @@ Classes = Annotated[tuple[str, ...], FailFast(), Field(min_length=1, max_length=
 Side = Annotated[int, Field(gt=0, le=MOST_PIXELS)]
 
 
-class _Frozen(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-
-class ImageFeature(_Frozen):
+class ImageFeature(Frozen):
     """A picture; a batch has all of them in one size."""
 
     kind: Literal["image"] = "image"
@@ -68,7 +66,7 @@ class ImageFeature(_Frozen):
         return self
 
 
-class VectorFeature(_Frozen):
+class VectorFeature(Frozen):
     """A row of numbers."""
 
     kind: Literal["vector"] = "vector"
@@ -77,7 +75,7 @@ class VectorFeature(_Frozen):
     std: Numbers
 
 
-class CategoricalFeature(_Frozen):
+class CategoricalFeature(Frozen):
     """One of a known set of values. Index 0 stands for every value that training never saw."""
 
     kind: Literal["categorical"] = "categorical"
@@ -90,7 +88,7 @@ class CategoricalFeature(_Frozen):
         return len(self.vocabulary) + 1
 
 
-class SeriesFeature(_Frozen):
+class SeriesFeature(Frozen):
     """Several numbers that change over time; a sample is a window of it."""
 
     kind: Literal["series"] = "series"
@@ -99,7 +97,7 @@ class SeriesFeature(_Frozen):
     std: Numbers
 
 
-class TextFeature(_Frozen):
+class TextFeature(Frozen):
     """Words, as `models/text.py` splits a text."""
 
     kind: Literal["text"] = "text"
@@ -114,7 +112,7 @@ class TextFeature(_Frozen):
         return len(self.vocabulary) + 2
 
 
-class AudioFeature(_Frozen):
+class AudioFeature(Frozen):
     """A sound with one channel."""
 
     kind: Literal["audio"] = "audio"
@@ -124,7 +122,7 @@ class AudioFeature(_Frozen):
     """The longest sound; what is longer is cut."""
 
 
-class SparseFeature(_Frozen):
+class SparseFeature(Frozen):
     """A long row of numbers that are 0 but for a few."""
 
     kind: Literal["sparse"] = "sparse"
@@ -138,7 +136,7 @@ Feature = Annotated[
 ]
 
 
-class ClassTarget(_Frozen):
+class ClassTarget(Frozen):
     """One of a fixed list of classes; the model answers with a probability for each."""
 
     primary_metric: ClassVar = "accuracy"
@@ -148,7 +146,7 @@ class ClassTarget(_Frozen):
     classes: Classes
 
 
-class NumberTarget(_Frozen):
+class NumberTarget(Frozen):
     """One number; answers are clipped to the range seen in training."""
 
     primary_metric: ClassVar = "rmse"
@@ -160,7 +158,7 @@ class NumberTarget(_Frozen):
     maximum: float
 
 
-class BoxesTarget(_Frozen):
+class BoxesTarget(Frozen):
     """The objects in a picture: class, left, top, right, bottom of each, as shares of the picture's sides."""
 
     primary_metric: ClassVar = "mean_average_precision"
@@ -169,7 +167,7 @@ class BoxesTarget(_Frozen):
     classes: Classes
 
 
-class ForecastTarget(_Frozen):
+class ForecastTarget(Frozen):
     """The next ``horizon`` steps of the series feature itself."""
 
     primary_metric: ClassVar = "mse"
@@ -184,7 +182,7 @@ class ForecastTarget(_Frozen):
 Target = Annotated[ClassTarget | NumberTarget | ForecastTarget | BoxesTarget, Field(discriminator="kind")]
 
 
-class Signature(_Frozen):
+class Signature(Frozen):
     """Everything about the data that a network's shape and meaning depend on."""
 
     features: dict[str, Feature]

@@ -9,7 +9,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
-from models.cnn import CNN
 from models.config import ModelConfig, ResolvedTechniques, has_activation
 from models.features import (
     LENGTH,
@@ -28,10 +27,11 @@ from models.features import (
     TextFeature,
     VectorFeature,
 )
-from models.fm import FM
 from models.inputs import Batch, FieldInput, FlatInput, ImageInput, LastStep, forecast_parts, sequence_input
-from models.mlp import MLP
-from models.rnn import RNN
+from models.networks.cnn import CNN
+from models.networks.fm import FM
+from models.networks.mlp import MLP
+from models.networks.rnn import RNN
 from models.task import Task, task_of
 from models.techniques import Initializer
 

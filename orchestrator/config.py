@@ -6,10 +6,11 @@ Reading a file, with its line numbers and near misses, is in `orchestrator/confi
 import math
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, WrapValidator, model_validator
+from pydantic import BeforeValidator, Field, WrapValidator, model_validator
 
 from cluster.config import Name
 from models.config import ModelConfig, Techniques, resolve_techniques
+from models.records import FiniteSettings
 
 MAX_WORKERS = 4096
 
@@ -23,11 +24,7 @@ def _worker_counts(value: Any) -> Any:
     return tuple(value) if isinstance(value, list) else value
 
 
-class _Frozen(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False)
-
-
-class DataConfig(_Frozen):
+class DataConfig(FiniteSettings):
     """Which dataset to read, and how."""
 
     name: Name
@@ -64,7 +61,7 @@ class DataConfig(_Frozen):
         return self
 
 
-class TrainConfig(_Frozen):
+class TrainConfig(FiniteSettings):
     """How the weights are fitted."""
 
     epochs: int = Field(gt=0, le=100_000)
@@ -111,7 +108,7 @@ class TrainConfig(_Frozen):
     """Samples at a time when the model is judged; changes results by rounding at most."""
 
 
-class ScalingConfig(_Frozen):
+class ScalingConfig(FiniteSettings):
     """How many machines share the work."""
 
     workers: Annotated[int | tuple[int, int], BeforeValidator(_worker_counts)] = 1
@@ -167,7 +164,7 @@ class ScalingConfig(_Frozen):
         return self
 
 
-class BudgetConfig(_Frozen):
+class BudgetConfig(FiniteSettings):
     """What a sweep may take, as a short probe predicts it."""
 
     dollars: float | None = Field(default=None, gt=0)
@@ -182,7 +179,7 @@ class BudgetConfig(_Frozen):
         return self
 
 
-class SweepConfig(_Frozen):
+class SweepConfig(FiniteSettings):
     """Which settings to compare, and how often to repeat each combination."""
 
     vary: dict[str, Annotated[list[Any], Field(min_length=1)]] = Field(min_length=1)
@@ -222,7 +219,7 @@ class SweepConfig(_Frozen):
         return self
 
 
-class RangeConfig(_Frozen):
+class RangeConfig(FiniteSettings):
     """Numbers from `low` to `high`, both included."""
 
     low: float
@@ -272,7 +269,7 @@ def _check_step(low: float, high: float, step: float, scale: str) -> None:
         raise ValueError(f"must reach high ({high}) from low ({low}) in whole steps, got step {step}")
 
 
-class SearchConfig(_Frozen):
+class SearchConfig(FiniteSettings):
     """Which settings to choose for the best model, and how."""
 
     method: Literal["random", "tpe", "asha", "pbt"] = "tpe"
@@ -296,7 +293,7 @@ class SearchConfig(_Frozen):
     """Of the choice of settings; the trainings use `train.seed`."""
 
 
-class Experiment(_Frozen):
+class Experiment(FiniteSettings):
     """Everything that one training run, or one sweep or search of them, depends on."""
 
     data: DataConfig

@@ -14,7 +14,7 @@ from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails
 
 from cluster.errors import ConfigError
-from cluster.files import read_file, require_file
+from cluster.machine.files import read_file, require_file
 from orchestrator.config import Experiment
 
 MAX_BYTES = 1_000_000  # an experiment is a page of text; anything larger is the wrong file

@@ -15,18 +15,20 @@ from datetime import UTC, datetime
 from functools import partial
 from typing import NamedTuple
 
-from pydantic import BaseModel, ConfigDict
 from torch import Tensor, uint8
 
 from cluster.errors import ConfigError, NotFoundError
+from cluster.s3.store import Store
 from cluster.session import ray_session
-from cluster.storage import Store, open_store
-from orchestrator.attempts import Receipt, read_attempts, receipt
-from orchestrator.checkpoint import MARKER, State, load_checkpoint
+from cluster.storage import open_store
+from models.records import Finite
 from orchestrator.config import Experiment
 from orchestrator.configfile import Document, near_miss, validate
-from orchestrator.runs import Metrics, RunRecord, RunStatus, read_run, with_live_state
-from orchestrator.train import Arithmetic, RunResult, train
+from orchestrator.runs.attempts import Receipt, read_attempts, receipt
+from orchestrator.runs.checkpoint import MARKER, State, load_checkpoint
+from orchestrator.runs.record import Metrics, RunRecord, RunStatus, read_run, with_live_state
+from orchestrator.train import RunResult, train
+from orchestrator.training.worker import Arithmetic
 
 KILLS: Mapping[str, str] = {"worker": "train.after_step=kill@rank0"}
 """What may be killed, and the failpoint that does it; rank 0 is the one that writes checkpoints."""
@@ -37,11 +39,7 @@ DRILL_FILE = "drill.json"
 OnStart = Callable[[RunRecord, Arithmetic], None]
 
 
-class _Frozen(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
-
-
-class Fingerprint(_Frozen):
+class Fingerprint(Finite):
     """SHA-256 of what a finished run leaves."""
 
     weights: str
@@ -50,7 +48,7 @@ class Fingerprint(_Frozen):
     """Of the final evaluation and of every epoch, without times."""
 
 
-class DrillResult(_Frozen):
+class DrillResult(Finite):
     """What a drill showed."""
 
     passed: bool
@@ -98,7 +96,7 @@ class DrillPlan(NamedTuple):
         return f"{self.name}-killed"
 
 
-class Outcome(NamedTuple):
+class TrainingOutcome(NamedTuple):
     """All that is compared of a finished run."""
 
     fingerprint: Fingerprint
@@ -124,7 +122,7 @@ def drill(
     Args:
         experiment: what to train; its intervals of checkpoints hold, with one after every epoch at least.
         store: where the dataset is and the runs go; default: `cluster.storage.open_store()`.
-        address: of the cluster; default: see `cluster.session.resolve_address`.
+        address: of the cluster; default: see `cluster.address.resolve_address`.
         kill: a key of `KILLS`.
         workers: another number of workers than the experiment's.
         epochs: to train, instead of the experiment's.
@@ -210,7 +208,7 @@ def failpoint_rule(plan: DrillPlan, kill_step: int) -> str:
     return f"{KILLS[plan.kill]}#{kill_step}!orchestrator-{plan.killed}"
 
 
-def outcome(store: Store, result: RunResult) -> Outcome:
+def outcome(store: Store, result: RunResult) -> TrainingOutcome:
     """Read the final checkpoint of a finished run, and hash it.
 
     Raises:
@@ -218,7 +216,7 @@ def outcome(store: Store, result: RunResult) -> Outcome:
     """
     assert result.record.checkpoint is not None, "a finished run has a checkpoint"
     state = load_checkpoint(store, prefix=result.record.checkpoint)
-    return Outcome(fingerprint(state, result.metrics), state.progress.environment)
+    return TrainingOutcome(fingerprint(state, result.metrics), state.progress.environment)
 
 
 def fingerprint(state: State, metrics: Metrics) -> Fingerprint:
@@ -242,7 +240,9 @@ def tensors_sha256(tensors: Mapping[str, Tensor]) -> str:
     return found.hexdigest()
 
 
-def judge(plan: DrillPlan, *, kill_step: int, expected: Outcome, found: Outcome, cost: Receipt) -> DrillResult:
+def judge(
+    plan: DrillPlan, *, kill_step: int, expected: TrainingOutcome, found: TrainingOutcome, cost: Receipt
+) -> DrillResult:
     """Compare the two runs; pure."""
     lost = [recovery for recovery in cost.recoveries if recovery.cause == "worker_lost"]
     parts = list(Fingerprint.model_fields)

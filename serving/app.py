@@ -22,15 +22,17 @@ from ray.serve.handle import DeploymentHandle
 from ray.serve.schema import ApplicationStatusOverview
 from torch import Tensor
 
-from cluster.storage import Store
+from cluster.s3.store import Store
 from models.features import CategoricalFeature, Signature, TextFeature
-from serving.gateway import GatewaySettings, Kind, UnavailableError, create_app
-from serving.inputs import Batch, InputError, join_batches, parse_file, parse_samples, read_json
-from serving.limits import BODY_TIMEOUT_S
-from serving.outputs import describe_answers
-from serving.protocol import describe_output, describe_tensors, parse_request
-from serving.registry import LoadedModel, check_golden, load, read_golden
-from serving.sockets import listen_on_node_address
+from serving.golden import LoadedModel, check_golden, read_golden
+from serving.http.gateway import GatewaySettings, Kind, UnavailableError, create_app
+from serving.http.limits import BODY_TIMEOUT_S
+from serving.http.sockets import listen_on_node_address
+from serving.registry import load
+from serving.requests.inputs import Batch, join_batches, parse_file, parse_samples, read_json
+from serving.requests.outputs import describe_answers
+from serving.requests.protocol import describe_output, describe_tensors, parse_request
+from serving.requests.values import InputError
 
 GATEWAY = "gateway"
 MODEL_PREFIX = "model-"
@@ -86,7 +88,7 @@ class Model:
 
 
 class Gateway:
-    """The replica that `serving.gateway` answers HTTP in."""
+    """The replica that `serving.http.gateway` answers HTTP in."""
 
     def __init__(self, url: str) -> None:
         listen_on_node_address()

@@ -16,9 +16,9 @@ from urllib.parse import quote
 import requests
 
 from cluster.errors import ClusterError, ConfigError, NotFoundError, RunFailedError
-from cluster.files import read_file
-from cluster.stored_json import require_bounded
-from cluster.urls import shown_url
+from cluster.machine.files import read_file
+from cluster.s3.stored_json import require_bounded
+from cluster.s3.urls import shown_url
 from models.features import (
     CategoricalFeature,
     ForecastTarget,
@@ -27,8 +27,8 @@ from models.features import (
     Signature,
     VectorFeature,
 )
-from serving.access import TOKEN_VARIABLE, read_token, read_url, token_path
-from serving.inputs import InputError
+from serving.http.access import TOKEN_VARIABLE, read_token, read_url, token_path
+from serving.requests.values import InputError
 
 CONNECT_TIMEOUT_S = 5.0
 READ_TIMEOUT_S = 60.0  # the gateway gives up after 30

@@ -1,27 +1,18 @@
 """Deploys a version from the registry to Ray Serve, and takes it back. Call inside a Ray session."""
 
-import logging
-import socket
 import time
 from collections.abc import Iterable
 from dataclasses import dataclass
 from http import HTTPStatus
 from urllib.parse import urlsplit
 
-import psutil
-import ray
 import requests
 from ray import serve
-from ray.serve.exceptions import RayServeException
-from ray.serve.schema import ApplicationStatusOverview
 
-from cluster.errors import ClusterError, ConfigError, IntegrityError, NotFoundError, OrchestratorError, RunFailedError
-from cluster.local_ray import ray_processes
+from cluster.errors import ConfigError, IntegrityError, NotFoundError, OrchestratorError, RunFailedError
+from cluster.s3.store import Store
 from cluster.session import local_head
-from cluster.state import read_state
-from cluster.storage import Store
 from serving import registry
-from serving.access import ensure_tokens, read_allowed_hosts, token_path, token_sha256, write_url
 from serving.app import (
     GATEWAY,
     MODEL_PREFIX,
@@ -31,20 +22,23 @@ from serving.app import (
     model_application,
     running_replicas,
 )
+from serving.applications import (
+    LOOPBACK,
+    POLL_S,
+    all_applications,
+    gateway_url,
+    require_free,
+    run_application,
+    start_proxy,
+    stop_when_unused,
+)
 from serving.client import Client
 from serving.deployed import Deployed, forget, remember
-from serving.gateway import GatewaySettings
-from serving.protocol import output_tensor
-from serving.proxy import CONTROLLER_ENVIRONMENT
-from serving.registry import read_golden, require_golden
-from serving.sockets import require_loopback
+from serving.golden import read_golden, require_golden
+from serving.http.access import ensure_tokens, read_allowed_hosts, token_path, token_sha256, write_url
+from serving.http.gateway import GatewaySettings
+from serving.requests.protocol import output_tensor
 from serving.version import Version
-
-LOOPBACK = "127.0.0.1"
-POLL_S = 0.2
-
-# at INFO Serve tells whoever deploys about its own connections
-logging.getLogger("ray.serve").setLevel(logging.WARNING)
 
 
 @dataclass(frozen=True)
@@ -107,7 +101,7 @@ def deploy(
     tokens = ensure_tokens()
     before = _describe(name)
     try:
-        url = _gateway_url() or _start_proxy(host=host, port=port)
+        url = gateway_url() or start_proxy(host=host, port=port)
         if not _serves(before, version=wanted.version, replicas=replicas, cpus=cpus):
             _roll_out(store, name=name, version=wanted.version, replicas=replicas, cpus=cpus, deadline=deadline)
         _ensure_gateway(tokens, url=url, deadline=deadline)
@@ -148,7 +142,7 @@ def redeploy(gone: Deployed, store: Store) -> Endpoint:
 
 def endpoints() -> list[Endpoint]:
     """All deployed models; empty when Serve does not run."""
-    url = _gateway_url()
+    url = gateway_url()
     return [_endpoint(name, url) for name in deployed_names()] if url else []
 
 
@@ -160,14 +154,14 @@ def undeploy(name: str) -> None:
     Raises:
         NotFoundError: if it is not deployed.
     """
-    applications = _applications()
+    applications = all_applications()
     was_remembered = local_head() is not None and forget(name)
     if MODEL_PREFIX + name not in applications:
         if was_remembered:
             return
         raise _not_deployed(name, applications)
     serve.delete(MODEL_PREFIX + name)
-    _stop_when_unused()
+    stop_when_unused()
 
 
 def rollback_endpoint(store: Store, name: str, *, wait_s: float = 120) -> Endpoint:
@@ -179,7 +173,7 @@ def rollback_endpoint(store: Store, name: str, *, wait_s: float = 120) -> Endpoi
     """
     before = _describe(name)
     if before is None:
-        raise _not_deployed(name, _applications())
+        raise _not_deployed(name, all_applications())
     failed = registry.champion(store, name)
     version = registry.rollback(store, name).version
     try:
@@ -197,56 +191,7 @@ def _serves(endpoint: Endpoint | None, *, version: str, replicas: int, cpus: flo
 
 def _roll_out(store: Store, *, name: str, version: str, replicas: int, cpus: float, deadline: float) -> None:
     application = model_application(store, name=name, version=version, replicas=replicas, cpus=cpus)
-    _run(application, MODEL_PREFIX + name, route_prefix=None, deadline=deadline, what=f"{name} {version}")
-
-
-def _run(
-    application: serve.Application, app_name: str, *, route_prefix: str | None, deadline: float, what: str
-) -> None:
-    """Start an application and wait until Serve calls it running.
-
-    Raises:
-        RunFailedError: with the replica's own error, or with what Serve was waiting for, or because a replica on the
-            local cluster listens beyond loopback.
-    """
-    target = serve.RunTarget(target=application, name=app_name, route_prefix=route_prefix)
-    serve.run_many([target], wait_for_applications_running=False)
-    while True:
-        overview = serve.status().applications[app_name]
-        if overview.status == "RUNNING":
-            return _require_loopback(app_name, what=what)
-        if overview.status == "DEPLOY_FAILED":
-            raise RunFailedError(f"{what} must start, got an error in its replica:\n{_reason(overview)}")
-        if time.monotonic() > deadline:
-            raise RunFailedError(f"{what} must start in time, got no running replica: {_reason(overview)}")
-        time.sleep(POLL_S)
-
-
-def _require_loopback(app_name: str, *, what: str) -> None:
-    """On the local cluster: refuse replicas that others on the network can reach.
-
-    Raises:
-        RunFailedError: if one listens beyond loopback.
-    """
-    ray_state = read_state().ray
-    if ray_state is None or ray.get_runtime_context().gcs_address != ray_state.address:
-        return
-    title = f"ServeReplica:{app_name}:"
-    replicas = [process for process in ray_processes(ray_state) if title in _title(process)]
-    require_loopback(replicas, what=f"each replica of {what}")
-
-
-def _title(process: psutil.Process) -> str:
-    try:
-        return " ".join(process.cmdline())
-    except psutil.NoSuchProcess:
-        return ""
-
-
-def _reason(overview: ApplicationStatusOverview) -> str:
-    """What Serve says of an application that does not run."""
-    texts = [overview.message, *(d.message for d in overview.deployments.values())]
-    return "\n".join(dict.fromkeys(text for text in texts if text)) or str(overview.status.value)
+    run_application(application, MODEL_PREFIX + name, route_prefix=None, deadline=deadline, what=f"{name} {version}")
 
 
 def _query_golden(store: Store, client: Client, wanted: Version, *, deadline: float) -> None:
@@ -275,9 +220,9 @@ def _restore(store: Store, name: str, before: Endpoint | None, *, wait_s: float)
     The old replicas still answer, but Serve would not replace one that dies while the failed version is its target.
     """
     if before is None:
-        if MODEL_PREFIX + name in _applications():
+        if MODEL_PREFIX + name in all_applications():
             serve.delete(MODEL_PREFIX + name)
-        _stop_when_unused()
+        stop_when_unused()
         return
     deadline = time.monotonic() + wait_s
     _roll_out(store, name=name, version=before.version, replicas=before.replicas, cpus=before.cpus, deadline=deadline)
@@ -289,31 +234,16 @@ def _ensure_gateway(tokens: list[str], *, url: str, deadline: float) -> None:
     The first model is there before: until then clients find nobody, rather than a gateway that knows no model.
     """
     allowed_hosts = read_allowed_hosts()
-    if _gateway_url() is not None and _accepts(url, tokens[0], allowed_hosts):
+    if gateway_url() is not None and _accepts(url, tokens[0], allowed_hosts):
         return
     settings = GatewaySettings(
         token_sha256=tuple(token_sha256(token) for token in tokens),
         host=urlsplit(url).hostname or LOOPBACK,
         allowed_hosts=allowed_hosts,
     )
-    _run(gateway_application(settings, url=url), GATEWAY, route_prefix="/", deadline=deadline, what="the gateway")
-
-
-def _start_proxy(*, host: str, port: int) -> str:
-    """Start Serve with its HTTP proxy on the head node."""
-    others = [app for app in _applications() if app != GATEWAY and not app.startswith(MODEL_PREFIX)]
-    if others:
-        raise ClusterError(
-            f"Ray Serve must run for orchestrator alone, got the applications {', '.join(others)}, whose HTTP address "
-            "cannot be changed. Remove them, or use another cluster."
-        )
-    _shutdown()  # one that is left over keeps its address and ignores ours
-    port = port or _free_port(host)
-    _require_free(host, port)
-    options = {"host": host, "port": port, "request_timeout_s": PROXY_TIMEOUT_S}
-    controller = {"runtime_env": {"env_vars": CONTROLLER_ENVIRONMENT}}
-    serve.start(proxy_location="HeadOnly", http_options=options, controller_options=controller)
-    return f"http://{host}:{port}"
+    run_application(
+        gateway_application(settings, url=url), GATEWAY, route_prefix="/", deadline=deadline, what="the gateway"
+    )
 
 
 def _accepts(url: str, token: str, allowed_hosts: Iterable[str]) -> bool:
@@ -328,47 +258,15 @@ def _accepts(url: str, token: str, allowed_hosts: Iterable[str]) -> bool:
     return all(answer.status_code == HTTPStatus.OK for answer in answers)
 
 
-def _gateway_url() -> str | None:
-    """URL of the gateway that runs; ``None`` when none does."""
-    gateway = _applications().get(GATEWAY)
-    if gateway is None or not running_replicas(gateway):
-        return None
-    return str(serve.get_app_handle(GATEWAY).url.remote().result(timeout_s=PROXY_TIMEOUT_S))
-
-
-def _applications() -> dict[str, ApplicationStatusOverview]:
-    """Serve's applications by name; none when it does not run."""
-    try:
-        return dict(serve.status().applications)
-    except RayServeException:
-        return {}
-
-
-def _shutdown() -> None:
-    """End Ray Serve on the connected cluster."""
-    serve.shutdown()  # type: ignore[no-untyped-call]
-
-
-def _stop_when_unused() -> None:
-    """End Ray Serve once no model is served any more."""
-    applications = _applications()
-    if any(app.startswith(MODEL_PREFIX) for app in applications):
-        return
-    if GATEWAY in applications:
-        serve.delete(GATEWAY)
-    if not applications.keys() - {GATEWAY}:
-        _shutdown()
-
-
 def _describe(name: str) -> Endpoint | None:
-    url = _gateway_url()
+    url = gateway_url()
     return _endpoint(name, url) if url and name in deployed_names() else None
 
 
 def _endpoint(name: str, url: str) -> Endpoint:
     handle = serve.get_app_handle(MODEL_PREFIX + name)
     found = handle.describe.remote().result(timeout_s=PROXY_TIMEOUT_S)
-    overview = _applications()[MODEL_PREFIX + name]
+    overview = all_applications()[MODEL_PREFIX + name]
     return Endpoint(
         name=name,
         version=found["version"],
@@ -406,27 +304,9 @@ def _not_deployed(name: str, applications: Iterable[str]) -> NotFoundError:
     return NotFoundError(f"the model must be deployed, got {name!r}; deployed: {known}.")
 
 
-def _free_port(host: str) -> int:
-    with socket.create_server((host, 0)) as server:
-        port: int = server.getsockname()[1]
-        return port
-
-
-def _require_free(host: str, port: int) -> None:
-    """Refuse a port that somebody else listens at.
-
-    Raises:
-        ConfigError: it is taken.
-    """
-    try:
-        socket.create_server((host, port)).close()
-    except OSError as error:
-        raise ConfigError(f"the port must be free, got {host}:{port}: {error.strerror}. Choose another port.") from None
-
-
 def _is_free(host: str, port: int) -> bool:
     try:
-        _require_free(host, port)
+        require_free(host, port)
     except ConfigError:
         return False
     return True

@@ -7,8 +7,8 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from cluster.config import Name, StoreSettings
 from cluster.errors import ConfigError
-from cluster.state import ProcessRecord, RayState, StoreState, home
-from cluster.storage import Store
+from cluster.machine.state import ProcessRecord, RayState, StoreState, home
+from cluster.s3.store import Store
 
 FOLDER = "deployed"
 

@@ -10,80 +10,31 @@ models/NAME/aliases/champion.json
     {"version": "v2", "history": ["v1"]}, changed by conditional PUT
 """
 
-import hashlib
 import re
 from collections.abc import Callable
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import partial
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple
 from uuid import uuid4
 
-import torch
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
-from torch import Tensor
+from pydantic import ValidationError
 
-from cluster.config import checked_name
-from cluster.errors import ConfigError, IntegrityError, NotFoundError, PreconditionError
-from cluster.storage import Store
-from cluster.stored_json import (
-    MANY_VALUES,
-    MOST_BYTES,
-    Listing,
-    first_fault,
-    listing,
-    named_folders,
-    parse_model,
-    read_model,
-)
-from models.config import ResolvedTechniques
-from models.features import Signature
-from models.network import Network, example_batch
+from cluster.errors import IntegrityError, NotFoundError, PreconditionError
+from cluster.s3.records import named_folders, read_model
+from cluster.s3.store import Store
+from cluster.s3.stored_json import MOST_BYTES, Listing, first_fault, listing
+from models.records import Frozen
 from serving.card import write_card
-from serving.inputs import Batch, InputError
-from serving.protocol import describe_output, output_tensor, parse_request, request_of
-from serving.version import DatasetRef, Version
+from serving.finished_run import Excerpt, FinishedRun, WeightsFile, checkpoint_weights, read_run
+from serving.golden import LoadedModel, record_golden
+from serving.version import Version, check_name, key_of, parsed, sha256_of
 from serving.weights import build_network, read_weights
 
-GOLDEN_SIZE = 4
-GOLDEN_SEED = 0
-# Another processor or another batch size changes the last bits of a float32 sum; other weights change far more.
-GOLDEN_RTOL, GOLDEN_ATOL = 1e-3, 1e-4
 ALIAS_ATTEMPTS = 20
 MOST_CARD = 2**20  # bytes of a card; one has a few thousand
 
-Parsed = TypeVar("Parsed", bound=BaseModel)
 
-
-class _Frozen(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-
-class _Excerpt(BaseModel):
-    """What the registry needs of a record that has more."""
-
-    model_config = ConfigDict(frozen=True, extra="ignore")
-
-
-class FinishedRun(_Excerpt):
-    """Of a run's ``run.json``."""
-
-    run: str
-    state: str
-    experiment: dict[str, Any]
-    techniques: ResolvedTechniques
-    signature: Signature
-    dataset: DatasetRef
-    evaluated_on: str
-    """The split that ``metrics`` describe."""
-    primary_metric: str
-    code_version: str
-    versions: dict[str, str]
-    metrics: dict[str, float]
-    checkpoint: str | None
-
-
-class Champion(_Frozen):
+class Champion(Frozen):
     """The alias that an endpoint serves, and the versions that it stood for before, oldest first."""
 
     version: str
@@ -93,36 +44,10 @@ class Champion(_Frozen):
     """Makes two writers' bytes differ, so that each can tell whether its own write won."""
 
 
-class Claim(_Excerpt):
+class Claim(Excerpt):
     """The run that a version belongs to; of ``claim.json``."""
 
     run: str
-
-
-class WeightsFile(_Excerpt):
-    """The weights of a checkpoint, as they were written."""
-
-    bytes: int
-    sha256: str
-
-
-class CheckpointFiles(_Excerpt):
-    """The files of a checkpoint."""
-
-    weights: WeightsFile = Field(alias="weights.safetensors")
-
-
-class CheckpointManifest(_Excerpt):
-    """Of a checkpoint's ``manifest.json``."""
-
-    files: CheckpointFiles
-
-
-class Golden(_Frozen):
-    """A request and its answer's ``outputs``, both in the Open Inference Protocol."""
-
-    request: dict[str, Any]
-    outputs: list[dict[str, Any]]
 
 
 class Listed(NamedTuple):
@@ -130,19 +55,6 @@ class Listed(NamedTuple):
 
     version: Version
     is_champion: bool
-
-
-@dataclass(frozen=True)
-class LoadedModel:
-    """A version whose weights are verified and in memory."""
-
-    version: Version
-    network: Network
-
-    def predict(self, batch: Batch) -> Tensor:
-        """Probabilities [B, K], numbers [B] or a forecast [B, horizon, C]."""
-        with torch.inference_mode():
-            return self.network.predict(batch)
 
 
 def promote(store: Store, *, run: str, name: str) -> Version:
@@ -155,8 +67,8 @@ def promote(store: Store, *, run: str, name: str) -> Version:
         ConfigError: if the run is not finished, or its model gives no finite answers.
         IntegrityError: if its weights, or what was uploaded, do not match their SHA-256.
     """
-    _check_name("name", name)
-    record = _read_run(store, run)
+    check_name("name", name)
+    record = read_run(store, run)
     number = _claim(store, run=run, name=name)
     try:
         version = show(store, name=name, version=number)
@@ -204,7 +116,7 @@ def read_card(store: Store, version: Version) -> str:
         NotFoundError: if it has none.
         IntegrityError: if it is far too large.
     """
-    return store.read(_key(version.name, version.version, "card.md"), most_bytes=MOST_CARD).decode(errors="replace")
+    return store.read(key_of(version.name, version.version, "card.md"), most_bytes=MOST_CARD).decode(errors="replace")
 
 
 def show(store: Store, *, name: str, version: str | None = None) -> Version:
@@ -214,19 +126,19 @@ def show(store: Store, *, name: str, version: str | None = None) -> Version:
         NotFoundError: if it does not exist.
         IntegrityError: if its ``model.json`` cannot be read.
     """
-    _check_name("name", name)
+    check_name("name", name)
     version = version or champion(store, name)
-    _check_name("version", version)
+    check_name("version", version)
     try:
-        body = store.read(_key(name, version, "model.json"), most_bytes=MOST_BYTES)
+        body = store.read(key_of(name, version, "model.json"), most_bytes=MOST_BYTES)
     except NotFoundError:
         raise NotFoundError(
             f"the version must exist, got {name} {version}. See `orchestrator models show {name}`."
         ) from None
-    described = _parsed(Version, body, _key(name, version, "model.json"))
+    described = parsed(Version, body, key_of(name, version, "model.json"))
     if (described.name, described.version) != (name, version):
         raise IntegrityError(
-            f"{_key(name, version, 'model.json')} must describe {name} {version}, got {described.name} "
+            f"{key_of(name, version, 'model.json')} must describe {name} {version}, got {described.name} "
             f"{described.version}. Promote the run again under a new name."
         )
     return described
@@ -289,83 +201,28 @@ def load(store: Store, *, name: str, version: str) -> LoadedModel:
         IntegrityError: if the weights do not match their SHA-256, or do not fit the configuration.
     """
     described = show(store, name=name, version=version)
-    key = _key(name, version, "weights.safetensors")
+    key = key_of(name, version, "weights.safetensors")
     cure = "Promote the run again under a new name."
     weights = _read_weights(store, key, described, cure=cure)
     return _loaded(described, weights, where=key)
 
 
-def read_golden(store: Store, *, name: str, version: str) -> Golden:
-    """The request and answer that every replica of a version must reproduce.
-
-    Raises:
-        NotFoundError: if the version does not exist.
-        IntegrityError: if the object is not a golden file.
-    """
-    key = _key(name, version, "golden.json")
-    return _parsed(Golden, store.read(key, most_bytes=MOST_BYTES), key)
-
-
-def check_golden(model: LoadedModel, golden: Golden) -> None:
-    """Ask the model its golden request.
-
-    Raises:
-        IntegrityError: if it answers something else.
-    """
-    signature = model.version.signature
-    where = f"{model.version.name} {model.version.version}"
-    try:
-        answer = model.predict(parse_request(golden.request, signature))
-    except InputError as error:
-        raise IntegrityError(f"golden.json of {where} must be a request the model reads, got: {error}") from None
-    require_golden(answer, golden, where=where)
-
-
-def require_golden(answer: Tensor, golden: Golden, *, where: str) -> None:
-    """Compare an answer with the recorded one.
-
-    Raises:
-        IntegrityError: naming the largest difference.
-    """
-    expected = _expected(golden, where)
-    if answer.shape != expected.shape:
-        raise IntegrityError(
-            f"{where} must answer its golden request with shape {list(expected.shape)}, got {list(answer.shape)}."
-        )
-    if not torch.allclose(answer, expected, rtol=GOLDEN_RTOL, atol=GOLDEN_ATOL):
-        difference = (answer - expected).abs().max().item()
-        raise IntegrityError(
-            f"{where} must answer its golden request as recorded, got a difference of {difference:.3g}. "
-            "Train again with the installed versions, or install those of the version's lineage."
-        )
-
-
-def _expected(golden: Golden, where: str) -> Tensor:
-    try:
-        return output_tensor(golden.outputs)
-    except (ValueError, KeyError, TypeError, RuntimeError) as error:
-        reason = " ".join(str(error).split())[:100]
-        raise IntegrityError(
-            f"golden.json of {where} must hold one answer, with shape and data, got {type(error).__name__}: {reason}."
-        ) from None
-
-
 def _create(store: Store, run: FinishedRun, *, name: str, version: str) -> Version:
     """Write all files of a claimed version, ``model.json`` last; of two writers at once the first one's stands."""
-    key, recorded = _checkpoint_weights(store, run)
+    key, recorded = checkpoint_weights(store, run)
     described = _describe(run, recorded, name=name, version=version)
     weights = _read_weights(store, key, described, cure="Train again.")
-    golden = _record_golden(_loaded(described, weights, where=f"run {run.run}"))
+    golden = record_golden(_loaded(described, weights, where=f"run {run.run}"))
     files = {
         "weights.safetensors": weights,
         "golden.json": golden.model_dump_json().encode(),
         "card.md": write_card(described).encode(),
     }
     for file, data in files.items():
-        _write_verified(store, _key(name, version, file), data)
+        _write_verified(store, key_of(name, version, file), data)
     try:
         body = described.model_dump_json(indent=2).encode()
-        store.write(_key(name, version, "model.json"), body, only_if_absent=True)
+        store.write(key_of(name, version, "model.json"), body, only_if_absent=True)
     except PreconditionError:
         return show(store, name=name, version=version)
     return described
@@ -395,37 +252,6 @@ def _description(run: FinishedRun, recorded: WeightsFile, *, name: str, version:
     }
 
 
-def _read_run(store: Store, run: str) -> FinishedRun:
-    """The record of a finished run.
-
-    Raises:
-        NotFoundError: if there is no such run.
-        ConfigError: if it is not finished.
-    """
-    _check_name("run", run)
-    try:
-        body = store.read(f"runs/{run}/run.json", most_bytes=MOST_BYTES)
-    except NotFoundError:
-        raise NotFoundError(f"the run must exist, got {run!r}. See `orchestrator runs`.") from None
-    record = _parsed(FinishedRun, body, f"runs/{run}/run.json")
-    if record.state != "finished" or not record.checkpoint:
-        raise ConfigError(
-            f"run {run} must be finished to be promoted, got {record.state!r}. "
-            f"Complete it: `orchestrator resume {run}`."
-        )
-    return record
-
-
-def _checkpoint_weights(store: Store, run: FinishedRun) -> tuple[str, WeightsFile]:
-    """The key of the weights that a run ended with, and what is recorded of them."""
-    assert run.checkpoint is not None
-    prefix = run.checkpoint.rstrip("/") + "/"
-    if not prefix.startswith(f"runs/{run.run}/checkpoints/"):
-        raise IntegrityError(f"run {run.run} must name a checkpoint of its own, got {prefix!r}.")
-    manifest = read_model(store, prefix + "manifest.json", CheckpointManifest, what="a checkpoint's manifest")
-    return prefix + "weights.safetensors", manifest.files.weights
-
-
 def _read_weights(store: Store, key: str, described: Version, *, cure: str) -> bytes:
     """The verified bytes of a version's weights.
 
@@ -448,18 +274,6 @@ def _loaded(described: Version, weights: bytes, *, where: str) -> LoadedModel:
     return LoadedModel(described, network)
 
 
-def _record_golden(model: LoadedModel) -> Golden:
-    signature = model.version.signature
-    example = example_batch(signature, size=GOLDEN_SIZE, seed=GOLDEN_SEED)
-    request = request_of(example, signature)
-    try:
-        outputs = describe_output(model.predict(parse_request(request, signature)), signature)
-    except InputError as error:
-        run = model.version.lineage.run
-        raise ConfigError(f"run {run} must give finite answers to be promoted, got: {error}") from None
-    return Golden(request=request, outputs=outputs)
-
-
 def _claim(store: Store, *, run: str, name: str) -> str:
     """The version that this run has, or from now on has, under this name."""
     for version in _folders(store, name):
@@ -471,7 +285,7 @@ def _claim(store: Store, *, run: str, name: str) -> str:
         version = f"v{number}"
         try:
             claim = {"run": run, "writer": uuid4().hex}
-            store.write_json(_key(name, version, "claim.json"), claim, only_if_absent=True)
+            store.write_json(key_of(name, version, "claim.json"), claim, only_if_absent=True)
         except PreconditionError:
             if _claimant(store, name, version) != run:
                 continue
@@ -480,19 +294,19 @@ def _claim(store: Store, *, run: str, name: str) -> str:
 
 def _claimant(store: Store, name: str, version: str) -> str | None:
     try:
-        return read_model(store, _key(name, version, "claim.json"), Claim, what="a claim of a run").run
+        return read_model(store, key_of(name, version, "claim.json"), Claim, what="a claim of a run").run
     except NotFoundError:
         return None
 
 
 def _read_champion(store: Store, name: str) -> tuple[Champion, str]:
-    _check_name("name", name)
+    check_name("name", name)
     key = _alias_key(name)
     try:
         body, etag = store.read_with_etag(key, most_bytes=MOST_BYTES)
     except NotFoundError:
         raise _no_model(store, name) from None
-    return _parsed(Champion, body, key), etag
+    return parsed(Champion, body, key), etag
 
 
 def _change_champion(
@@ -526,17 +340,13 @@ def _folders(store: Store, name: str) -> list[str]:
 
 
 def _is_complete(store: Store, name: str, version: str) -> bool:
-    return store.exists(_key(name, version, "model.json"))
+    return store.exists(key_of(name, version, "model.json"))
 
 
 def _write_verified(store: Store, key: str, data: bytes) -> None:
     store.write(key, data)
-    if _sha256(store.read(key)) != _sha256(data):
+    if sha256_of(store.read(key)) != sha256_of(data):
         raise IntegrityError(f"{key} must hold what was uploaded, got other bytes. Promote again.")
-
-
-def _parsed(kind: type[Parsed], body: bytes, key: str) -> Parsed:
-    return parse_model(kind, body, where=key, what="what this version of orchestrator writes", most_values=MANY_VALUES)
 
 
 def _no_model(store: Store, name: str) -> NotFoundError:
@@ -547,28 +357,8 @@ def _no_model(store: Store, name: str) -> NotFoundError:
     )
 
 
-def _check_name(what: str, value: str) -> None:
-    """Refuse a name that cannot be part of a key.
-
-    Raises:
-        ConfigError: naming what it was to be the name of.
-    """
-    try:
-        checked_name(value)
-    except ValueError as error:
-        raise ConfigError(f"{what} {error}") from None
-
-
-def _key(name: str, version: str, file: str) -> str:
-    return f"models/{name}/{version}/{file}"
-
-
 def _alias_key(name: str) -> str:
     return f"models/{name}/aliases/champion.json"
-
-
-def _sha256(data: bytes) -> str:
-    return hashlib.sha256(data).hexdigest()
 
 
 def _now() -> str:

@@ -1,25 +1,52 @@
 """What the registry records about a version of a model. Imports pydantic only."""
 
-from typing import Any, Literal
+import hashlib
+from typing import Any, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel
 
+from cluster.config import checked_name
+from cluster.errors import ConfigError
+from cluster.s3.stored_json import MANY_VALUES, parse_model
 from models.config import ModelConfig, ResolvedTechniques
 from models.features import Signature
+from models.records import DatasetRef, Frozen
+
+Parsed = TypeVar("Parsed", bound=BaseModel)
 
 
-class _Frozen(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
+def parsed(kind: type[Parsed], body: bytes, key: str) -> Parsed:
+    """Read a stored record.
+
+    Raises:
+        IntegrityError: it is damaged.
+    """
+    return parse_model(kind, body, where=key, what="what this version of orchestrator writes", most_values=MANY_VALUES)
 
 
-class DatasetRef(_Frozen):
-    """The dataset version that a model was trained on."""
+def check_name(what: str, value: str) -> None:
+    """Refuse a name that cannot be part of a key.
 
-    name: str
-    version: str
+    Raises:
+        ConfigError: naming what it was to be the name of.
+    """
+    try:
+        checked_name(value)
+    except ValueError as error:
+        raise ConfigError(f"{what} {error}") from None
 
 
-class Lineage(_Frozen):
+def key_of(name: str, version: str, file: str) -> str:
+    """Return the key of an object of a version."""
+    return f"models/{name}/{version}/{file}"
+
+
+def sha256_of(data: bytes) -> str:
+    """Return the SHA-256 of some bytes in hexadecimal digits."""
+    return hashlib.sha256(data).hexdigest()
+
+
+class Lineage(Frozen):
     """Where a version came from."""
 
     run: str
@@ -30,7 +57,7 @@ class Lineage(_Frozen):
     experiment: dict[str, Any]
 
 
-class Version(_Frozen):
+class Version(Frozen):
     """A trained model in the registry; the content of its ``model.json``."""
 
     format_version: Literal[1] = 1

@@ -6,7 +6,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load as load_safetensors
 
 from cluster.errors import IntegrityError
-from cluster.storage import Store
+from cluster.s3.store import Store
 from models.config import ModelConfig, ResolvedTechniques
 from models.features import Signature
 from models.network import Network, build, weight_bytes

@@ -27,18 +27,18 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from cluster.errors import ClusterError, NotFoundError, OrchestratorError, RunFailedError
+from cluster.s3.store import Store
 from cluster.session import NAMESPACE, ray_session
-from cluster.storage import Store
-from orchestrator.attempts import Attempt, End, read_attempts, receipt
-from orchestrator.checkpoint import list_checkpoints
 from orchestrator.config import Experiment
 from orchestrator.data.dataset import open_dataset
 from orchestrator.data.push import push
 from orchestrator.drill import Fingerprint, outcome
-from orchestrator.runs import RunRecord, read_history, read_run
-from orchestrator.trace import VARIABLE as TRACE
+from orchestrator.runs.attempts import Attempt, End, read_attempts, receipt
+from orchestrator.runs.checkpoint import list_checkpoints
+from orchestrator.runs.record import RunRecord, read_history, read_run
 from orchestrator.train import RunResult, resume, train
-from orchestrator.trainer import build_reader, epoch_plan
+from orchestrator.training.trace import VARIABLE as TRACE
+from orchestrator.training.trainer import build_reader, epoch_plan
 
 ROOT = Path(__file__).parents[1]
 SOURCES = ("sklearn:digits", "statsmodels:elnino", "sklearn:china")
@@ -495,7 +495,7 @@ def _run_on_nodes(arguments: str, *, timeout_s: float) -> str:
         "RAY_TMPDIR": folder,
         "RAY_AUTH_MODE": "disabled",
         "RAY_USAGE_STATS_ENABLED": "0",
-        "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",  # stay on 127.0.0.1, see cluster/local_ray.py
+        "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",  # stay on 127.0.0.1, see cluster/machine/ray_head.py
     }
     command = [sys.executable, "-m", "tests.chaos_nodes", arguments]
     with subprocess.Popen(command, cwd=ROOT, env=environment, text=True, stderr=subprocess.PIPE) as process:

@@ -4,11 +4,11 @@ import json
 import sys
 
 from cluster.config import StoreSettings
+from cluster.s3.store import Store
 from cluster.session import ray_session
-from cluster.storage import Store
 from orchestrator.config import Experiment
-from orchestrator.trace import VARIABLE as TRACE
 from orchestrator.train import train
+from orchestrator.training.trace import VARIABLE as TRACE
 
 
 def main() -> None:

@@ -15,14 +15,15 @@ from typing import Any
 from ray.cluster_utils import Cluster
 
 from cluster.config import StoreSettings
+from cluster.nodes import free_resources
+from cluster.s3.store import Store
 from cluster.session import ray_session
-from cluster.storage import Store
-from orchestrator import recovery
-from orchestrator.attempts import read_attempts
 from orchestrator.config import Experiment
-from orchestrator.recovery import free_resources, room
-from orchestrator.trace import VARIABLE as TRACE
+from orchestrator.driving import watch as recovery
+from orchestrator.driving.room import room
+from orchestrator.runs.attempts import read_attempts
 from orchestrator.train import train
+from orchestrator.training.trace import VARIABLE as TRACE
 from tests.chaos import wait_for_step
 
 recovery.GROW_S = 1.0  # a run of seconds cannot wait ten for more room

@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import Any
 
 from cluster import local
-from cluster.storage import Store
+from cluster.s3.store import Store
 from tests.chaos import (
     FAULTS,
     LOGICAL_WORKERS,

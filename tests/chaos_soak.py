@@ -35,12 +35,13 @@ import requests
 
 from cluster import local
 from cluster.errors import OrchestratorError
-from cluster.state import LocalState
-from cluster.storage import Store
+from cluster.machine.state import LocalState
+from cluster.s3.store import Store
 from orchestrator.data.push import push
-from orchestrator.runs import HEARTBEAT_S, read_status
-from serving.access import read_token, read_url
+from orchestrator.runs.log import HEARTBEAT_S
+from orchestrator.runs.record import read_status
 from serving.client import Client
+from serving.http.access import read_token, read_url
 from tests.example_runs import write_run
 
 ROOT = Path(__file__).parents[1]

@@ -8,11 +8,15 @@ from uuid import uuid4
 import pytest
 
 from cluster import local
-from cluster.state import RayState, StoreState
-from cluster.storage import Store
+from cluster.machine.state import RayState, StoreState
+from cluster.s3.store import Store
 
-SECOND_HALF = ("test_chaos.py", "test_demo.py", "test_checkpoint_crashes.py")  # of the tests that mostly wait
-OWN_CLUSTER = ("test_submit.py", "test_head_watch.py", "test_secrets.py")  # for the process that is done first
+SECOND_HALF = (
+    "test_chaos.py",
+    "test_commands_demo.py",
+    "test_runs_checkpoint_crashes.py",
+)  # of the tests that mostly wait
+OWN_CLUSTER = ("test_submit.py", "test_cluster_head_watch.py", "test_secrets.py")  # for the process that is done first
 USER_VARIABLES = ("AWS_", "RAY_", "ORCHESTRATOR_")
 LOGICAL_CPUS = 4  # more than a small machine has: the tests wait more than they compute
 

@@ -3,7 +3,7 @@
 import secrets
 from typing import Any
 
-from cluster.storage import Store
+from cluster.s3.store import Store
 from models.config import CNNConfig, FMConfig, MLPConfig, ModelConfig, RNNConfig, Techniques, resolve_techniques
 from models.features import (
     AudioFeature,
@@ -19,8 +19,8 @@ from models.features import (
     VectorFeature,
 )
 from models.network import build
-from orchestrator.checkpoint import Progress, State, save_checkpoint
-from orchestrator.runs import RunRecord, update_run
+from orchestrator.runs.checkpoint import Progress, State, save_checkpoint
+from orchestrator.runs.record import RunRecord, update_run
 from tests.fake_store import MemoryStore
 
 PICTURES = Signature(

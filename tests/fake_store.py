@@ -1,4 +1,4 @@
-"""A store in memory with the interface of `cluster.storage.Store`, for tests that need no server."""
+"""A store in memory with the interface of `cluster.s3.store.Store`, for tests that need no server."""
 
 import hashlib
 import threading
@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 
 from cluster.errors import IntegrityError, NotFoundError, PreconditionError
-from cluster.storage import ObjectInfo
+from cluster.s3.store import ObjectInfo
 
 
 @dataclass(eq=False)

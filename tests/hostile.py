@@ -9,8 +9,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from cluster.s3.store import Store
 from cluster.session import store_environment
-from cluster.storage import Store
 
 ROOT = Path(__file__).parents[1]
 MOST_MIB = 300

@@ -7,9 +7,9 @@ from typing import get_args
 
 import pytest
 
-from cluster.state import RayState, StoreState
-from cluster.storage import Store
-from orchestrator.attempts import Attempt, End
+from cluster.machine.state import RayState, StoreState
+from cluster.s3.store import Store
+from orchestrator.runs.attempts import Attempt, End
 from tests.chaos import (
     FAULTS,
     KILLS,
@@ -26,7 +26,7 @@ from tests.chaos import (
     seconds_to_next_step,
 )
 from tests.fake_store import MemoryStore
-from tests.test_attempts import attempt
+from tests.test_runs_attempts import attempt
 
 LOST: tuple[End, ...] = ("worker_lost",)
 LIMIT_S = 300  # of one test on a machine that does other things too; alone it takes a tenth of that

@@ -7,14 +7,15 @@ import sys
 from pathlib import Path
 
 import pytest
+import typer
 
+from cluster.machine.state import StoreState
+from cluster.s3.store import Store
 from cluster.session import store_environment
-from cluster.state import StoreState
-from cluster.storage import Store
-from orchestrator.checkpoint import list_checkpoints
 from orchestrator.cli import app
+from orchestrator.commands.terminal import emit, stdout_kept_for_json
 from orchestrator.data.push import push
-from orchestrator.display import emit, stdout_kept_for_json
+from orchestrator.runs.checkpoint import list_checkpoints
 from tests.example_runs import write_run
 
 ROOT = Path(__file__).parents[1]
@@ -31,11 +32,12 @@ def run(*words: str, **environment: str) -> subprocess.CompletedProcess[str]:
     )
 
 
-def commands() -> list[list[str]]:
-    found = [[c.name or c.callback.__name__] for c in app.registered_commands if c.callback]
-    for group in app.registered_groups:
-        assert group.typer_instance
-        found += [[str(group.name), str(c.name)] for c in group.typer_instance.registered_commands]
+def commands(group: typer.Typer = app, *before: str) -> list[list[str]]:
+    """The words of every command; a group without a name adds none."""
+    found = [[*before, c.name or c.callback.__name__] for c in group.registered_commands if c.callback]
+    for part in group.registered_groups:
+        assert part.typer_instance
+        found += commands(part.typer_instance, *before, *([part.name] if isinstance(part.name, str) else []))
     return found
 
 

@@ -14,21 +14,24 @@ from typing import Any
 import pytest
 from botocore.exceptions import ClientError
 
-from cluster import disk, local
+from cluster import local
 from cluster.config import StoreSettings
-from cluster.disk import bound_store_log, disk_full_error, naming_disk, require_room, volume_bytes
 from cluster.errors import DiskFullError, RunUnfinishedError
-from cluster.state import LocalState, RayState, StoreState, write_state
-from cluster.storage import Store, open_store
-from cluster.store_errors import fatal_error
-from orchestrator import cli
-from orchestrator.checkpoint_writer import CheckpointWriter
+from cluster.machine import disk
+from cluster.machine.disk import bound_store_log, disk_full_error, naming_disk, require_room, volume_bytes
+from cluster.machine.state import LocalState, RayState, StoreState, write_state
+from cluster.s3.errors import fatal_error
+from cluster.s3.store import Store
+from cluster.storage import open_store
+from orchestrator.commands import app as cli
+from orchestrator.commands.doctor import check_store
 from orchestrator.config import Experiment, TrainConfig
 from orchestrator.data.push import push
-from orchestrator.doctor import check_store
-from orchestrator.pulse import PULSE
-from orchestrator.runs import RunLog, read_history, read_run, read_status
+from orchestrator.runs.log import RunLog
+from orchestrator.runs.pulse import PULSE
+from orchestrator.runs.record import read_history, read_run, read_status
 from orchestrator.train import _unfinished_on_full_disk, train
+from orchestrator.training.saving import CheckpointWriter
 from tests.fake_store import MemoryStore
 
 MIB = 2**20
@@ -136,7 +139,7 @@ def test_a_checkpoint_without_room_is_told_once_and_the_next_one_tried(caplog: p
 
 def test_the_last_checkpoint_waits_for_room(monkeypatch: pytest.MonkeyPatch) -> None:
     PULSE.begin()
-    monkeypatch.setattr("orchestrator.checkpoint_writer.FULL_DISK_PAUSE_S", 0.01)
+    monkeypatch.setattr("orchestrator.training.saving.FULL_DISK_PAUSE_S", 0.01)
     answers = iter([FULL, FULL, None])
 
     def write(_state: Any) -> None:
@@ -302,18 +305,18 @@ def test_a_training_goes_on_without_its_checkpoints_and_ends_when_there_is_room(
             small_disk.fill()
 
     filled, handler = threading.Event(), FreeOnceTold()
-    logging.getLogger("orchestrator.recovery").addHandler(handler)
+    logging.getLogger("orchestrator.driving.recovery").addHandler(handler)
     try:
         result = train(experiment(epochs=60), store=store, run="full", on_progress=fill)
     finally:
-        logging.getLogger("orchestrator.recovery").removeHandler(handler)
+        logging.getLogger("orchestrator.driving.recovery").removeHandler(handler)
     assert filled.is_set() and told.is_set()
     assert read_run(store, "full").state == "finished"
     assert [record["epoch"] for record in read_history(store, "full")] == list(range(1, 61))
     status = read_status(store, "full")
     assert status is not None and status.phase == "finished"
     assert result.record.checkpoint
-    warnings = [r.getMessage() for r in caplog.records if r.name == "orchestrator.recovery"]
+    warnings = [r.getMessage() for r in caplog.records if r.name == "orchestrator.driving.recovery"]
     assert warnings[0].startswith("run full: ") and "the disk of" in warnings[0]
 
 

@@ -6,8 +6,8 @@ import sys
 import pytest
 from rich.progress import Progress
 
-from orchestrator import display
-from orchestrator.display import LogLines, note_damaged, print_log, print_traceback, shortened, table, visible
+from orchestrator.commands import terminal as display
+from orchestrator.commands.terminal import LogLines, note_damaged, print_log, print_traceback, shortened, table, visible
 
 BAD = "\x1b[2J\x9b31m\u202e[bold]x[/] :smile:"
 SHOWN = r"\x1b[2J\x9b31m\u202e[bold]x[/] :smile:"

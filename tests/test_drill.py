@@ -9,13 +9,11 @@ import torch
 
 from cluster.errors import ConfigError
 from cluster.failpoints import parse_failpoints
-from cluster.state import RayState
-from cluster.storage import Store
-from orchestrator.attempts import begin_attempt, receipt, write_attempt
-from orchestrator.checkpoint import Progress, State
+from cluster.machine.state import RayState
+from cluster.s3.store import Store
+from orchestrator.commands.terminal import drill_verdict, plain, print_drill, print_receipt
 from orchestrator.config import Experiment
 from orchestrator.data.push import push
-from orchestrator.display import drill_verdict, plain, print_drill, print_receipt
 from orchestrator.drill import (
     DrillPlan,
     DrillResult,
@@ -30,10 +28,13 @@ from orchestrator.drill import (
     plan_drill,
     tensors_sha256,
 )
-from orchestrator.runs import read_run
-from orchestrator.train import Arithmetic, RunResult
+from orchestrator.runs.attempts import begin_attempt, receipt, write_attempt
+from orchestrator.runs.checkpoint import Progress, State
+from orchestrator.runs.record import read_run
+from orchestrator.train import RunResult
+from orchestrator.training.worker import Arithmetic
 from tests.example_runs import JsonMemoryStore, write_run
-from tests.test_attempts import attempt, killed_then_finished
+from tests.test_runs_attempts import attempt, killed_then_finished
 
 NAME = "drill-digits-20261122-101500-a1b2"
 

@@ -8,8 +8,8 @@ import pytest
 import urllib3
 from botocore.config import Config
 
-from cluster.state import StoreState
-from cluster.storage import Store
+from cluster.machine.state import StoreState
+from cluster.s3.store import Store
 from tests.fault_proxy import Fault, FaultProxy, Rule
 
 pytestmark = pytest.mark.store

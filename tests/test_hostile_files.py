@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from cluster.errors import ConfigError
-from cluster.storage import Store
+from cluster.s3.store import Store
 from models.features import ForecastTarget, ImageFeature, NumberTarget, SeriesFeature, Signature, VectorFeature
 from serving.client import parse_inputs
 from tests.hostile import Commands, commands, require_modest, require_refused

@@ -8,15 +8,16 @@ from typing import Any
 import pytest
 
 from cluster.errors import IntegrityError
-from cluster.storage import Store
-from orchestrator.attempts import begin_attempt, read_attempts
-from orchestrator.checkpoint import newest_valid
+from cluster.s3.store import Store
 from orchestrator.data.dataset import open_dataset
 from orchestrator.data.manifest import Manifest
 from orchestrator.data.push import push
-from orchestrator.lease import read_lease
-from orchestrator.runs import read_run
-from serving import registry
+from orchestrator.runs.attempts import begin_attempt, read_attempts
+from orchestrator.runs.checkpoint import newest_valid
+from orchestrator.runs.lease import read_lease
+from orchestrator.runs.record import read_run
+from serving import golden as serving_golden
+from serving import registry as serving_registry
 from tests.example_runs import JsonMemoryStore, write_run
 from tests.hostile import Commands, commands, require_modest, require_refused
 
@@ -49,8 +50,8 @@ def command() -> Iterator[Commands]:
 def shop(store: Store) -> Store:
     """A store with a run, a model of it, and a dataset."""
     write_run(store, run="r1", kind="table")
-    registry.promote(store, run="r1", name="good")
-    registry.promote(store, run="r1", name="m")
+    serving_registry.promote(store, run="r1", name="good")
+    serving_registry.promote(store, run="r1", name="m")
     return store
 
 
@@ -129,12 +130,12 @@ def test_no_network_is_allocated_before_its_size_is_compared_with_the_weights(
 def test_weights_that_are_larger_than_their_network_are_not_fetched() -> None:
     memory = JsonMemoryStore()
     write_run(memory, run="r1", kind="table")
-    registry.promote(memory, run="r1", name="m")
+    serving_registry.promote(memory, run="r1", name="m")
     memory.write("models/m/v1/weights.safetensors", bytes(2**21))
     with pytest.raises(
         IntegrityError, match=r"m/v1/weights.safetensors must have at most 1,0\d\d,\d+ bytes, got 2,097,"
     ):
-        registry.load(memory, name="m", version="v1")
+        serving_registry.load(memory, name="m", version="v1")
 
 
 @pytest.mark.parametrize(
@@ -157,11 +158,12 @@ def test_weights_that_are_larger_than_their_network_are_not_fetched() -> None:
 def test_a_bad_golden_example_is_refused(change: Callable[[dict[str, Any]], object], message: str) -> None:
     memory = JsonMemoryStore()
     write_run(memory, run="r1", kind="table")
-    registry.promote(memory, run="r1", name="m")
+    serving_registry.promote(memory, run="r1", name="m")
     changed(memory, "models/m/v1/golden.json", change)
     with pytest.raises(IntegrityError, match=message):
-        registry.check_golden(
-            registry.load(memory, name="m", version="v1"), registry.read_golden(memory, name="m", version="v1")
+        serving_golden.check_golden(
+            serving_registry.load(memory, name="m", version="v1"),
+            serving_golden.read_golden(memory, name="m", version="v1"),
         )
 
 

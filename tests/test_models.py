@@ -31,8 +31,8 @@ from models.features import (
     TextFeature,
     VectorFeature,
 )
-from models.fm import PAIRWISE_VARIANCE
 from models.network import MODELS, Network, build, example_batch, example_target, summary
+from models.networks.fm import PAIRWISE_VARIANCE
 from models.techniques import set_random_state
 
 IMAGE = ImageFeature(shape=(3, 32, 32), mean=(125.0, 123.0, 114.0), std=(63.0, 62.0, 66.0))

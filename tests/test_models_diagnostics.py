@@ -12,7 +12,6 @@ import torch
 from pydantic import TypeAdapter
 from torch import Tensor, nn
 
-from models.cnn import CNN
 from models.config import ModelConfig, Techniques, resolve_techniques
 from models.diagnostics import Diagnostics, LayerRow, gate_sums, look_steps
 from models.features import (
@@ -27,9 +26,10 @@ from models.features import (
     TextFeature,
     VectorFeature,
 )
-from models.mlp import MLP
 from models.network import Network, build, example_batch, example_target
-from models.rnn import RNN
+from models.networks.cnn import CNN
+from models.networks.mlp import MLP
+from models.networks.rnn import RNN
 from models.techniques import set_random_state
 
 CLASSES = ClassTarget(classes=("a", "b", "c"))

@@ -15,30 +15,31 @@ import psutil
 import pytest
 
 from cluster.errors import ConfigError, NotFoundError
+from cluster.machine.state import RayState
+from cluster.s3.store import Store
+from cluster.s3.write_once import unsealed
 from cluster.session import ray_session
-from cluster.state import RayState
-from cluster.storage import Store
-from orchestrator.checkpoint import list_checkpoints, load_checkpoint
-from orchestrator.cli import report
+from orchestrator.commands.report import report
 from orchestrator.config import Experiment
 from orchestrator.configfile import parse_document, validate
 from orchestrator.data.push import push
-from orchestrator.runs import read_history, read_run
-from orchestrator.sealed import unsealed
-from orchestrator.search import (
+from orchestrator.runs.checkpoint import list_checkpoints, load_checkpoint
+from orchestrator.runs.record import read_history, read_run
+from orchestrator.search import resume_search, search
+from orchestrator.searching.record import (
     SearchProgress,
+    TrialRecord,
     best_of,
     is_search,
     ranked,
     read_result,
     read_search,
     read_trials,
-    resume_search,
-    search,
+    trials_folder,
+    write_trial,
 )
-from orchestrator.search_space import MOST_PROBES, Known, Values, probes, suggest, with_values
-from orchestrator.search_trial import TrialRecord, trials_folder, write_trial
-from orchestrator.sweep import read_sweep
+from orchestrator.searching.space import MOST_PROBES, Known, Values, probes, suggest, with_values
+from orchestrator.sweeping.record import read_sweep
 from orchestrator.train import resume
 from serving import registry
 

@@ -15,10 +15,10 @@ import pytest
 import requests
 
 from cluster import local
-from cluster.local_ray import ray_environment
-from cluster.state import LocalState
+from cluster.machine.ray_head import ray_environment
+from cluster.machine.state import LocalState
 from cluster.storage import open_store
-from orchestrator.runs import list_runs
+from orchestrator.runs.record import list_runs
 from serving.client import Client
 
 CANARIES = {

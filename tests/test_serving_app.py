@@ -9,7 +9,7 @@ from ray.serve.schema import ApplicationStatusOverview, DeploymentStatusOverview
 
 from serving import app
 from serving.app import StatusReader, model_state, require_living
-from serving.gateway import UnavailableError
+from serving.http.gateway import UnavailableError
 
 TABLE = {"table": "living"}
 

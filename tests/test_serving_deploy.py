@@ -16,18 +16,19 @@ from example_runs import EXAMPLES, write_run
 
 from cluster import local
 from cluster.errors import ConfigError, NotFoundError, RunFailedError
+from cluster.machine.state import ProcessRecord, RayState
+from cluster.s3.store import Store
 from cluster.session import ray_session
-from cluster.state import ProcessRecord, RayState
-from cluster.storage import Store
 from models.network import example_batch
-from serving import registry
-from serving.access import read_url, token_path
+from serving import golden as serving_golden
+from serving import registry as serving_registry
 from serving.client import Client
 from serving.deploy import Endpoint, deploy, endpoints, rollback_endpoint, undeploy
 from serving.deployed import gone_endpoints, remember
-from serving.inputs import InputError
-from serving.protocol import output_tensor, request_of
-from serving.sockets import exposed_addresses
+from serving.http.access import read_url, token_path
+from serving.http.sockets import exposed_addresses
+from serving.requests.protocol import output_tensor, request_of
+from serving.requests.values import InputError
 
 pytestmark = pytest.mark.ray
 SAMPLE = {"size": [5.0, 3.0], "colour": "red"}
@@ -51,20 +52,20 @@ def session(ray_cluster, module_store) -> Iterator[None]:
 def table(session, module_store) -> Endpoint:
     """Version v1 of `table`, deployed."""
     promote(module_store, "table-1", seed=1)
-    registry.set_champion(module_store, name="table", version="v1")
+    serving_registry.set_champion(module_store, name="table", version="v1")
     return deploy(module_store, name="table", port=0)
 
 
-def promote(store, run: str, seed: int) -> registry.Version:
+def promote(store, run: str, seed: int) -> serving_golden.Version:
     write_run(store, run=run, kind="table", seed=seed)
-    return registry.promote(store, run=run, name="table")
+    return serving_registry.promote(store, run=run, name="table")
 
 
 def test_a_deployed_model_answers_over_http_as_in_this_process(table, module_store):
     signature = EXAMPLES["table"][1]
     batch = example_batch(signature, size=5, seed=8)
     answer = Client(table.url).infer("table", request_of(batch, signature))
-    expected = registry.load(module_store, name="table", version="v1").predict(batch)
+    expected = serving_registry.load(module_store, name="table", version="v1").predict(batch)
     torch.testing.assert_close(output_tensor(answer["outputs"]), expected, atol=1e-5, rtol=0)
     assert (answer["model_version"], table.version, table.status) == ("v1", "v1", "running")
     assert answer["parameters"]["weights_sha256"] == table.weights_sha256
@@ -159,7 +160,7 @@ def test_no_request_fails_while_a_version_replaces_another_and_is_rolled_back(ta
         assert (second.version, second.url) == ("v2", table.url)
         assert Client(table.url).predict("table", SAMPLE)["version"] == "v2"
         first = rollback_endpoint(module_store, "table")
-        assert first.version == registry.champion(module_store, "table") == "v1"
+        assert first.version == serving_registry.champion(module_store, "table") == "v1"
         assert Client(table.url).predict("table", SAMPLE)["version"] == "v1"
     assert asking.failed == []
     changes = [v for v, before in zip(asking.versions, [None, *asking.versions], strict=False) if v != before]
@@ -229,7 +230,7 @@ def test_a_killed_process_of_serve_costs_a_503_that_says_when_to_ask_again(table
 
 def test_a_model_that_is_being_deployed_is_503_and_not_404(table, module_store):
     write_run(module_store, run="ratings-1", kind="ratings")
-    registry.promote(module_store, run="ratings-1", name="ratings")
+    serving_registry.promote(module_store, run="ratings-1", name="ratings")
     found: list[tuple[int, str]] = []
     headers = {"Authorization": f"Bearer {token_path().read_text().strip()}"}
 

@@ -6,8 +6,8 @@ import pytest
 
 from cluster.config import StoreSettings
 from cluster.errors import ClusterError, ConfigError
-from cluster.state import LocalState, ProcessRecord, RayState, StoreState
-from orchestrator.cli import _redeploy
+from cluster.machine.state import LocalState, ProcessRecord, RayState, StoreState
+from orchestrator.commands.local import _redeploy
 from serving.deployed import Deployed, forget, forget_deleted, gone_endpoints, remember, store_of
 from tests.ports import free_port
 

@@ -21,12 +21,12 @@ from starlette.testclient import TestClient
 
 from models.network import example_batch
 from serving import registry
-from serving.access import token_sha256
 from serving.app import Model, predict_together
-from serving.failures import FAILURES
-from serving.gateway import GatewaySettings, Kind, UnavailableError, create_app
-from serving.inputs import Batch
-from serving.protocol import output_tensor, request_of
+from serving.http.access import token_sha256
+from serving.http.failures import FAILURES
+from serving.http.gateway import GatewaySettings, Kind, UnavailableError, create_app
+from serving.requests.inputs import Batch
+from serving.requests.protocol import output_tensor, request_of
 
 TOKEN, OLD_TOKEN = "the-token", "the-token-before"
 LIMIT = 200_000

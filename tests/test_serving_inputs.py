@@ -20,18 +20,10 @@ from models.network import Network, build, example_batch
 from models.pictures import decode_picture
 from models.text import words
 from serving.card import describe_feature
-from serving.inputs import (
-    MAX_PIXELS,
-    InputError,
-    join_batches,
-    parse_file,
-    parse_picture,
-    parse_samples,
-    read_json,
-    read_wav,
-)
-from serving.outputs import describe_answers
-from serving.protocol import describe_output, describe_tensors, output_tensor, parse_request, request_of
+from serving.requests.inputs import join_batches, parse_file, parse_picture, parse_samples, read_json
+from serving.requests.outputs import describe_answers
+from serving.requests.protocol import describe_output, describe_tensors, output_tensor, parse_request, request_of
+from serving.requests.values import MAX_PIXELS, InputError, read_wav
 
 CLASSES = ClassTarget(classes=("bad", "good", "neither"))
 TEXTS = Signature(

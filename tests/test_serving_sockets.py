@@ -6,7 +6,7 @@ import psutil
 import pytest
 
 from cluster.errors import RunFailedError
-from serving.sockets import exposed_addresses, require_loopback
+from serving.http.sockets import exposed_addresses, require_loopback
 
 HERE = psutil.Process()
 

@@ -8,9 +8,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import BaseModel, ConfigDict
 
-from cluster import stored_json
 from cluster.errors import IntegrityError, NotFoundError
-from cluster.stored_json import (
+from cluster.s3 import stored_json
+from cluster.s3.stored_json import (
     MANY_BRANCHES,
     MANY_VALUES,
     MOST_BRANCHES,

@@ -16,11 +16,12 @@ import psutil
 import pytest
 import requests
 
-from cluster.processes import end_processes
-from cluster.storage import Store, is_loopback
-from orchestrator.attempts import read_attempts
+from cluster.machine.processes import end_processes
+from cluster.s3.connection import is_loopback
+from cluster.s3.store import Store
 from orchestrator.data.push import push
-from orchestrator.runs import read_run, read_status
+from orchestrator.runs.attempts import read_attempts
+from orchestrator.runs.record import read_run, read_status
 from tests.ports import free_port
 
 pytestmark = [pytest.mark.ray, pytest.mark.store]

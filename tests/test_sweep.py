@@ -12,29 +12,21 @@ from typing import Any
 import pytest
 
 from cluster.errors import ConfigError, NotFoundError
-from cluster.state import RayState
-from cluster.storage import Store
-from orchestrator.budget import Prediction
+from cluster.machine.state import RayState
+from cluster.s3.store import Store
+from cluster.s3.write_once import unsealed
 from orchestrator.config import Experiment
 from orchestrator.data.push import push
-from orchestrator.lanes import LanePlan, Task, claim_packs, finish_tasks, read_stored, run_pack
-from orchestrator.ledger import Cell, busy_seconds
-from orchestrator.report_tables import outcome_of, outcome_sentence
-from orchestrator.runs import list_runs, read_run
-from orchestrator.sealed import unsealed
-from orchestrator.sweep import (
-    SweepRecord,
-    SweepResult,
-    dollars_spent,
-    ledger_of,
-    plan_arms,
-    plan_lines,
-    plan_sweep,
-    read_cells,
-    read_sweep,
-    resume_sweep,
-    sweep,
-)
+from orchestrator.evidence.record import Cell, busy_seconds
+from orchestrator.reporting.sentences import outcome_of, outcome_sentence
+from orchestrator.runs.record import list_runs, read_run
+from orchestrator.sweep import resume_sweep, sweep
+from orchestrator.sweeping.budget import Prediction
+from orchestrator.sweeping.lane import claim_packs, run_pack
+from orchestrator.sweeping.plan import plan_arms, plan_lines, plan_sweep
+from orchestrator.sweeping.record import SweepRecord, SweepResult, dollars_spent, ledger_of, read_cells, read_sweep
+from orchestrator.sweeping.tasks import CellTask as Task
+from orchestrator.sweeping.tasks import LanePlan, finish_tasks, read_stored
 
 BASE: dict[str, Any] = {
     "data": {"name": "digits"},
@@ -231,7 +223,7 @@ SIXTEEN: dict[str, Any] = BASE | {
         "vary": {"techniques.activation": ["tanh", "relu"], "techniques.initialization": ["constant", "normalized"]},
         "seeds": 4,
         "concurrency": 2,
-        "replicates": "alone",  # together they would be done before they can be killed; see tests/test_lanes.py
+        "replicates": "alone",  # together they would be done before they can be killed; see tests/test_sweeping_lane.py
     }
 }
 

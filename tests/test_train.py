@@ -14,15 +14,15 @@ import pytest
 
 from cluster import local
 from cluster.errors import ClusterError, ConfigError, RunFailedError
+from cluster.machine.state import RayState
+from cluster.s3.store import Store
 from cluster.session import ray_session
-from cluster.state import RayState
-from cluster.storage import Store
 from models.features import ClassTarget
-from orchestrator.attempts import read_attempts
-from orchestrator.checkpoint import checkpoint_prefixes, load_checkpoint
 from orchestrator.config import Experiment
 from orchestrator.data.push import push
-from orchestrator.runs import read_history, read_run, read_status
+from orchestrator.runs.attempts import read_attempts
+from orchestrator.runs.checkpoint import checkpoint_prefixes, load_checkpoint
+from orchestrator.runs.record import read_history, read_run, read_status
 from orchestrator.train import RunResult, resume, train
 
 pytestmark = [pytest.mark.ray, pytest.mark.store]
@@ -110,7 +110,7 @@ def killed_after_an_epoch(store: Store, address: str, run: str) -> None:
     program = (
         "import json, sys\n"
         "from cluster.config import StoreSettings\n"
-        "from cluster.storage import Store\n"
+        "from cluster.s3.store import Store\n"
         "from orchestrator.config import Experiment\n"
         "from orchestrator.train import train\n"
         "store, experiment, address, run = json.loads(sys.argv[1])\n"

@@ -14,15 +14,17 @@ import pytest
 from fake_store import MemoryStore
 from ports import free_port
 
+from cluster.address import resolve_address
+from cluster.clouds.notices import METADATA_VARIABLE, metadata_url
 from cluster.errors import ConfigError, OrchestratorError
-from cluster.notices import METADATA_VARIABLE, metadata_url
-from cluster.session import resolve_address
-from cluster.storage import RetryPolicy, check_endpoint, parse_url
-from cluster.urls import masked, shown_reason, shown_url
-from orchestrator import cli
-from orchestrator.data.download import local_copy
-from orchestrator.data.page import write_page
+from cluster.s3.connection import check_endpoint
+from cluster.s3.retries import RetryPolicy
+from cluster.s3.store import parse_url
+from cluster.s3.urls import masked, shown_reason, shown_url
+from orchestrator.commands import app as cli
+from orchestrator.data.fetching.download import local_copy
 from orchestrator.data.push import ls, push
+from orchestrator.reporting.dataset.page import write_page
 from serving.client import Client
 
 PASSWORD, SIGNATURE = "pa55w0rd-canary", "51gnature-canary"

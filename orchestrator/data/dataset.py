@@ -10,7 +10,8 @@ import numpy as np
 import pyarrow as pa
 
 from cluster.errors import ConfigError, IntegrityError, NotFoundError
-from cluster.stored_json import MANY_VALUES, Listing, listing, named_folders, read_model
+from cluster.s3.records import named_folders, read_model
+from cluster.s3.stored_json import MANY_VALUES, Listing, listing
 from models.features import ForecastTarget, Signature
 from orchestrator.data.columns import Columns, from_table
 from orchestrator.data.manifest import Manifest, SeriesTarget, Shard, Split
@@ -18,7 +19,7 @@ from orchestrator.data.order import Ints
 from orchestrator.data.shards import read_footer, read_row_group, require_rows, sha256
 
 if TYPE_CHECKING:
-    from cluster.storage import Store
+    from cluster.s3.store import Store
 
 FOLDER = "datasets"
 TRAIN = "train"

@@ -2,10 +2,11 @@
 
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, FailFast, Field, model_validator
+from pydantic import FailFast, Field, model_validator
 
 from cluster.config import Name
 from models.features import BoxesTarget, ClassTarget, Feature, NumberTarget
+from models.records import Frozen
 
 FORMAT_VERSION = 1
 
@@ -13,11 +14,7 @@ SplitName = Annotated[str, Field(pattern="^[a-z][a-z0-9_-]{0,62}$")]
 Sha256 = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
 
 
-class _Frozen(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-
-class RowGroup(_Frozen):
+class RowGroup(Frozen):
     """One row group of a Parquet shard: what one ranged GET fetches and one SHA-256 verifies."""
 
     rows: int = Field(gt=0)
@@ -33,7 +30,7 @@ class RowGroup(_Frozen):
         return self
 
 
-class Shard(_Frozen):
+class Shard(Frozen):
     """One Parquet file, in the dataset's folder."""
 
     path: str = Field(pattern=r"^[a-z0-9][a-z0-9-]*\.parquet$")
@@ -58,7 +55,7 @@ class Shard(_Frozen):
         return self
 
 
-class Lengths(_Frozen):
+class Lengths(Frozen):
     """How long each row of a split is, for batches of similar lengths: an object of little-endian int32."""
 
     path: str = Field(pattern=r"^[a-z0-9][a-z0-9-]*\.lengths$")
@@ -66,7 +63,7 @@ class Lengths(_Frozen):
     sha256: Sha256
 
 
-class Split(_Frozen):
+class Split(Frozen):
     """One part of a dataset: train, validation or test."""
 
     rows: int = Field(gt=0)
@@ -85,7 +82,7 @@ class Split(_Frozen):
         return self
 
 
-class Source(_Frozen):
+class Source(Frozen):
     """Where the data came from."""
 
     format: str
@@ -93,7 +90,7 @@ class Source(_Frozen):
     licence: str | None = None
 
 
-class SeriesTarget(_Frozen):
+class SeriesTarget(Frozen):
     """The series itself is what is predicted; how far is the experiment's choice (`data.horizon`)."""
 
     kind: Literal["series"] = "series"
@@ -102,7 +99,7 @@ class SeriesTarget(_Frozen):
 DatasetTarget = Annotated[ClassTarget | NumberTarget | BoxesTarget | SeriesTarget, Field(discriminator="kind")]
 
 
-class Manifest(_Frozen):
+class Manifest(Frozen):
     """A version of a dataset, immutable once written."""
 
     format_version: Literal[1] = 1

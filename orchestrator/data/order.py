@@ -29,7 +29,7 @@ _MIX_1 = 0xBF58476D1CE4E5B9
 _MIX_2 = 0x94D049BB133111EB
 
 # The first word of a key says what its random numbers are for, so that no two uses share any.
-# `orchestrator/data/augment.py` has 3 to 7.
+# `orchestrator/data/reading/augment.py` has 3 to 7.
 _GROUPS, _WINDOW, _BUCKETS = 1, 2, 8
 
 

@@ -5,9 +5,10 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, Literal, Protocol, TypeVar
 
+from cluster.address import resolve_address
 from cluster.errors import ClusterError, ConfigError, OrchestratorError
-from cluster.session import ray_session, resolve_address
-from cluster.storage import Store
+from cluster.s3.store import Store
+from cluster.session import ray_session
 from orchestrator.data.columns import Columns
 from orchestrator.data.sources.prepared import Piece
 

@@ -18,7 +18,8 @@ from pydantic import BaseModel, ConfigDict
 
 from cluster.config import checked_name
 from cluster.errors import ConfigError, PreconditionError
-from cluster.stored_json import Listing, named_folders
+from cluster.s3.records import named_folders
+from cluster.s3.stored_json import Listing
 from models.features import Feature
 from orchestrator.data.columns import Columns, to_table
 from orchestrator.data.dataset import (
@@ -31,8 +32,9 @@ from orchestrator.data.dataset import (
     read_manifest,
     readable_versions,
 )
-from orchestrator.data.download import LocalCopy, is_archive, local_copy
-from orchestrator.data.download import Progress as DownloadProgress
+from orchestrator.data.fetching.archives import is_archive
+from orchestrator.data.fetching.download import LocalCopy, local_copy
+from orchestrator.data.fetching.http import Progress as DownloadProgress
 from orchestrator.data.manifest import FORMAT_VERSION, DatasetTarget, Lengths, Manifest, Shard, Split
 from orchestrator.data.pieces import Here, OnCluster, Runner, runner_for
 from orchestrator.data.scan import Scan, copies, refuse_copies, scan, with_statistics
@@ -43,7 +45,7 @@ from orchestrator.data.sources.options import SourceOptions, parse_options
 from orchestrator.data.sources.prepared import Part, Prepared, without
 
 if TYPE_CHECKING:
-    from cluster.storage import Store
+    from cluster.s3.store import Store
 
 SHARD_BYTES = 64 * 2**20
 _ROW_GROUP_BYTES = 8 * 2**20
@@ -193,7 +195,7 @@ def push_prepared(
 
 
 @dataclass(frozen=True)
-class Layout:
+class ShardLayout:
     """How the rows of a split are cut."""
 
     group_rows: int
@@ -202,7 +204,7 @@ class Layout:
     """Number of each piece's first shard; one more entry is the number of all shards."""
 
 
-def content_version(prepared: Prepared, scans: Mapping[str, Sequence[Scan]], layouts: Mapping[str, Layout]) -> str:
+def content_version(prepared: Prepared, scans: Mapping[str, Sequence[Scan]], layouts: Mapping[str, ShardLayout]) -> str:
     """Return the first 12 hex digits of the SHA-256 of all that readers depend on: meaning, values, row groups."""
     meaning = {
         "format_version": FORMAT_VERSION,
@@ -316,12 +318,12 @@ def _scan_split(prepared: Prepared, split: str, runner: Runner, counter: _Counte
     return [scans[number] for number in range(len(pieces))]
 
 
-def _layout(part: Part, scans: Sequence[Scan]) -> Layout:
+def _layout(part: Part, scans: Sequence[Scan]) -> ShardLayout:
     rows, size = sum(scan.rows for scan in scans), sum(scan.bytes for scan in scans)
     group_rows = rows_per_group(rows, size)
     shard_rows = max(1, int(SHARD_BYTES * rows / (size * group_rows))) * group_rows
     counts = [-(-piece.rows // shard_rows) for piece in part.pieces]
-    return Layout(group_rows, shard_rows, tuple(np.concatenate([[0], np.cumsum(counts)]).tolist()))
+    return ShardLayout(group_rows, shard_rows, tuple(np.concatenate([[0], np.cumsum(counts)]).tolist()))
 
 
 def _write_split(
@@ -329,7 +331,7 @@ def _write_split(
     key: str,
     split: str,
     prepared: Prepared,
-    layout: Layout,
+    layout: ShardLayout,
     scans: Sequence[Scan],
     runner: Runner,
     counter: _Counter,
@@ -359,7 +361,7 @@ def write_shards(
     features: Mapping[str, Feature],
     target: DatasetTarget,
     *,
-    layout: Layout,
+    layout: ShardLayout,
     piece: int,
 ) -> list[Shard]:
     """Write one piece as Parquet files, each of whole row groups, and return their records."""

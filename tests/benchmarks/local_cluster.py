@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from cluster import local
-from cluster.storage import Store
+from cluster.s3.store import Store
 
 ROOT = Path(__file__).parents[2]
 

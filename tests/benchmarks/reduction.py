@@ -28,14 +28,15 @@ from typing import Any, NamedTuple
 import torch
 import torch.distributed as dist
 
-from cluster.storage import Store
+from cluster.s3.store import Store
 from orchestrator.configfile import Document, load_experiment, validate
 from orchestrator.data.dataset import open_dataset
 from orchestrator.data.push import push_prepared
-from orchestrator.gradients import Reduction, all_reduce_sum, fixed_order_sum, share
-from orchestrator.runs import RunRecord
-from orchestrator.train import plan_run
-from orchestrator.trainer import World, accumulate, apply_update, build_trainer
+from orchestrator.driving.plan import plan_run
+from orchestrator.runs.record import RunRecord
+from orchestrator.training.epoch import accumulate, apply_update
+from orchestrator.training.gradients import Reduction, all_reduce_sum, fixed_order_sum, share
+from orchestrator.training.trainer import World, build_trainer
 from tests.benchmarks.measure import print_report
 from tests.benchmarks.train import as_dataset, load_pictures
 from tests.fake_store import MemoryStore

@@ -24,16 +24,18 @@ import torch
 from torch import Tensor
 from torch.func import functional_call, grad, stack_module_state, vmap
 
-from cluster.storage import Store
+from cluster.s3.store import Store
 from models.features import TARGET
 from models.network import Network, build, example_batch, example_target
 from orchestrator.config import Experiment
 from orchestrator.data.dataset import open_dataset
 from orchestrator.data.push import push
-from orchestrator.replicates import fit_together
-from orchestrator.runs import RunRecord
-from orchestrator.train import plan_run
-from orchestrator.trainer import Trainer, World, evaluate, fit
+from orchestrator.driving.plan import plan_run
+from orchestrator.runs.record import RunRecord
+from orchestrator.training.epoch import evaluate
+from orchestrator.training.fit import fit
+from orchestrator.training.together import fit_together
+from orchestrator.training.trainer import Trainer, World
 from tests.benchmarks.measure import print_report
 from tests.benchmarks.reduction import as_store
 from tests.fake_store import MemoryStore

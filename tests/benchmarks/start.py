@@ -17,8 +17,8 @@ import time
 from pathlib import Path
 from statistics import mean
 
-from cluster.storage import Store
-from orchestrator.runs import read_history
+from cluster.s3.store import Store
+from orchestrator.runs.record import read_history
 from tests.benchmarks.local_cluster import ROOT, started_cluster
 from tests.benchmarks.measure import print_report
 from tests.benchmarks.train import TIMEOUT_S, Timing, prepare, run_ours, run_torchrun

@@ -38,7 +38,7 @@ import psutil
 import torch
 
 from cluster import local
-from cluster.storage import Store
+from cluster.s3.store import Store
 from orchestrator.config import DataConfig
 from tests.benchmarks import streaming_data
 from tests.benchmarks.measure import print_report

@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 from PIL import Image
 from sklearn.datasets import load_sample_images
 
-from cluster.storage import Store
+from cluster.s3.store import Store
 from models.features import TARGET, CategoricalFeature, ClassTarget, ImageFeature, NumberTarget
 from orchestrator.data.columns import Ragged
 from orchestrator.data.manifest import Source

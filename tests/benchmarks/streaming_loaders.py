@@ -19,9 +19,9 @@ import pyarrow.parquet as pq
 import torch
 
 from cluster.config import StoreSettings
-from cluster.storage import Store
+from cluster.s3.store import Store
 from orchestrator.data.dataset import open_dataset
-from orchestrator.data.reader import Reader
+from orchestrator.data.reading.reader import Reader
 from tests.benchmarks.streaming_timing import Batch, Passes, Task, decode, run
 
 Columns = dict[str, Any]

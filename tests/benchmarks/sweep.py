@@ -5,7 +5,7 @@
 
 The cells are a feed-forward net and a CNN on digits, with the traditional and the deep form of three techniques. All
 sides train each cell with the same code and write the same objects to the store, but ours trains the seeds of an MLP
-as one batched model (`orchestrator/replicates.py`), the same up to rounding; the metrics are compared.
+as one batched model (`orchestrator/training/together.py`), the same up to rounding; the metrics are compared.
 Each is timed from its command to its end, imports included, on a cluster of 2 CPUs that runs already and has trained:
 the first sweep of a cluster, which starts the workers that the next one finds, is told as `ours_first_s`. Ours also
 plans and validates the sweep and makes the ledger; the others are given the finished plan.
@@ -22,14 +22,17 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from cluster.s3.store import Store
 from cluster.session import ray_session
-from cluster.storage import Store, open_store
+from cluster.storage import open_store
 from orchestrator.config import Experiment
 from orchestrator.data.dataset import open_dataset
 from orchestrator.data.push import push
-from orchestrator.lanes import LanePlan, Task, read_stored, run_cell, write_cell
-from orchestrator.sweep import plan_arms
-from orchestrator.train import plan_run
+from orchestrator.driving.plan import plan_run
+from orchestrator.sweeping.lane import run_cell
+from orchestrator.sweeping.plan import plan_arms
+from orchestrator.sweeping.tasks import CellTask as Task
+from orchestrator.sweeping.tasks import LanePlan, read_stored, write_cell
 from tests.benchmarks.local_cluster import ROOT, started_cluster
 from tests.benchmarks.measure import print_report
 

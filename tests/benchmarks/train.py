@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from cluster.storage import Store
+from cluster.s3.store import Store
 from models.features import TARGET, ClassTarget, ImageFeature
 from orchestrator.configfile import Document, load_experiment, validate
 from orchestrator.data.dataset import open_dataset
@@ -27,8 +27,8 @@ from orchestrator.data.push import push_prepared
 from orchestrator.data.sources.huggingface import read_huggingface_images
 from orchestrator.data.sources.options import SourceOptions
 from orchestrator.data.sources.prepared import Part, Prepared
-from orchestrator.runs import read_history, read_status
-from orchestrator.train import plan_run
+from orchestrator.driving.plan import plan_run
+from orchestrator.runs.record import read_history, read_status
 from tests.benchmarks.local_cluster import ROOT, started_cluster
 from tests.benchmarks.measure import print_report
 from tests.ports import free_port

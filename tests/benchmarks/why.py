@@ -20,13 +20,15 @@ from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
-from cluster.storage import Store
+from cluster.s3.store import Store
 from models.diagnostics import Diagnostics, LayerRow
 from orchestrator.configfile import Document, load_experiment, validate
 from orchestrator.data.dataset import open_dataset
 from orchestrator.data.push import push, push_prepared
-from orchestrator.train import plan_run
-from orchestrator.trainer import Trainer, World, build_trainer, report, train_epoch
+from orchestrator.driving.plan import plan_run
+from orchestrator.training.epoch import train_epoch
+from orchestrator.training.fit import report
+from orchestrator.training.trainer import Trainer, World, build_trainer
 from tests.benchmarks.measure import print_report
 from tests.benchmarks.reduction import as_store
 from tests.benchmarks.train import as_dataset, load_pictures

@@ -9,8 +9,9 @@ from typing import Protocol
 
 from cluster.config import StoreSettings
 from cluster.errors import ConfigError, IntegrityError, NotFoundError
-from cluster.files import open_file, read_file, require_file
-from cluster.storage import Store, open_store
+from cluster.machine.files import open_file, read_file, require_file
+from cluster.s3.store import Store
+from cluster.storage import open_store
 
 SCHEME = "s3://"
 MOST_BYTES = 2**33  # of a file that is read whole

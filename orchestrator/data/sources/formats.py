@@ -24,7 +24,7 @@ from pathlib import Path, PurePosixPath
 from pydantic import ValidationError
 
 from cluster.errors import ConfigError, NotFoundError
-from cluster.stored_json import first_fault
+from cluster.s3.stored_json import first_fault
 from orchestrator.data.sources.bundles import BUNDLES, read_bundle
 from orchestrator.data.sources.cifar import read_cifar
 from orchestrator.data.sources.files import SCHEME, Files, Folder

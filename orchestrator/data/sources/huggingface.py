@@ -18,8 +18,8 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from cluster.errors import ConfigError
-from cluster.storage import Store
-from cluster.stored_json import require_bounded
+from cluster.s3.store import Store
+from cluster.s3.stored_json import require_bounded
 from models.features import TARGET, ClassTarget, ImageFeature
 from orchestrator.data.columns import Array, Columns
 from orchestrator.data.manifest import Source
@@ -38,7 +38,8 @@ from orchestrator.data.sources.picture_files import (
     path_of,
     with_test_split,
 )
-from orchestrator.data.sources.pictures import Look, choose_form, look_at_some, picture_column
+from orchestrator.data.sources.pictures import Header as Look
+from orchestrator.data.sources.pictures import choose_form, look_at_some, picture_column
 from orchestrator.data.sources.prepared import Part, Prepared
 from orchestrator.data.sources.splitting import consecutive, require_classes
 

@@ -47,7 +47,7 @@ Where = Callable[[int], str]
 
 
 @dataclass(frozen=True)
-class Look:
+class Header:
     """What a picture's header says."""
 
     where: str
@@ -72,13 +72,13 @@ def read_picture(files: Files, name: str) -> bytes:
     return files.read(name, most_bytes=_MOST_FILE_BYTES)
 
 
-def look_at_some(count: int, read: Read, where: Where) -> list[Look]:
+def look_at_some(count: int, read: Read, where: Where) -> list[Header]:
     """Read the headers of up to `LOOKS` pictures, evenly spread over all."""
     rows = np.unique(np.linspace(0, count - 1, min(count, LOOKS)).astype(int)).tolist()
     return _in_threads(len(rows), lambda i: look_at(read(rows[i]), where(rows[i])))
 
 
-def look_at(data: bytes | None, where: str) -> Look:
+def look_at(data: bytes | None, where: str) -> Header:
     """Read a picture's header.
 
     Raises:
@@ -87,10 +87,10 @@ def look_at(data: bytes | None, where: str) -> Look:
     with _naming(where):
         picture = open_picture(data or b"", formats=SOURCE_FORMATS)
         width, height = upright_size(picture)
-        return Look(where, width, height, channels=1 if is_grey(picture) else 3, is_turned=is_turned(picture))
+        return Header(where, width, height, channels=1 if is_grey(picture) else 3, is_turned=is_turned(picture))
 
 
-def choose_form(looks: Sequence[Look], options: SourceOptions) -> ImageFeature:
+def choose_form(looks: Sequence[Header], options: SourceOptions) -> ImageFeature:
     """Return how pictures are stored: raw if they are small and of one size, and otherwise as files.
 
     Raises:

@@ -1,0 +1,1 @@
+"""How bytes travel between this process and an S3 server."""

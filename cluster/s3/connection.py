@@ -1,0 +1,105 @@
+"""The S3 client of this process: credentials, addresses, and what may travel unencrypted."""
+
+import ipaddress
+import os
+from datetime import datetime
+from functools import cache
+from typing import Any, cast
+from urllib.parse import urlsplit
+
+import boto3
+import botocore.loaders
+import botocore.session
+import botocore.utils
+from botocore.config import Config
+
+from cluster.config import StoreSettings
+from cluster.errors import ConfigError
+from cluster.s3.retries import RetryPolicy
+
+
+class Connection:
+    """The client of one process."""
+
+    def __init__(self, settings: StoreSettings, policy: RetryPolicy):
+        self.pid = os.getpid()
+        self.s3 = open_session(settings).client(
+            "s3",
+            endpoint_url=settings.endpoint_url,
+            config=Config(
+                connect_timeout=policy.connect_timeout_s,
+                read_timeout=policy.read_timeout_s,
+                retries={"total_max_attempts": 1, "mode": "standard"},  # the retries are ours: see Store._call
+                max_pool_connections=32,
+                tcp_keepalive=True,
+                # Many S3-compatible servers know neither virtual hosts nor checksum trailers.
+                s3={"addressing_style": "path" if settings.endpoint_url else "auto"},
+                request_checksum_calculation="when_required",
+                response_checksum_validation="when_required",
+            ),
+        )
+        check_endpoint(self.s3.meta.endpoint_url)  # it may come from the profile
+        if settings.endpoint_url is not None:
+            self.s3.meta.events.register_last("before-parameter-build.s3", _stay)
+
+
+def _stay(context: dict[str, Any], **_: Any) -> None:
+    """Take a redirect for an error: at a given address botocore would ask for the bucket's region without end."""
+    context.setdefault("s3_redirect", {})["redirected"] = True
+
+
+def open_session(settings: StoreSettings) -> boto3.Session:
+    """Return a session over boto3's credential chain, or over the profile and file that the settings name."""
+    core = botocore.session.Session(profile=settings.profile)
+    core.register_component("data_loader", _loader())
+    core.get_component("response_parser_factory").set_parser_defaults(timestamp_parser=_timestamp)
+    if settings.credentials_file is not None:
+        core.set_config_variable("credentials_file", settings.credentials_file)
+    return boto3.Session(botocore_session=core, region_name=settings.region or _default_region(core, settings))
+
+
+@cache
+def _loader() -> Any:
+    """Parse S3's description once in a process; for every client anew it takes five times as long."""
+    return botocore.loaders.create_loader()
+
+
+def _timestamp(text: Any) -> datetime:
+    """Of a listing, a time for each object, which botocore's own parser takes five times as long for."""
+    try:
+        return datetime.fromisoformat(text)
+    except (ValueError, TypeError):
+        return cast(datetime, botocore.utils.parse_timestamp(text))
+
+
+def _default_region(core: Any, settings: StoreSettings) -> str | None:
+    """S3-compatible servers rarely care for a region, but the signature needs one."""
+    return core.get_config_variable("region") or ("us-east-1" if settings.endpoint_url else None)
+
+
+def check_endpoint(endpoint_url: str | None) -> None:
+    """Refuse an endpoint that would send data in the clear over a network.
+
+    Raises:
+        ConfigError: It is not http(s), or plain http to another machine.
+    """
+    if endpoint_url is None:
+        return
+    parts = urlsplit(endpoint_url)
+    shown = f"{parts.scheme}://{parts.hostname}"  # not the whole: it may hold a password
+    more = parts.username or parts.query or parts.fragment  # a password, or the signature of a single request
+    if parts.scheme not in ("http", "https") or not parts.hostname or more:
+        raise ConfigError(f"the store's endpoint must be http(s)://HOST[:PORT], got {shown}.")
+    if parts.scheme == "http" and not is_loopback(parts.hostname):
+        raise ConfigError(
+            f"the store's endpoint must use https unless it is on this machine, got {shown}. "
+            "Put TLS before the server, or tunnel it to 127.0.0.1."
+        )
+
+
+def is_loopback(host: str) -> bool:
+    """Whether the host name or address is this machine and nothing else."""
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"

@@ -1,0 +1,143 @@
+"""The command line as a whole: its options, its groups, and how an error ends it."""
+
+import gc
+import logging
+import sys
+import traceback
+from collections.abc import Callable
+from contextlib import nullcontext
+from functools import partial
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn, TypeVar
+
+import typer
+
+from cluster.errors import OrchestratorError
+
+if TYPE_CHECKING:
+    from cluster.s3.store import Store
+
+app = typer.Typer(
+    name="orchestrator",
+    no_args_is_help=True,
+    add_completion=True,
+    rich_markup_mode="markdown",
+    pretty_exceptions_enable=False,
+    help="Train, sweep and serve small networks on a Ray cluster, from one YAML file.\n\n"
+    "Begin with `orchestrator demo`, or `orchestrator up` and `orchestrator recipes`.",
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout; progress goes to stderr.")]
+StoreUrl = Annotated[
+    str | None,
+    typer.Option("--store", envvar="ORCHESTRATOR_STORE", help="s3://BUCKET[/PREFIX]; default: the local one."),
+]
+Address = Annotated[
+    str | None,
+    typer.Option(
+        "--address", help="Ray cluster: HOST:PORT, ray://…, http://… or auto. Default: RAY_ADDRESS, or `up`'s."
+    ),
+]
+Config = Annotated[str, typer.Argument(metavar="CONFIG", help="YAML file, or the name of a recipe.")]
+Overrides = Annotated[
+    list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Settings that win over the file's.")
+]
+Yes = Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Say what would be done, and do nothing.")]
+
+
+Command = TypeVar("Command", bound=Callable[..., Any])
+
+
+def main() -> None:
+    """Run the command line; errors become one clear message and an exit code."""
+    from cluster.head_watch import told_by
+    from orchestrator.commands.terminal import LogLines, print_traceback, stdout_kept_for_json
+
+    sys.excepthook = print_traceback
+    logging.basicConfig(handlers=[LogLines()])
+    as_json = "--json" in sys.argv[1:] and "--help" not in sys.argv[1:]
+    tell = partial(_tell, as_json=as_json)
+    try:
+        with stdout_kept_for_json() if as_json else nullcontext(), told_by(tell):
+            app(standalone_mode=True)
+    except OrchestratorError as error:
+        tell(error)
+        sys.exit(error.exit_code)
+    except KeyboardInterrupt:
+        _print_error("interrupted")
+        sys.exit(130)
+    except Exception as error:
+        _fail_unexpectedly(error, as_json=as_json)
+    finally:
+        gc.freeze()  # or the interpreter looks through a million objects of Ray's at its end, for 0.6 s
+
+
+def _tell(error: OrchestratorError, *, as_json: bool) -> None:
+    from cluster.s3.urls import masked
+    from orchestrator.commands.terminal import emit, stop_bars
+
+    stop_bars()  # this may be another thread than that which shows them
+    message = masked(str(error))
+    emit(
+        {"error": type(error).__name__, "message": message, "exit_code": error.exit_code},
+        as_json=as_json,
+        show=lambda: _print_error(message),
+    )
+
+
+def _fail_unexpectedly(error: Exception, *, as_json: bool) -> NoReturn:
+    """Tell a full disk by its name; anything else is a fault of ours, and a traceback helps to report it."""
+    from cluster.machine.disk import disk_full_error, is_disk_full
+    from cluster.s3.urls import masked
+
+    if isinstance(error, OSError) and is_disk_full(error):
+        full = disk_full_error(error)
+        _tell(full, as_json=as_json)
+        sys.exit(full.exit_code)
+    sys.stderr.write(masked("".join(traceback.format_exception(error))))
+    sys.exit(1)
+
+
+def _print_error(message: str) -> None:
+    from orchestrator.commands.terminal import err, shortened
+
+    err.print("error:", style="bold red", end=" ")
+    err.print(shortened(message))
+
+
+def command(group: typer.Typer, example: str, *, name: str | None = None) -> Callable[[Command], Command]:
+    """Register a command whose help begins with an example."""
+
+    def register(function: Command) -> Command:
+        text = function.__doc__ or ""
+        short = text.split(". ")[0].split(": ")[0].rstrip(".") + "."
+        return group.command(name, help=f"`{example}`\n\n{text}", short_help=short)(function)
+
+    return register
+
+
+def store_at(url: str | None) -> "Store":
+    """Open the store that `--store` names, or the default one."""
+    from cluster.storage import open_store
+
+    return open_store(url)
+
+
+def print_address(address: str | None) -> None:
+    """Say which cluster will be used, and who named it."""
+    from cluster.address import resolve_address
+    from orchestrator.commands.terminal import note
+
+    found = resolve_address(address)
+    note(f"cluster {found.address} (from {found.source})")
+
+
+def group(text: str | None = None, *, is_a_command: bool = False) -> typer.Typer:
+    """Return an empty group of commands.
+
+    Args:
+        text: what it is for. Without one, its commands stand on the top level.
+        is_a_command: whether the group's name alone does something, too.
+    """
+    return typer.Typer(help=text, no_args_is_help=not is_a_command, rich_markup_mode="markdown")

@@ -1,0 +1,190 @@
+"""Commands for datasets and recipes."""
+
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import typer
+
+from cluster.errors import ConfigError
+from orchestrator.commands.app import Address, Json, StoreUrl, command, group, store_at
+
+commands = group()
+data_commands = group("Datasets in the store.")
+recipe_commands = group("Experiments that ship with the package.", is_a_command=True)
+commands.add_typer(data_commands, name="data")
+commands.add_typer(recipe_commands, name="recipes")
+
+
+@command(data_commands, "orchestrator data push ./ml-100k/u.data --name movielens-100k", name="push")
+def data_push(
+    source: Annotated[
+        str,
+        typer.Argument(
+            help="File, folder, archive, s3:// prefix, https:// URL[#sha256=HEX], an official dataset (cifar10, mnist, "
+            "movielens-100k, etth1, …), or one that a library brings along (sklearn:digits)."
+        ),
+    ],
+    name: Annotated[str | None, typer.Option(help="Of the dataset; default: from the source.")] = None,
+    format: Annotated[str | None, typer.Option(help="Of the source, where it cannot be told.")] = None,
+    option: Annotated[
+        list[str] | None,
+        typer.Option("--option", "-o", metavar="KEY=VALUE", help="Of the format; see docs/data.md."),
+    ] = None,
+    repair: Annotated[bool, typer.Option("--repair", help="Write all objects again: one is damaged.")] = False,
+    cluster: Annotated[
+        Literal["auto", "always", "never"],
+        typer.Option(
+            help="Prepare on Ray Data. auto: sources of 1 GiB and more, if the local cluster runs.",
+        ),
+    ] = "auto",
+    address: Address = None,
+    json: Json = False,
+    store: StoreUrl = None,
+) -> None:
+    """Write a dataset into the store as verified Parquet shards. Pushing the same content twice changes nothing."""
+    from orchestrator.commands.terminal import emit, next_steps, out, push_progress
+    from orchestrator.configfile import parse_words
+    from orchestrator.data.push import push
+    from orchestrator.data.sources.options import parse_options
+
+    options = parse_options(parse_words(option or []))
+    opened = store_at(store)
+    opened.check()
+    with push_progress() as (on_rows, on_download):
+        result = push(
+            opened,
+            source,
+            name=name,
+            format=format,
+            options=options,
+            repair=repair,
+            on_cluster=cluster,
+            address=address,
+            progress=on_rows,
+            download_progress=on_download,
+        )
+
+    def show() -> None:
+        verb = "pushed" if result.changed else "unchanged"
+        out.print(f"{verb} {result.manifest.name} version {result.manifest.version}")
+        _print_splits(result.manifest)
+        name = result.manifest.name
+        next_steps(f"orchestrator data show {name} --html {name}.html", "orchestrator recipes")
+
+    emit({"changed": result.changed, "manifest": result.manifest}, as_json=json, show=show)
+
+
+@command(data_commands, "orchestrator data ls", name="ls")
+def data_ls(json: Json = False, store: StoreUrl = None) -> None:
+    """List the datasets in the store."""
+    from orchestrator.commands.terminal import emit, note_damaged, table
+    from orchestrator.data.push import ls
+
+    found, damaged = ls(store_at(store))
+    rows = [(d.name, d.version, sum(d.rows.values()), ", ".join(d.features), d.source, d.created) for d in found]
+    columns = ("dataset", "version", "rows", "features", "source", "created")
+    emit(found, as_json=json, show=lambda: table(columns, rows))
+    note_damaged(damaged)
+
+
+@command(data_commands, "orchestrator data show movielens-100k", name="show")
+def data_show(
+    name: str,
+    version: Annotated[str | None, typer.Option(help="Default: the newest.")] = None,
+    html: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Write a page with samples, class balance and statistics.")
+    ] = None,
+    json: Json = False,
+    store: StoreUrl = None,
+) -> None:
+    """Print a dataset's card: features, splits, source."""
+    from orchestrator.commands.terminal import emit, out
+    from orchestrator.data.dataset import open_dataset
+
+    opened = store_at(store)
+    manifest = open_dataset(opened, name, version=version).manifest
+    if html is not None:
+        from orchestrator.reporting.dataset.page import write_page
+
+        write_page(opened, name, version=manifest.version, path=html)
+
+    def show() -> None:
+        out.print(f"{manifest.name} version {manifest.version}, {manifest.source.format} from {manifest.source.uri}")
+        out.print(f"created {manifest.created}; licence: {manifest.source.licence or 'not stated'}")
+        for feature_name, feature in manifest.features.items():
+            out.print(f"  {feature_name}: {_feature(feature)}", markup=False)
+        out.print(f"  target: {_feature(manifest.target)}", markup=False)
+        _print_splits(manifest)
+        if html is not None:
+            out.print(f"page: {html}", markup=False)
+
+    emit(manifest, as_json=json, show=show)
+
+
+def _feature(feature: Any) -> str:
+    match feature.kind:
+        case "image":
+            kept = "" if feature.encoding == "raw" else ", scaled from files"
+            return "picture, {} × {} × {}".format(*feature.shape) + kept
+        case "vector":
+            return f"{len(feature.names)} numbers"
+        case "categorical":
+            return f"one of {len(feature.vocabulary):,} values"
+        case "series":
+            return f"series of {len(feature.channels)} channels: {', '.join(feature.channels[:8])}"
+        case "class":
+            return f"one of {len(feature.classes)} classes: {', '.join(feature.classes[:12])}"
+        case "number":
+            return f"number from {feature.minimum:g} to {feature.maximum:g}, mean {feature.mean:.4g}"
+        case "text":
+            return f"text of up to {feature.max_tokens:,} words, {len(feature.vocabulary):,} of them known"
+        case "audio":
+            return f"sound of up to {feature.max_samples / feature.sample_rate:.3g} s at {feature.sample_rate:,} Hz"
+        case "sparse":
+            return f"sparse row of {feature.columns:,} numbers"
+        case "boxes":
+            return f"boxes of {len(feature.classes)} classes: {', '.join(feature.classes[:12])}"
+    return "the series itself"
+
+
+def _print_splits(manifest: Any) -> None:
+    from orchestrator.commands.terminal import table
+    from orchestrator.reporting.words import size
+
+    rows = [
+        (name, split.rows, len(split.shards), size(sum(s.bytes for s in split.shards)))
+        for name, split in manifest.splits.items()
+    ]
+    table(("split", "rows", "shards", "size"), rows)
+
+
+@recipe_commands.callback(invoke_without_command=True)
+def recipes(context: typer.Context, json: Json = False) -> None:
+    """List the experiments that ship with the package: `orchestrator recipes`."""
+    from orchestrator.commands.terminal import emit, next_steps, table
+    from orchestrator.recipe import recipe_names, recipe_title
+
+    if context.invoked_subcommand:
+        return
+    names = recipe_names()
+
+    def show() -> None:
+        table(("recipe", "what it shows"), [(name, recipe_title(name)) for name in names])
+        next_steps("orchestrator recipes copy digits-cnn my.yaml", "orchestrator train digits-cnn")
+
+    emit({name: recipe_title(name) for name in names}, as_json=json, show=show)
+
+
+@command(recipe_commands, "orchestrator recipes copy cifar10-cnn my.yaml", name="copy")
+def recipes_copy(name: str, file: Path) -> None:
+    """Write a recipe into a file of your own, to change it."""
+    from orchestrator.commands.terminal import next_steps
+    from orchestrator.configfile import near_miss
+    from orchestrator.recipe import recipe_names, recipe_path
+
+    if name not in recipe_names():
+        raise ConfigError(f"recipe must be a shipped one, got {name!r}. {near_miss(name, recipe_names())}")
+    if file.exists():
+        raise ConfigError(f"{file} must be a new file, got one that exists. Name another.")
+    file.write_text(recipe_path(name).read_text())
+    next_steps(f"orchestrator check {file}", f"orchestrator train {file}")

@@ -1,0 +1,1 @@
+"""From a dataset in the store to the batches of a training."""

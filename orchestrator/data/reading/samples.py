@@ -1,0 +1,211 @@
+"""The samples of one split, as a model reads them: where each lies in the row groups, and how rows become tensors."""
+
+from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from models.features import (
+    LENGTH,
+    TARGET,
+    VALUE,
+    AudioFeature,
+    Feature,
+    ForecastTarget,
+    ImageFeature,
+    SeriesFeature,
+    Signature,
+)
+from models.pictures import Fit, decode_picture, fit_for
+from orchestrator.data.columns import Array, Column, Columns, Ragged, from_table, no_rows
+from orchestrator.data.dataset import Dataset
+from orchestrator.data.reading.cache import Cache
+
+_DECODE_CHUNKS = 16  # of a batch, for the threads to share
+
+# N = samples, T = longest of them, C = channels
+
+
+class Samples:
+    """The samples of one split: its rows or, of a series, its windows, by the row group in which they begin."""
+
+    def __init__(self, dataset: Dataset, split: str, signature: Signature, cache: Cache | None = None) -> None:
+        record = dataset.split(split)
+        self.signature = signature
+        self._dataset, self._cache = dataset, cache
+        self._locations = [(shard, i) for shard in record.shards for i in range(len(shard.row_groups))]
+        sizes = [shard.row_groups[i].rows for shard, i in self._locations]
+        self._row_starts = np.concatenate([[0], np.cumsum(sizes)]).tolist()
+        target = signature.target
+        self._first_row = 0
+        self._sample_rows = 1
+        if isinstance(target, ForecastTarget):
+            # The first forecast begins where the split does, if enough rows before it are there to look back on.
+            self._first_row = max(0, record.context_rows - target.lookback)
+            self._sample_rows = target.lookback + target.horizon
+        self.per_group = [len(self._starts(group)) for group in range(len(sizes))]
+        """Number of samples that begin in each row group."""
+        self.columns = list(signature.features) if self._sample_rows > 1 else [*signature.features, TARGET]
+        """Names of what `read` returns."""
+        self.row_bytes = sum(shard.bytes for shard in record.shards) / record.rows
+        """Bytes of a row as it is stored, in the mean."""
+
+    def read(self, group: int) -> Columns:
+        """Return the samples that begin in a row group: a sample on axis 0, or a row of a `Ragged`.
+
+        Those of a series are views of its rows, lookback and horizon in one.
+        """
+        if not isinstance(self.signature.target, ForecastTarget):
+            return self._rows(group)
+        starts, first = self._starts(group), self._row_starts[group]
+        stop = starts.stop - 1 + self._sample_rows
+        views: Columns = {}
+        for name in self.signature.features:
+            rows_TC = self._rows_until(stop, group, name)[starts.start - first : stop - first]
+            windows_NCT = np.lib.stride_tricks.sliding_window_view(rows_TC, self._sample_rows, axis=0)
+            views[name] = windows_NCT.swapaxes(1, 2)
+        return views
+
+    @cached_property
+    def none(self) -> dict[str, Tensor | Column]:
+        """What a batch of no samples is made of."""
+        manifest, dense = self._dataset.manifest, dense_columns(self.signature)
+        empty = no_rows(manifest.features, manifest.target)
+        none: dict[str, Tensor | Column] = {}
+        for name in self.columns:
+            rows = empty[name]
+            if name in dense:
+                none[name] = torch.empty((0, *dense[name].shape), dtype=dense[name].dtype)
+            elif isinstance(rows, Ragged):
+                none[name] = rows
+            else:
+                none[name] = np.empty((0, self._sample_rows, rows.shape[1]), rows.dtype)
+        return none
+
+    def _starts(self, group: int) -> range:
+        """Return the rows of a group at which samples begin."""
+        last = self._row_starts[-1] - self._sample_rows
+        start = max(self._row_starts[group], self._first_row)
+        return range(start, max(start, min(self._row_starts[group + 1], last + 1)))
+
+    def _rows_until(self, stop: int, group: int, name: str) -> Array:
+        parts = []
+        while self._row_starts[group] < stop:
+            parts.append(self._rows(group)[name])
+            group += 1
+        return np.concatenate(parts) if len(parts) > 1 else parts[0]  # type: ignore[arg-type, return-value]
+
+    def _rows(self, group: int) -> Columns:
+        shard, index = self._locations[group]
+        manifest = self._dataset.manifest
+        key = shard.row_groups[index].sha256
+        table = self._cache.get(key) if self._cache else None
+        if table is None:
+            table = self._dataset.fetch_row_group(shard, index)
+            if self._cache:
+                table = self._cache.put(key, table)
+        return from_table(table, manifest.features, manifest.target)
+
+
+@dataclass(frozen=True)
+class Dense:
+    """What a feature or target of one size per sample is in a batch."""
+
+    shape: tuple[int, ...]
+    """Of one sample."""
+    dtype: torch.dtype
+
+
+def dense_columns(signature: Signature) -> dict[str, Dense]:
+    """Return the columns that hold one array of fixed shape per sample; the others are series or `Ragged`."""
+    kinds = {name: _dense(feature) for name, feature in signature.features.items()}
+    kinds[TARGET] = {"class": Dense((), torch.int64), "number": Dense((), torch.float32)}.get(signature.target.kind)
+    return {name: dense for name, dense in kinds.items() if dense is not None}
+
+
+def _dense(feature: Feature) -> Dense | None:
+    match feature.kind:
+        case "image" if feature.encoding == "raw":
+            return Dense(feature.shape, torch.uint8)
+        case "vector":
+            return Dense((len(feature.names),), torch.float32)
+        case "categorical":
+            return Dense((), torch.int64)
+    return None
+
+
+Decoder = Callable[[Ragged, ImageFeature, Fit], Tensor]
+"""Turns picture files into [N, C, H, W] uint8."""
+
+
+def to_tensors(columns: Mapping[str, Tensor | Column], signature: Signature, decode: Decoder) -> dict[str, Tensor]:
+    """Return a batch, as `models/features.py` describes it.
+
+    Args:
+        columns: tensors of dense features, windows of series [N, lookback + horizon, C], rows of the others.
+        signature: what they are.
+        decode: for pictures kept as files.
+    """
+    tensors: dict[str, Tensor] = {}
+    for name, column in columns.items():
+        if isinstance(column, Tensor):
+            tensors[name] = column
+        elif name == TARGET:
+            tensors |= _padded(name, column, torch.float32, fill=-1)
+        else:
+            tensors |= _feature_tensors(name, column, signature, decode)
+    return tensors
+
+
+def _feature_tensors(name: str, column: Column, signature: Signature, decode: Decoder) -> dict[str, Tensor]:
+    feature = signature.features[name]
+    if not isinstance(column, Ragged):
+        assert isinstance(feature, SeriesFeature) and isinstance(signature.target, ForecastTarget)
+        lookback = signature.target.lookback
+        return {name: _tensor(column[:, :lookback]), TARGET: _tensor(column[:, lookback:])}
+    match feature:
+        case ImageFeature():
+            return {name: decode(column, feature, fit_for(signature.target.kind))}
+        case AudioFeature():
+            padded = _padded(name, column, torch.float32, fill=0)
+            padded[name] /= 32768  # int16
+            return padded
+        case _ if column.values.dtype.names:
+            indices = _padded(name, Ragged(column.values["column"] + 1, column.offsets), torch.int64, fill=0)
+            values = _padded(name, Ragged(column.values["value"], column.offsets), torch.float32, fill=0)
+            return indices | {name + VALUE: values[name]}
+    return _padded(name, column, torch.int64, fill=0)
+
+
+def _tensor(array: Array) -> Tensor:
+    return torch.from_numpy(np.ascontiguousarray(array))
+
+
+def _padded(name: str, column: Column, dtype: torch.dtype, *, fill: int) -> dict[str, Tensor]:
+    """Return the rows side by side, as long as the longest of them (at least 1), and their lengths."""
+    assert isinstance(column, Ragged)
+    lengths = column.lengths
+    longest = max(1, int(lengths.max(initial=0)))
+    padded = torch.full((len(column), longest, *column.values.shape[1:]), fill, dtype=dtype)
+    rows = np.repeat(np.arange(len(column)), lengths)
+    places = np.arange(len(rows)) - np.repeat(column.offsets[:-1], lengths)
+    padded.numpy()[rows, places] = column.values
+    return {name: padded, name + LENGTH: torch.from_numpy(lengths)}
+
+
+def decode_files(files: Ragged, feature: ImageFeature, fit: Fit, *, pool: ThreadPoolExecutor) -> Tensor:
+    """Decode picture files with all threads of a pool; see `decode_picture`."""
+    pictures = torch.empty((len(files), *feature.shape), dtype=torch.uint8)
+    array = pictures.numpy()
+
+    def decode(rows: range) -> None:
+        for row in rows:
+            array[row] = decode_picture(files[row].tobytes(), feature.shape, fit=fit)
+
+    step = max(1, -(-len(files) // _DECODE_CHUNKS))
+    list(pool.map(decode, [range(i, min(i + step, len(files))) for i in range(0, len(files), step)]))
+    return pictures

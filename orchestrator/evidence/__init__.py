@@ -1,0 +1,1 @@
+"""Statistics: from the numbers of trainings to what they show; pure functions."""

@@ -1,0 +1,100 @@
+"""Writes one HTML page about a dataset: samples, checks, class balance and statistics."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+
+from cluster.errors import ConfigError
+from cluster.machine.disk import naming_disk
+from models.features import BoxesTarget, ClassTarget, NumberTarget
+from orchestrator.data.dataset import TRAIN, Dataset, open_dataset
+from orchestrator.reporting.dataset.checks import checks_of
+from orchestrator.reporting.dataset.sample import percent_text, sample
+from orchestrator.reporting.dataset.samples import sample_groups, table_of_samples
+from orchestrator.reporting.dataset.sections import (
+    balance_table,
+    charts_of,
+    describe_feature,
+    feature_section,
+    target_section,
+)
+from orchestrator.reporting.words import number, size
+
+if TYPE_CHECKING:
+    from cluster.s3.store import Store
+
+
+def write_page(store: "Store", name: str, *, version: str | None = None, path: Path) -> Path:
+    """Write the page about one version of a dataset, the newest by default, and return its path.
+
+    Raises:
+        NotFoundError: if there is no such dataset or version.
+        IntegrityError: if what is read is damaged in the store.
+        ConfigError: if the file cannot be written.
+    """
+    html = render_page(open_dataset(store, name, version))
+    try:
+        with naming_disk(path):
+            path.write_text(html, encoding="utf-8")
+    except OSError as error:
+        raise ConfigError(f"--html must be a file that can be written, got {path}: {error.strerror}.") from error
+    return path
+
+
+def render_page(dataset: Dataset) -> str:
+    """Return the page as HTML."""
+    splits = {name: sample(dataset, name) for name in dataset.manifest.splits}
+    environment = Environment(
+        loader=PackageLoader("orchestrator", "reporting/dataset"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+    )
+    environment.filters |= {"number": number, "percent": percent_text}
+    features = dataset.manifest.features
+    return environment.get_template("page.html").render(
+        manifest=dataset.manifest,
+        card=_card(dataset),
+        splits=splits,
+        checks=checks_of(dataset, splits),
+        charts=charts_of(dataset, splits),
+        groups=sample_groups(dataset, splits[TRAIN]),
+        sample_table=table_of_samples(dataset, splits[TRAIN]),
+        balance=balance_table(dataset, splits),
+        target=target_section(dataset, splits),
+        features=[feature_section(name, feature, splits) for name, feature in features.items()],
+        hues=[_hue(i) for i in range(len(getattr(dataset.manifest.target, "classes", ())))],
+    )
+
+
+# ---- card and checks
+
+
+def _card(dataset: Dataset) -> list[tuple[str, str]]:
+    manifest = dataset.manifest
+    return [
+        ("Version", manifest.version),
+        ("Created", manifest.created.partition(".")[0].replace("T", " ") + " UTC"),
+        ("Source", manifest.source.uri),
+        ("Format", manifest.source.format),
+        ("Licence", manifest.source.licence or "not stated"),
+        ("Target", _describe_target(manifest.target)),
+        *((f"Feature {name}", describe_feature(feature)) for name, feature in manifest.features.items()),
+        ("Size in the store", size(sum(s.bytes for split in manifest.splits.values() for s in split.shards))),
+    ]
+
+
+def _describe_target(target: Any) -> str:
+    match target:
+        case ClassTarget():
+            return f"one of {len(target.classes)} classes"
+        case NumberTarget():
+            return f"a number from {number(target.minimum)} to {number(target.maximum)}"
+        case BoxesTarget():
+            return f"boxes around objects of {len(target.classes)} classes"
+    return "the series itself, some steps ahead"
+
+
+def _hue(index: int) -> int:
+    return round(222 + 137.5 * index) % 360  # the golden angle: neighbours differ

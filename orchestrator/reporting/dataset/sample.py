@@ -1,0 +1,119 @@
+"""Reads as much of every split as a page about a dataset is made from."""
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from models.features import TARGET, BoxesTarget, ClassTarget
+from orchestrator.data.columns import Array, Columns, Ragged, join, take
+from orchestrator.data.dataset import Dataset
+from orchestrator.data.manifest import Shard, Split
+from orchestrator.data.order import Ints
+
+SPLIT_BYTES = 16 * 2**20
+"""Read of each split, about: two row groups of pictures, all of most tables."""
+
+_MOST_BYTES = 64 * 2**20  # of a split whose rows lie sorted by class
+
+
+@dataclass(frozen=True)
+class Sampled:
+    """The rows of a split that were read."""
+
+    columns: Columns
+    row_numbers: Ints
+    """Of each row in the split, without those that belong to the split before."""
+    total_rows: int
+
+    @property
+    def rows(self) -> int:
+        """How many were read."""
+        return len(self.row_numbers)
+
+    @property
+    def is_all(self) -> bool:
+        """Whether that is the whole split."""
+        return self.rows == self.total_rows
+
+
+# ---- what is read
+
+
+def sample(dataset: Dataset, name: str) -> Sampled:
+    """Read row groups that are spread over the split: `SPLIT_BYTES`, or more until every class has been seen."""
+    split = dataset.split(name)
+    groups = list(_groups(split))
+    read: dict[int, Columns] = {}
+    read_bytes = 0
+    for place in _spread_first(len(groups)):
+        shard, index, _ = groups[place]
+        enough = SPLIT_BYTES if _all_classes_seen(dataset, read.values()) else _MOST_BYTES
+        if read and read_bytes + shard.row_groups[index].bytes > enough:
+            break
+        read[place] = dataset.read_row_group(shard, index)
+        read_bytes += shard.row_groups[index].bytes
+    parts, numbers = [], []
+    for place, columns in sorted(read.items()):
+        shard, index, first = groups[place]
+        rows = np.arange(first, first + shard.row_groups[index].rows) - split.context_rows
+        kept = np.flatnonzero(rows >= 0)
+        parts.append({column: take(values, kept) for column, values in columns.items()})
+        numbers.append(rows[kept])
+    columns = {column: join([part[column] for part in parts]) for column in parts[0]}
+    return Sampled(columns, np.concatenate(numbers), split.rows - split.context_rows)
+
+
+def _spread_first(count: int) -> list[int]:
+    """Return all places so that those of every beginning of the list are spread: the bits of 0, 1, 2 ... reversed."""
+    bits = max(1, (count - 1).bit_length())
+    places = (int(f"{i:0{bits}b}"[::-1], 2) for i in range(2**bits))
+    return [place for place in places if place < count]
+
+
+def _all_classes_seen(dataset: Dataset, parts: Iterable[Columns]) -> bool:
+    target = dataset.manifest.target
+    if not isinstance(target, ClassTarget):
+        return True
+    labels = [columns[TARGET] for columns in parts]
+    return bool(labels) and len(np.unique(join(labels))) == len(target.classes)  # type: ignore[arg-type]
+
+
+def _groups(split: Split) -> Iterator[tuple[Shard, int, int]]:
+    """Yield every row group: its shard, its place in it, and its first row in the split."""
+    first = 0
+    for shard in split.shards:
+        for index, group in enumerate(shard.row_groups):
+            yield shard, index, first
+            first += group.rows
+
+
+def class_counts(sampled: Sampled, target: ClassTarget | BoxesTarget) -> Ints:
+    """Count the rows, or the boxes, of every class."""
+    column = sampled.columns[TARGET]
+    labels = column.values[:, 0].astype(np.int64) if isinstance(column, Ragged) else column
+    return np.bincount(labels, minlength=len(target.classes))
+
+
+def array_of(sampled: Sampled, name: str) -> Array:
+    """Return a column whose rows are of one length."""
+    column = sampled.columns[name]
+    assert not isinstance(column, Ragged), name
+    return column
+
+
+def ragged_of(sampled: Sampled, name: str) -> Ragged:
+    """Return a column whose rows differ in length."""
+    column = sampled.columns[name]
+    assert isinstance(column, Ragged), name
+    return column
+
+
+def listed(names: Sequence[str]) -> str:
+    """Write the first names of many."""
+    return ", ".join(names[:12]) + (f" and {len(names) - 12} more" if len(names) > 12 else "")
+
+
+def percent_text(share: float) -> str:
+    """Write a share as a percentage."""
+    return f"{100 * share:.1f} %" if share >= 0.001 else "less than 0.1 %" if share else "0 %"

@@ -1,0 +1,1 @@
+"""Arms times seeds: what a sweep consists of, and the lanes that train it."""

@@ -1,0 +1,163 @@
+"""Predicts what a sweep will take from a short probe of its arms, and how many seeds a budget pays for."""
+
+import itertools
+import math
+import statistics
+import time
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+
+from pydantic import BaseModel, ConfigDict
+
+from cluster.errors import ConfigError
+from cluster.s3.store import Store
+from orchestrator.config import BudgetConfig
+from orchestrator.runs.record import RunRecord
+from orchestrator.sweeping.tasks import CellTask as Task
+from orchestrator.sweeping.tasks import Launch, finish_tasks, read_stored
+
+Prices = Mapping[str, float]
+FEWEST_SEEDS = 2  # one tells nothing of chance
+
+
+class Prediction(BaseModel):
+    """What one training of each arm takes, and how many go on at a time."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    seconds: dict[str, float]
+    """Of one training of each arm."""
+    dollars_per_hour: dict[str, float]
+    """Of one training of each arm, where the price is known."""
+    lanes: int
+    """Trainings at the same time."""
+    trials: int
+    """Trainings of each arm beside those with the seeds: they choose its learning rate."""
+    start_seconds: float
+    """Of Ray Tune and of the lanes, before the first training."""
+    probe_seconds: float
+    """That the probe itself took."""
+
+    def minutes(self, *, seeds: int) -> float:
+        """From the command to the end, without the probe."""
+        return (self.start_seconds + math.fsum(self.seconds.values()) * (seeds + self.trials) / self.lanes) / 60
+
+    def dollars(self, *, seeds: int) -> float | None:
+        """Of all trainings; ``None`` if the price of an arm is not known."""
+        if set(self.seconds) - set(self.dollars_per_hour):
+            return None
+        each = math.fsum(seconds * self.dollars_per_hour[arm] / 3600 for arm, seconds in self.seconds.items())
+        return each * (seeds + self.trials)
+
+
+def probe(
+    sweep: str,
+    runs: Mapping[str, RunRecord],
+    *,
+    store: Store,
+    launch: Launch,
+    lanes: int,
+    trials: int,
+    prices: Prices,
+    together: Mapping[str, int],
+) -> Prediction:
+    """Train every arm for one epoch and for two, and infer what a whole training takes.
+
+    Args:
+        sweep: its name; nothing of the probe stays in the store.
+        runs: what each arm trains.
+        store: where the data is.
+        launch: see `orchestrator.sweeping.tasks.Launch`.
+        lanes: trainings at the same time.
+        trials: see `Prediction`.
+        prices: dollars per hour of a training of each arm.
+        together: how many trainings of an arm are one batched model, where they are; so they are in the probe.
+    """
+    name, started = f"{sweep}-probe", time.perf_counter()
+    arms = {f"{arm}-e{n}": _with_epochs(run, n) for arm, run in runs.items() for n in _epochs(run)}
+    tasks = [
+        Task(name=f"{arm}-e{n}-s{seed}", arm=f"{arm}-e{n}", seed=seed, pack=f"{arm}-e{n}" if arm in together else None)
+        for arm, run in runs.items()
+        for n in _epochs(run)
+        for seed in range(run.experiment.train.seed, run.experiment.train.seed + together.get(arm, 1))
+    ]
+    _remove(name, store)  # what a killed probe of this name has left may be of other settings
+    try:
+        finish_tasks(tasks, sweep=name, arms=arms, timeout_minutes=None, store=store, launch=launch)
+        spent = defaultdict(list)
+        for cell in read_stored(store, name).cells:
+            spent[cell.arm].append(cell.seconds)
+    finally:
+        _remove(name, store)
+    wall_s = time.perf_counter() - started
+    took = {arm: statistics.fmean(seconds) for arm, seconds in spent.items()}
+    return Prediction(
+        seconds={arm: _whole(run, [took[f"{arm}-e{n}"] for n in _epochs(run)]) for arm, run in runs.items()},
+        dollars_per_hour=dict(prices),
+        lanes=lanes,
+        trials=trials,
+        start_seconds=max(0.0, wall_s - math.fsum(itertools.chain(*spent.values())) / lanes),
+        probe_seconds=wall_s,
+    )
+
+
+def _remove(name: str, store: Store) -> None:
+    store.delete([info.key for prefix in (f"sweeps/{name}/", f"runs/{name}.") for info in store.list(prefix)])
+
+
+def _epochs(run: RunRecord) -> range:
+    return range(1, min(2, run.experiment.train.epochs) + 1)
+
+
+def _with_epochs(run: RunRecord, epochs: int) -> RunRecord:
+    train = run.experiment.train.model_copy(update={"epochs": epochs})
+    return run.model_copy(update={"experiment": run.experiment.model_copy(update={"train": train})})
+
+
+def _whole(run: RunRecord, found: Sequence[float]) -> float:
+    """Seconds of all epochs, from those of one, and of two."""
+    return found[0] + (run.experiment.train.epochs - 1) * max(0.0, found[-1] - found[0])
+
+
+def seeds_within(budget: BudgetConfig, prediction: Prediction, *, most: int) -> int:
+    """The most seeds, up to ``most``, that the budget pays for.
+
+    Raises:
+        ConfigError: it does not even pay for two, or a price is not known.
+    """
+    if budget.dollars is not None and prediction.dollars(seeds=1) is None:
+        raise ConfigError(
+            "scaling.dollars_per_hour must be given for sweep.budget.dollars, got nothing. Say what one worker costs."
+        )
+
+    def fits(seeds: int) -> bool:
+        dollars = prediction.dollars(seeds=seeds)
+        return (budget.minutes is None or prediction.minutes(seeds=seeds) <= budget.minutes) and (
+            budget.dollars is None or dollars is None or dollars <= budget.dollars
+        )
+
+    found = next((seeds for seeds in range(most, 0, -1) if fits(seeds)), 0)
+    if found < min(FEWEST_SEEDS, most):
+        raise ConfigError(
+            f"sweep.budget must pay for {FEWEST_SEEDS} seeds, which are predicted to take "
+            f"{prediction_text(prediction, seeds=FEWEST_SEEDS)}, got {budget_text(budget)}. Raise it, vary less, or "
+            "train a fraction of the combinations: sweep.resolution."
+        )
+    return found
+
+
+def prediction_text(prediction: Prediction, *, seeds: int) -> str:
+    """Such as ``3.2 min and $0.05``."""
+    dollars = prediction.dollars(seeds=seeds)
+    return cost_text(prediction.minutes(seeds=seeds), dollars)
+
+
+def budget_text(budget: BudgetConfig) -> str:
+    """As in `prediction_text`."""
+    return cost_text(budget.minutes, budget.dollars)
+
+
+def cost_text(minutes: float | None, dollars: float | None) -> str:
+    """Minutes and dollars, those that are known."""
+    parts = [] if minutes is None else [f"{minutes:.3g} min"]
+    return " and ".join(parts + ([] if dollars is None else [f"${dollars:.3g}"]))

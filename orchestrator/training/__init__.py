@@ -1,0 +1,1 @@
+"""What a worker runs: PyTorch, no Ray."""
