@@ -20,7 +20,7 @@ from cluster.machine.disk import (
     require_room,
 )
 from cluster.machine.private import private_folder
-from cluster.machine.ray_head import ray_processes, start_ray, stop_ray
+from cluster.machine.ray_head import answers, ray_processes, start_ray, stop_ray
 from cluster.machine.state import LocalState, home, read_started, read_state, write_state
 from cluster.machine.store_server import start_store, stop_store
 
@@ -46,6 +46,9 @@ def up(
     """
     with naming_disk(home(), need="the local cluster"), _locked():
         before = read_state()
+        if before.ray and not answers(before.ray):  # dying: `ray start` ends a second after one of its servers
+            stop_ray(before.ray)
+            before = before.model_copy(update={"ray": None})
         bound_store_log(home() / STORE_LOG)
         if with_store and before.store and is_stuck_after_full_disk(before.store.settings):
             stop_store(before.store)

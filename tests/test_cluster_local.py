@@ -141,10 +141,10 @@ def test_a_second_cluster_lives_beside_the_first_is_repaired_and_ends_alone(
         assert len(processes) > 3
         environments = [" ".join(process.environ().values()) for process in processes]
         assert not [text for text in environments if "canary-secret" in text]
-        head = before.ray.process.find()
-        head.kill()
-        head.wait()
-        after = local.up(cpus=1, with_store=False)
+        (gcs,) = [process for process in processes if process.name() == "gcs_server"]
+        gcs.kill()
+        gcs.wait()
+        after = local.up(cpus=1, with_store=False)  # while `ray start` may not have noticed yet
         assert after.ray.process != before.ray.process
         assert local.ray_processes(before.ray) == []
     finally:

@@ -316,7 +316,7 @@ def test_a_model_that_does_not_exist_is_not_deployed(table, module_store):
 
 
 def test_undeploying_the_last_model_leaves_no_process_of_serve(table, ray_cluster):
-    before = [p for title in ("Serve", "Proxy") for p in serve_processes(ray_cluster, title)]
+    before = [p for title in ("ray::Serve", "ray::Proxy") for p in serve_processes(ray_cluster, title)]
     assert len(before) >= 4  # controller, proxy, gateway, model
     undeploy("table")
     assert endpoints() == []

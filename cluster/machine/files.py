@@ -16,6 +16,10 @@ _KINDS = {
 }
 
 
+class MissingFileError(ConfigError):
+    """A file that was named is not on this machine."""
+
+
 def read_file(path: str | Path, *, most_bytes: int) -> bytes:
     """Return the content of a regular file.
 
@@ -34,13 +38,15 @@ def open_file(path: str | Path) -> BinaryIO:
     """Open a regular file for reading.
 
     Raises:
+        MissingFileError: There is none.
         ConfigError: It is a folder, a pipe or a device, or may not be read.
     """
     try:
         require_file(path, Path(path).stat())  # to open a device may do something
         descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
     except (OSError, ValueError) as error:
-        raise ConfigError(f"{path} must be a file that can be read, got {_reason(error)}.") from None
+        kind = MissingFileError if isinstance(error, FileNotFoundError) else ConfigError
+        raise kind(f"{path} must be a file that can be read, got {_reason(error)}.") from None
     file = os.fdopen(descriptor, "rb")
     try:
         require_file(path, os.fstat(descriptor))  # it may be another one since

@@ -21,7 +21,7 @@ import psutil
 
 from cluster.errors import ClusterError
 from cluster.machine.private import require_private, write_private
-from cluster.machine.processes import end_processes, free_port, last_words, log_file, record, spawn
+from cluster.machine.processes import end_processes, free_port, last_words, log_file, port_answers, record, spawn
 from cluster.machine.state import RayState, home
 
 MARK = "ORCHESTRATOR_RAY_TEMP_DIR"  # in the environment of every process below our Ray head, to find them again
@@ -123,6 +123,11 @@ def require_closed(state: RayState) -> None:
         ClusterError: The folder around its files is open, or not ours.
     """
     require_private(Path(state.temp_dir), cure=OPEN_CURE)
+
+
+def answers(state: RayState) -> bool:
+    """Return whether the head's control service (GCS) listens."""
+    return port_answers(int(state.address.rsplit(":", 1)[1]))
 
 
 def stop_ray(state: RayState) -> str:

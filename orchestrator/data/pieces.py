@@ -7,6 +7,7 @@ from typing import Any, Literal, Protocol, TypeVar
 
 from cluster.address import resolve_address
 from cluster.errors import ClusterError, ConfigError, OrchestratorError
+from cluster.machine.files import MissingFileError
 from cluster.s3.store import Store
 from cluster.session import ray_session
 from orchestrator.data.columns import Columns
@@ -101,7 +102,7 @@ def _has_cluster(address: str | None) -> bool:
 
 
 def _for_the_person(error: Exception) -> Exception:
-    if not isinstance(error, FileNotFoundError):
+    if not isinstance(error, FileNotFoundError | MissingFileError):
         return error
     return ConfigError(
         f"the source must be readable on every machine of the cluster, got {error}. Copy it to the bucket and push its "
