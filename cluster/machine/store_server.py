@@ -1,7 +1,7 @@
 """The local S3 server: SeaweedFS on loopback, where every port asks for a key or a certificate.
 
 It serves one user and one process has all its roles, so the secrets between the roles are made anew at every start.
-What each port answers to somebody without them: SECURITY.md, held by tests/test_cluster_local_security.py.
+What each port answers to somebody without them: SECURITY.md, held by tests/test_local_security.py.
 """
 
 import json

@@ -56,7 +56,7 @@ ANSWERS: dict[str, dict[str, set[str]]] = {
     "ray::ServeReplica": {"grpc": set()},
     "ray::ProxyActor": {"grpc": set(), "http": PAGES},
     "ray::TrainingProcess": {"grpc": set(), "other": set()},  # gloo, which takes nobody once its group is complete
-    "ray::SynchronizationActor": {"grpc": set()},
+    "ray::": {"grpc": set()},  # all other workers, of Ray's own libraries too
 }
 
 
