@@ -12,7 +12,7 @@ import typer
 from cluster.machine.state import StoreState
 from cluster.s3.store import Store
 from cluster.session import store_environment
-from orchestrator.cli import app
+from orchestrator.cli import PANELS, app
 from orchestrator.commands.terminal import emit, stdout_kept_for_json
 from orchestrator.data.push import push
 from orchestrator.runs.checkpoint import list_checkpoints
@@ -49,6 +49,13 @@ def test_with_json_whatever_a_library_prints_stays_off_stdout(capsys: pytest.Cap
     found = capsys.readouterr()
     assert found.out == '{"state": "finished"}\nlater\n'
     assert found.err == "(raylet) A worker died or was killed\n"
+
+
+def test_help_groups_the_commands_from_first_steps_to_the_cluster() -> None:
+    found = run("--help", COLUMNS="100").stdout
+    panels = [line.split("─ ")[1].split(" ─")[0] for line in found.splitlines() if line.startswith("╭─ ")]
+    assert panels == ["Options", *PANELS]
+    assert {words[0] for words in commands()} == {name for names in PANELS.values() for name in names}
 
 
 def test_every_command_shows_an_example_first() -> None:

@@ -28,6 +28,9 @@ OLDEST_PYTHON = (3, 11)
 NEED_DISK_GIB = 5.0  # Ray starts to refuse work when a disk is 95 % full; a small one is so soon
 NEED_MEMORY_GIB = 2.0  # a Ray head takes about 0.6 GiB before any work, a worker with torch about 0.4
 SERVE_PORT = 8000
+HERE = Path(__file__).resolve()
+TESTED = (HERE.parents[2] / "constraints.txt", HERE.parents[1] / "constraints.txt")  # of a checkout, of a wheel
+NAMED = ("ray", "torch", "pyarrow", "boto3")
 
 
 @dataclass(frozen=True)
@@ -82,18 +85,18 @@ def check_packages(constraints: Path | None = None) -> Check:
     """Whether what is installed satisfies our requirements; a difference from the tested versions is only told.
 
     Args:
-        constraints: File of tested versions; ``None`` means the one of the checkout, where there is one.
+        constraints: File of tested versions; ``None`` means the one of this release.
     """
     wrong = [text for text in map(unmet, importlib.metadata.requires("orchestrator") or ()) if text]
     if wrong:
         return Check(
             "packages", False, "; ".join(wrong), "Run `pip install --upgrade orchestrator -c constraints.txt`."
         )
-    path = constraints or Path(__file__).resolve().parents[2] / "constraints.txt"
-    if not path.exists():
-        return Check("packages", True, "all requirements met")
-    other = [text for text in map(unmet, _lines(path)) if text and "not installed" not in text]
-    return Check("packages", True, "; ".join(["all requirements met", *(f"tested with another: {t}" for t in other)]))
+    tested = _lines(constraints or next(path for path in TESTED if path.exists()))
+    named = ", ".join(line.replace("==", " ") for line in tested if line.partition("==")[0] in NAMED)
+    other = [text for text in map(unmet, tested) if text and "not installed" not in text]
+    detail = ("all requirements met", f"tested with {named}", *(f"tested with another: {text}" for text in other))
+    return Check("packages", True, "; ".join(detail))
 
 
 def unmet(requirement: str) -> str | None:
