@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 POLL_S = 0.25
 NO_AGENT = "No available agent"  # what the job service says of a cluster that has just started
-AGENT_S = 30.0  # to wait for one
+AGENT_S = 90.0  # to wait for one: seconds on a quiet machine, a minute on a crowded one
 CHATTY_LOGGERS = ("ray.dashboard.modules.dashboard_sdk", "ray.dashboard.modules.job.sdk", "ray._private.runtime_env")
 FINAL = ("SUCCEEDED", "FAILED", "STOPPED")
 

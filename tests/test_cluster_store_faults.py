@@ -81,7 +81,7 @@ def run(direct: Store, request: pytest.FixtureRequest) -> RunRecord:
 def lines(caplog: pytest.LogCaptureFixture) -> Callable[[], list[str]]:
     """What the store has logged."""
     caplog.set_level(logging.WARNING)
-    return lambda: [record.getMessage() for record in caplog.records if record.name == "cluster.s3.store"]
+    return lambda: [record.getMessage() for record in caplog.records if record.name.startswith("cluster.s3.")]
 
 
 def record_of(store: Store, run: str) -> RunRecord:

@@ -205,7 +205,7 @@ class SmallDisk:
 
     def free(self) -> None:
         """Take it back."""
-        self._ballast.unlink()
+        self._ballast.unlink(missing_ok=True)
 
 
 @pytest.fixture
@@ -226,10 +226,11 @@ def small_home(small_disk: SmallDisk, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 @pytest.fixture
-def small_store(small_home: Path) -> Iterator[StoreState]:
+def small_store(small_disk: SmallDisk, small_home: Path) -> Iterator[StoreState]:
     state = local.up(with_ray=False).store
     assert state is not None
     yield state
+    small_disk.free()
     write_state(LocalState(store=local.status().store))  # the session's Ray head is not ours to end
     local.down()
 
@@ -305,18 +306,18 @@ def test_a_training_goes_on_without_its_checkpoints_and_ends_when_there_is_room(
             small_disk.fill()
 
     filled, handler = threading.Event(), FreeOnceTold()
-    logging.getLogger("orchestrator.driving.recovery").addHandler(handler)
+    logging.getLogger("orchestrator.driving.watch").addHandler(handler)
     try:
         result = train(experiment(epochs=60), store=store, run="full", on_progress=fill)
     finally:
-        logging.getLogger("orchestrator.driving.recovery").removeHandler(handler)
+        logging.getLogger("orchestrator.driving.watch").removeHandler(handler)
     assert filled.is_set() and told.is_set()
     assert read_run(store, "full").state == "finished"
     assert [record["epoch"] for record in read_history(store, "full")] == list(range(1, 61))
     status = read_status(store, "full")
     assert status is not None and status.phase == "finished"
     assert result.record.checkpoint
-    warnings = [r.getMessage() for r in caplog.records if r.name == "orchestrator.driving.recovery"]
+    warnings = [r.getMessage() for r in caplog.records if r.name == "orchestrator.driving.watch"]
     assert warnings[0].startswith("run full: ") and "the disk of" in warnings[0]
 
 

@@ -18,6 +18,7 @@ from tests.test_sweeping_lane import (
     TANH,
     plan,
 )
+from tests.test_sweeping_lane import digits as digits  # a fixture
 
 
 def prediction(**changes: Any) -> Prediction:

@@ -11,6 +11,7 @@ from orchestrator.driving.plan import plan_run
 from orchestrator.sweeping.plan import plan_arms
 from orchestrator.training.packs import Packing, choose_packing
 from tests.example_runs import JsonMemoryStore
+from tests.test_sweeping_lane import digits as digits  # a fixture
 
 MLP, CNN = {"type": "mlp", "hidden": [8]}, {"type": "cnn", "channels": [4]}
 
