@@ -2,17 +2,15 @@
 
 import logging
 import socket
-from typing import TYPE_CHECKING, Any
+from typing import Any
 from urllib.error import URLError
 from urllib.request import Request, urlopen
 
 import psutil
 
+from cluster.address import ClusterAddress
 from cluster.lazy import imported
 from cluster.s3.connection import is_loopback
-
-if TYPE_CHECKING:
-    from cluster.address import ClusterAddress
 
 LOOK_S = 2.0
 FAMILIES = (socket.AF_INET, socket.AF_INET6)
@@ -21,13 +19,13 @@ CURE = "Start it as README.md shows under “On a cluster”, or run `orchestrat
 log = logging.getLogger(__name__)
 
 
-def warn_if_open(found: "ClusterAddress") -> None:
+def warn_if_open(found: ClusterAddress) -> None:
     """Log one line where the cluster is open; never fail."""
     if (danger := describe_danger(found)) is not None:
         log.warning("warning: %s %s", danger, CURE)
 
 
-def describe_danger(found: "ClusterAddress") -> str | None:
+def describe_danger(found: ClusterAddress) -> str | None:
     """Return what is wrong with a cluster that anybody could use, or ``None``."""
     if not listens_beyond_loopback(found) or not _takes_no_token(found):
         return None
@@ -37,7 +35,7 @@ def describe_danger(found: "ClusterAddress") -> str | None:
     )
 
 
-def listens_beyond_loopback(found: "ClusterAddress") -> bool:
+def listens_beyond_loopback(found: ClusterAddress) -> bool:
     """Whether the cluster's port can be reached from another machine (of one on another machine: yes)."""
     if found.local is not None:
         return False
@@ -55,7 +53,7 @@ def _answers(host: str, port: int) -> bool:
     return True
 
 
-def _takes_no_token(found: "ClusterAddress") -> bool:
+def _takes_no_token(found: ClusterAddress) -> bool:
     """Whether a request without a token is answered; of `ray://`, whose service tells nothing without a session, no."""
     if found.scheme == "ray":
         return False
@@ -70,7 +68,7 @@ def _dashboard_is_open(url: str) -> bool:
         return False
 
 
-def _control_service_is_open(found: "ClusterAddress") -> bool:
+def _control_service_is_open(found: ClusterAddress) -> bool:
     grpc: Any = imported("grpc")
     messages: Any = imported("ray.core.generated.gcs_service_pb2")
     services: Any = imported("ray.core.generated.gcs_service_pb2_grpc")
