@@ -75,7 +75,7 @@ class Layer(NamedTuple):
 
 
 class Sums(NamedTuple):
-    """Of one layer, over the looks of the epoch so far: views of one table, which stays on the network's device."""
+    """One layer's sums over the epoch's looks so far: views of one table, which stays on the network's device."""
 
     saturated: Tensor
     saturable: Tensor
@@ -341,7 +341,7 @@ def _real_steps(steps: Steps, *, segment: int) -> Tensor | None:
 
 
 def _variance(x: Tensor) -> Tensor:
-    """Of all numbers, their mean taken off; 0 of none."""
+    """Return the variance of all numbers; 0 if there are none."""
     return x.float().var(correction=0) if x.numel() else x.new_zeros(())
 
 

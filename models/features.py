@@ -19,11 +19,15 @@ padded to the longest of the batch, and ``NAME.length`` [B] int64 says how many 
 feature are ``NAME.value``.
 """
 
+from collections.abc import Mapping
 from typing import Annotated, ClassVar, Literal
 
 from pydantic import FailFast, Field, field_validator, model_validator
 
 from models.records import Frozen
+
+HIGHER_IS_BETTER: Mapping[str, bool] = {"accuracy": True, "loss": False, "rmse": False, "mse": False, "mae": False}
+"""Each metric of an evaluation, and whether the higher of two values is the better one."""
 
 TARGET = "target"
 LENGTH = ".length"

@@ -281,7 +281,7 @@ class Fields(NamedTuple):
     """What the FM reads: rows of its table, and what each is multiplied with."""
 
     index_BF: Tensor
-    """Of each category's value and each column of a sparse row."""
+    """The index of each category's value and of each column of a sparse row."""
     value_BF: Tensor | None
     """1 for a category, 0 for padding; ``None`` if all are 1."""
     x_BD: Tensor

@@ -73,7 +73,7 @@ class TrainConfig(FiniteSettings):
     learning_rate: float = Field(gt=0)
     """The highest one; see `schedule`."""
     momentum: float = Field(default=0.9, ge=0, lt=1)
-    """Of `sgd`, in Nesterov's form when above 0."""
+    """Momentum of `sgd`, in Nesterov's form when above 0."""
     schedule: Literal["constant", "cosine", "one_cycle"] = "one_cycle"
     """`one_cycle`: linear up for `warmup` of all updates, then linear down to 0; `cosine`: down along a cosine."""
     warmup: float = Field(default=0.2, ge=0, lt=1)
@@ -91,7 +91,7 @@ class TrainConfig(FiniteSettings):
     drop_last: bool = False
     """Leave out an epoch's last, smaller batch."""
     seed: int = Field(default=0, ge=0, lt=2**32)
-    """Of initial weights, sample order, dropout and augmentation."""
+    """Decides initial weights, sample order, dropout and augmentation."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     """`auto`: bf16 on a GPU that has it, fp32 elsewhere. What was used is recorded in the run."""
     memory_format: Literal["auto", "channels_last", "contiguous"] = "auto"
@@ -290,7 +290,7 @@ class SearchConfig(FiniteSettings):
     """A training that takes longer (with `pbt`: from one copy to the next) is ended and counts as failed; the others go
     on. Default: no limit."""
     seed: int = Field(default=0, ge=0, lt=2**32)
-    """Of the choice of settings; the trainings use `train.seed`."""
+    """Decides which settings are tried; the trainings use `train.seed`."""
 
 
 class Experiment(FiniteSettings):

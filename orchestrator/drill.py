@@ -45,7 +45,7 @@ class Fingerprint(Finite):
     weights: str
     optimizer: str
     metrics: str
-    """Of the final evaluation and of every epoch, without times."""
+    """The SHA-256 of the metrics of the final evaluation and of every epoch, without times."""
 
 
 class DrillResult(Finite):
@@ -62,9 +62,9 @@ class DrillResult(Finite):
     was_killed: bool
     """Whether the run's receipt has a lost worker: without one nothing was proved."""
     expected: Fingerprint
-    """Of the unbroken run."""
+    """The fingerprint of the unbroken run."""
     found: Fingerprint
-    """Of the killed one."""
+    """The fingerprint of the killed run."""
     differences: tuple[str, ...]
     """`weights`, `optimizer`, `metrics`: those whose SHA-256 differ."""
     environments: tuple[str, ...]
@@ -73,7 +73,7 @@ class DrillResult(Finite):
     """From the last known step before the kill to the first one after it."""
     steps_lost: int
     receipt: Receipt
-    """Of the killed run."""
+    """The receipt of the killed run."""
     has_checkpoints: bool
     """Whether the checkpoints of both runs are still there: on request, and as evidence when the drill failed."""
 

@@ -49,7 +49,7 @@ class RunResult(NamedTuple):
 
     run: str
     metrics: Metrics
-    """Of the split `record.evaluated_on`."""
+    """Metrics on the split `record.evaluated_on`."""
     history: list[EpochRecord]
     """One entry per epoch."""
     record: RunRecord

@@ -49,7 +49,7 @@ class Endpoint:
     version: str
     weights_sha256: str
     url: str
-    """Of the gateway; the page to try models by hand is there."""
+    """The gateway's address; the page to try models by hand is there."""
     replicas: int
     cpus: float
     """Per replica."""

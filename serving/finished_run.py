@@ -21,7 +21,7 @@ class Excerpt(BaseModel):
 
 
 class FinishedRun(Excerpt):
-    """Of a run's ``run.json``."""
+    """What matters here of a run's ``run.json``."""
 
     run: str
     state: str
@@ -52,7 +52,7 @@ class CheckpointFiles(Excerpt):
 
 
 class RunCheckpoint(Excerpt):
-    """Of a checkpoint's ``manifest.json``."""
+    """What matters here of a checkpoint's ``manifest.json``."""
 
     files: CheckpointFiles
 

@@ -53,7 +53,7 @@ class Lineage(Frozen):
     dataset: DatasetRef
     code_version: str
     versions: dict[str, str]
-    """Of the libraries it was trained with."""
+    """Versions of the libraries it was trained with."""
     experiment: dict[str, Any]
 
 

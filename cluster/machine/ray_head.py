@@ -112,7 +112,7 @@ def ray_environment(token_file: Path, temp_dir: str) -> dict[str, str]:
 
 
 def _is_hidden(variable: str) -> bool:
-    """Whether a variable holds a secret, by its name, or leads to another cluster; paths of secrets are none."""
+    """Whether a variable holds a secret, by its name, or leads to another cluster; a path to a secret is not one."""
     return variable in (*SECRET_VARIABLES, *FOREIGN_VARIABLES) or variable.upper().endswith(SECRET_ENDINGS)
 
 

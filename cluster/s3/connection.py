@@ -65,7 +65,7 @@ def _loader() -> Any:
 
 
 def _timestamp(text: Any) -> datetime:
-    """Of a listing, a time for each object, which botocore's own parser takes five times as long for."""
+    """Parse the time of an object in a listing, which botocore's own parser takes five times as long for."""
     try:
         return datetime.fromisoformat(text)
     except (ValueError, TypeError):

@@ -289,7 +289,7 @@ class Store:
     def _page(self, what: str, **arguments: Any) -> Mapping[str, Any]:
         def fetch(s3: Any) -> Mapping[str, Any]:
             page: Mapping[str, Any] = s3.list_objects_v2(Bucket=self.bucket, **arguments)
-            required(page, "IsTruncated")  # or a listing that is none would look like an empty folder
+            required(page, "IsTruncated")  # or an answer that is no listing would look like an empty folder
             return page
 
         return self._call(what, fetch)

@@ -71,5 +71,5 @@ def _read(store: Store, key: str, model: type[M], kind: str) -> M | None:
 
 
 def _sha256(values: Any) -> str:
-    """Of JSON in its one shortest form, so that fields which a later release adds change nothing."""
+    """Return the SHA-256 of JSON in its one shortest form, so that fields which a later release adds change nothing."""
     return hashlib.sha256(json.dumps(values, sort_keys=True, separators=(",", ":")).encode()).hexdigest()

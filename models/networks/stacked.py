@@ -116,7 +116,7 @@ class StackedBatchNorm(nn.Module):
     """
 
     sizes: Sequence[int]
-    """Of the micro-batches."""
+    """Samples in each micro-batch."""
 
     def __init__(self, layers: Sequence[nn.BatchNorm1d], weight_RU: nn.Parameter, bias_RU: nn.Parameter) -> None:
         super().__init__()
@@ -164,7 +164,7 @@ class StackedDropout(nn.Module):
     """
 
     sizes: Sequence[int]
-    """Of the micro-batches."""
+    """Samples in each micro-batch."""
     generators: Sequence[torch.Generator]
     """One for each micro-batch of each network."""
 

@@ -100,7 +100,7 @@ def check_packages(constraints: Path | None = None) -> Check:
 
 
 def unmet(requirement: str) -> str | None:
-    """Return what is wrong with an installed package, or ``None``; an extra's requirement is none of ours."""
+    """Return what is wrong with an installed package, or ``None``; requirements of extras do not count."""
     parsed = Requirement(requirement)
     if parsed.marker is not None and not parsed.marker.evaluate({"extra": ""}):
         return None

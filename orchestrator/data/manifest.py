@@ -112,3 +112,8 @@ class Manifest(Frozen):
     source: Source
     created: str
     """UTC, ISO 8601."""
+
+    @property
+    def judged_on(self) -> str:
+        """The split that every epoch is judged on: the validation split where there is one, else the test split."""
+        return "validation" if "validation" in self.splits else "test"

@@ -73,7 +73,7 @@ class Plan:
     """Row of its group with which each segment begins."""
     window_starts: Ints
     lengths: Ints | None = field(default=None, repr=False)
-    """Of each sample, by its id, where batches are to be of similar lengths."""
+    """The length of each sample, by its id, where batches are to be of similar lengths."""
 
     @property
     def num_samples(self) -> int:

@@ -26,9 +26,9 @@ class Scan:
 
     rows: int
     bytes: int
-    """Of the columns in memory."""
+    """Bytes that the columns take in memory."""
     sha256: str
-    """Of all values."""
+    """The SHA-256 of all values."""
     fingerprints: npt.NDArray[np.uint64]
     """[N], a hash of what a model reads of each row; empty if there is no feature of a kind in `COMPARED`."""
     lengths: npt.NDArray[np.int32]

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 POLL_S = 0.5
-REST = 20  # pauses are this many times as long as a look took: the cores belong to the work
+REST = 20  # pauses are this many times as long as the last look took, so looking uses at most 5 % of a core
 
 
 @contextmanager

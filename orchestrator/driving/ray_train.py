@@ -56,7 +56,7 @@ class GroupPlan:
     """A placement group with one bundle for each worker; its owner removes it."""
     workers: int
     resources: Mapping[str, float]
-    """Of each worker: `CPU` and perhaps `GPU`."""
+    """What each worker reserves: `CPU` and perhaps `GPU`."""
     environment: Mapping[str, str]
     threads: int
     hang_timeout_s: float
@@ -185,7 +185,7 @@ class _Group(WorkerGroup):
         return replace(found, worker_statuses={**found.worker_statuses, 0: first})
 
     def _without_echoes(self, found: Any) -> Any:
-        """Hold back what a lost worker does to others, and its own silence, until it is known whether its node died."""
+        """Delay errors that only follow from a lost worker, for up to ECHO_S, so that the cause is reported first."""
         errors = [unwrapped(error) for error in found.errors.values()]
         if not errors or not all(isinstance(e, ActorUnavailableError) or is_collateral(e) for e in errors):
             return found

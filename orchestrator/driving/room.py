@@ -10,7 +10,7 @@ SMALLER_S = 10.0  # so long an elastic run waits for a worker more before it sta
 
 
 def prepare(record: RunRecord, *, workers: int | None = None) -> None:
-    """Begin to start the processes that a run, or so many workers of several like it, will wait for."""
+    """Start worker processes in the background, so that the run finds them ready."""
     if record.techniques.processor == "gpu":
         return
     scaling, need = record.experiment.scaling, resources_of(record)

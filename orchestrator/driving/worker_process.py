@@ -119,7 +119,7 @@ class TrainingProcess:
 
 
 _HERE: list[TrainingProcess] = []
-"""This process, where it is one."""
+"""The TrainingProcess that runs in this process; empty in any other process."""
 
 
 def is_abandoned() -> bool:
@@ -129,7 +129,7 @@ def is_abandoned() -> bool:
 
 
 class _Outcome:
-    """Of a function that runs in a thread."""
+    """What a function that runs in a thread has come to."""
 
     def __init__(self) -> None:
         self.is_running = True

@@ -56,8 +56,8 @@ class Design(Frozen):
     arms: list[DesignArm]
     factors: dict[str, list[Any]]
     resolution: int | None
-    """Of the fraction; ``None`` for all combinations. 3: main effects are free of each other; 4: also of two-factor
-    interactions; 5 or more: two-factor interactions are free of each other, too."""
+    """The fraction's resolution; ``None`` for all combinations. 3: main effects are free of each other; 4: also of
+    two-factor interactions; 5 or more: two-factor interactions are free of each other, too."""
     generators: list[str]
     """What each further factor of a fraction equals, in words."""
     aliases: list[str]

@@ -97,7 +97,7 @@ class Variance(Evidence):
     """Share of what this source and the residual have together; ``None`` without a residual."""
     f: float | None
     p: float | None
-    """Of the whole source, not corrected for the number of sources."""
+    """The p-value of the whole source, not corrected for the number of sources."""
 
 
 class LevelMean(Mean):
@@ -322,7 +322,7 @@ def _variance(fit: Fit, source: str, factors: tuple[str, ...], columns: Sequence
 
 
 def _level_means(fit: Fit) -> list[LevelMean]:
-    """Of every factor and of every pair of factors in the model, with the noise of these seeds alone."""
+    """Return the mean of every level, and of every pair of levels in the model, with the noise of these seeds alone."""
     means = []
     for block in fit.blocks.values():
         if len(block.factors) not in (1, 2):

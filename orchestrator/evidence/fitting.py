@@ -28,7 +28,7 @@ class Grid(NamedTuple):
     """Which factors vary, and the level of each in every arm."""
 
     levels: dict[str, list[str]]
-    """Of every factor with two or more."""
+    """The levels of every factor with two or more."""
     arms: dict[str, dict[str, str]]
     """Level of every factor that applies to an arm."""
 
@@ -61,7 +61,7 @@ class Term(NamedTuple):
 
     factors: tuple[str, ...]
     levels: tuple[tuple[str, ...], ...]
-    """Of each factor, those at which all factors apply."""
+    """The levels of each factor at which all factors apply."""
     columns: slice
 
 
@@ -71,7 +71,7 @@ class Fit(NamedTuple):
     blocks: dict[str, Term]
     coefficients: Array
     inverse: Array
-    """Of the normal equations' matrix: times ``noise``, the covariance of the coefficients."""
+    """The inverse of the normal equations' matrix: times ``noise``, the covariance of the coefficients."""
     noise: float | None
     """Variance of the residual; ``None`` without degrees of freedom."""
     degrees_of_freedom: int

@@ -130,7 +130,7 @@ class _Measured(NamedTuple):
     """Trainings that reached the target after the horizon."""
     horizon: float | None = None
     trainings: int | None = None
-    """That share the values; ``None``: each has its own."""
+    """How many trainings stand behind the values where several share one measured time; ``None``: one each."""
 
 
 class _Way(NamedTuple):

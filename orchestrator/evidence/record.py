@@ -30,7 +30,7 @@ class Cell(Evidence):
     lane: int | None = None
     """Which of the trainings at the same time it was among."""
     learning_rate: float | None = None
-    """Of the training."""
+    """The learning rate of the training."""
 
 
 def busy_seconds(cells: Sequence[Cell]) -> float | None:

@@ -340,7 +340,7 @@ def crossover_chart(found: Crossover) -> Chart:
 
 
 def _crossover_bands(found: Crossover, x: Scale, y: Scale) -> Iterator[Line]:
-    """Of the line, of the size at which both cost the same, and of every pair of arms."""
+    """Yield the bands of the line, of the size at which both cost the same, and of every pair of arms."""
     band = [(p.parameters, p.high) for p in found.line] + [(p.parameters, p.low) for p in reversed(found.line)]
     if all(value is not None for _, value in band):
         yield Line(_path((x.at(size), _top(y, value or 0.0)) for size, value in band) + "Z", _TREND)

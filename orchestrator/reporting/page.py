@@ -157,7 +157,7 @@ class BoardRow:
 
     arm: ArmSummary
     levels: tuple[str | None, ...]
-    """Of each factor; ``None`` where it does not apply."""
+    """The level of each factor; ``None`` where the factor does not apply."""
     strip: Strip | None
     trainings: str
     learning_rates: str

@@ -101,7 +101,7 @@ def _settings_of(ledger: Ledger) -> list[str]:
 
 
 def _setting_column(values: Sequence[Any]) -> "pa.Array":
-    """Of its own type where all levels are of one, else as the names of the levels."""
+    """Return a setting's column: in the levels' own type where all are of one type, else their names."""
     import pyarrow as pa
 
     known = {type(value) for value in values if value is not None}

@@ -29,7 +29,7 @@ class WhyGroup:
     clear: bool
     """Whether the factor has a clear effect on the metric."""
     legend: tuple[Label, ...]
-    """Of all levels, also those that the first chart lacks."""
+    """The legend of all levels, also those that the first chart lacks."""
     layers: tuple[tuple[str, tuple[Chart, ...]], ...]
     hidden_layers: int
     rows: tuple[tuple[Any, ...], ...]
@@ -54,7 +54,7 @@ def why_groups(ledger: Ledger, cells: Sequence[Cell]) -> list[WhyGroup]:
 
 
 def samples_looked_at(cells: Sequence[Cell]) -> str:
-    """Of the last epochs, such as ``32`` or ``32 to 719``; empty without data."""
+    """Return how many samples the last epochs looked at, such as ``32`` or ``32 to 719``; empty without data."""
     last: list[Any] = [entry.get("why") or () for cell in cells for entry in cell.history[-1:]]
     known = sorted({row["samples"] for rows in last for row in rows if "samples" in row})
     return " to ".join(f"{count:,}" for count in dict.fromkeys((*known[:1], *known[-1:])))

@@ -58,7 +58,7 @@ class Attempt(Finite):
     """When that was known."""
     ended: float | None = None
     end: End | None = None
-    """`None`: it works, or its driver left no word."""
+    """`None`: still running, or its driver died without recording an end."""
     detail: str = ""
     """One line on how it ended."""
 
@@ -139,7 +139,7 @@ def write_attempt(store: Store, run: str, attempt: Attempt) -> None:
 
 
 def read_attempts(store: Store, run: str) -> list[Attempt]:
-    """All attempts of a run, oldest first; an object that is none is named in the log and left out."""
+    """All attempts of a run, oldest first; an object that is not an attempt is named in the log and left out."""
     found, damaged = listing([info.key for info in store.list(_folder(run))], partial(_read, store))
     for reason in damaged:
         log.warning("left out of the receipt of run %s: %s", run, reason)

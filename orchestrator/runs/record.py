@@ -63,7 +63,7 @@ class RunRecord(Frozen):
     higher_is_better: bool
     code_version: str
     versions: dict[str, str]
-    """Of Python, torch and Ray."""
+    """The versions of Python, torch and Ray."""
     parameters: int = 0
     metrics: Metrics = {}
     baseline: str | None = None

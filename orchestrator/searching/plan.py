@@ -4,12 +4,11 @@ from typing import Any
 
 from cluster.errors import ConfigError
 from cluster.s3.store import Store
+from models.features import HIGHER_IS_BETTER
 from orchestrator.config import Experiment, RangeConfig
 from orchestrator.configfile import near_miss
 from orchestrator.runs.record import RunRecord, utc_now
 from orchestrator.searching.record import SearchRecord
-
-HIGHER_IS_BETTER = {"accuracy": True, "loss": False, "rmse": False, "mse": False, "mae": False}
 
 
 def space_rows(experiment: Experiment) -> list[tuple[str, str]]:

@@ -38,13 +38,13 @@ class TrialRecord(StoredWithNaN):
     run: str
     state: Literal["finished", "stopped", "failed"]
     values: Values
-    """Of the settings in the space; with `pbt` those of the last epoch."""
+    """Values of the settings in the space; with `pbt` those of the last epoch."""
     value: float | None = None
-    """Of the metric after the last epoch that was trained."""
+    """The metric after the last epoch that was trained."""
     epochs: int = 0
-    """That were trained."""
+    """Epochs that were trained."""
     seconds: float = 0.0
-    """That this trial took, without what it copied."""
+    """Seconds that this trial took, without what it copied."""
     history: list[EpochRecord] = []
     """As in a run."""
     stages: list[Stage] = []
@@ -53,7 +53,7 @@ class TrialRecord(StoredWithNaN):
 
 
 def trial_name(number: int) -> str:
-    """Of the object; with the search's in front, of the run."""
+    """Return the name of the trial's object. Its run is called `SEARCH.NAME`."""
     return f"trial-{number:03d}"
 
 
@@ -103,9 +103,9 @@ class SearchResult(NamedTuple):
     trials: list[TrialRecord]
     """The best first."""
     best: TrialRecord | None
-    """Of those that were trained to the end."""
+    """The best trial of those that were trained to the end."""
     metrics: Metrics
-    """Of the best one on the test split."""
+    """Metrics of the best trial on the test split."""
     seconds: float
 
 

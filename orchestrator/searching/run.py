@@ -129,8 +129,8 @@ def planned(experiment: Experiment, tried: list[Experiment], store: Store) -> _P
     bodies = [run.model_dump(mode="json") for run in runs]
     described = call_in_worker(describe_all, bodies, store.settings.model_dump(mode="json"), threads=1)
     ahead.join()  # a thread that imports must not outlive the process's other threads
-    judged_on = "validation" if "validation" in dataset.manifest.splits else "test"
-    return _Plan(described[0].model_copy(update={"evaluated_on": judged_on}), need, gpus >= 1)
+    run = described[0].model_copy(update={"evaluated_on": dataset.manifest.judged_on})
+    return _Plan(run, need, gpus >= 1)
 
 
 def _judge(record: SearchRecord, trials: list[TrialRecord], store: Store) -> Metrics:

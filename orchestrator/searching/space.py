@@ -28,7 +28,7 @@ class Known(NamedTuple):
 
     values: Values
     value: float | None
-    """Of the metric; ``None``: the training failed, which is worse than any value."""
+    """The value of the metric; ``None``: the training failed, which is worse than any value."""
 
 
 def probes(experiment: Experiment) -> list[Experiment]:

@@ -26,24 +26,24 @@ class Prediction(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     seconds: dict[str, float]
-    """Of one training of each arm."""
+    """Seconds of one training of each arm."""
     dollars_per_hour: dict[str, float]
-    """Of one training of each arm, where the price is known."""
+    """Price of one training of each arm, where it is known."""
     lanes: int
     """Trainings at the same time."""
     trials: int
     """Trainings of each arm beside those with the seeds: they choose its learning rate."""
     start_seconds: float
-    """Of Ray Tune and of the lanes, before the first training."""
+    """Seconds in which Ray Tune and the lanes start, before the first training."""
     probe_seconds: float
-    """That the probe itself took."""
+    """Seconds that the probe itself took."""
 
     def minutes(self, *, seeds: int) -> float:
         """From the command to the end, without the probe."""
         return (self.start_seconds + math.fsum(self.seconds.values()) * (seeds + self.trials) / self.lanes) / 60
 
     def dollars(self, *, seeds: int) -> float | None:
-        """Of all trainings; ``None`` if the price of an arm is not known."""
+        """The price of all trainings; ``None`` if the price of an arm is not known."""
         if set(self.seconds) - set(self.dollars_per_hour):
             return None
         each = math.fsum(seconds * self.dollars_per_hour[arm] / 3600 for arm, seconds in self.seconds.items())
@@ -71,7 +71,8 @@ def probe(
         lanes: trainings at the same time.
         trials: see `Prediction`.
         prices: dollars per hour of a training of each arm.
-        together: how many trainings of an arm are one batched model, where they are; so they are in the probe.
+        together: arm → how many of its trainings run as one batched model. The probe runs them the same way; arms that
+            are not listed train one by one.
     """
     name, started = f"{sweep}-probe", time.perf_counter()
     arms = {f"{arm}-e{n}": _with_epochs(run, n) for arm, run in runs.items() for n in _epochs(run)}

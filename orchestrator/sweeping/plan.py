@@ -6,6 +6,7 @@ from typing import Any
 from cluster.errors import ConfigError
 from cluster.session import cluster_resources
 from models.config import has_activation
+from models.features import HIGHER_IS_BETTER
 from orchestrator.config import Experiment, SweepConfig
 from orchestrator.configfile import Document, near_miss, set_dotted, setting_names, validate
 from orchestrator.evidence.design import Design, Settings, plan_design
@@ -19,7 +20,9 @@ MOST_SEEDS = 1000
 
 
 def plan_sweep(experiment: Experiment) -> tuple[Design, list[Arm]]:
-    """The design of `sweep.vary`, and its arms, each validated; one that differs only in what its model lacks is none.
+    """Return the design and its validated arms.
+
+    Combinations that differ only in a setting their model does not have are one arm.
 
     Raises:
         ConfigError: naming the setting or the combination that is wrong.
@@ -97,9 +100,10 @@ def sweep_record(
     assert experiment.sweep is not None
     first = runs[arms[0].name]
     metric = experiment.sweep.metric or first.primary_metric
-    known = {"accuracy": True, "loss": False, "rmse": False, "mse": False, "mae": False}
-    if metric not in known:
-        raise ConfigError(f"sweep.metric must be a metric of the task, got {metric!r}. {near_miss(metric, known)}")
+    if metric not in HIGHER_IS_BETTER:
+        raise ConfigError(
+            f"sweep.metric must be a metric of the task, got {metric!r}. {near_miss(metric, HIGHER_IS_BETTER)}"
+        )
     seed = experiment.train.seed
     lanes = num_lanes(experiment, runs, len(arms) * experiment.sweep.seeds)
     packing = choose_packing(experiment.sweep, runs, lanes=lanes)
@@ -111,7 +115,7 @@ def sweep_record(
         arms=[_as_planned(arm, runs[arm.name]) for arm in arms],
         seeds=list(range(seed, seed + experiment.sweep.seeds)),
         metric=metric,
-        higher_is_better=known[metric],
+        higher_is_better=HIGHER_IS_BETTER[metric],
         dollars_per_hour=_prices(experiment, runs),
         resolution=design.resolution,
         generators=design.generators,

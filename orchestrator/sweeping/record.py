@@ -54,7 +54,7 @@ class SweepRecord(Frozen):
     dollars_per_hour: dict[str, float] = {}
     """Arm -> price of all workers of one training, where it is known."""
     resolution: int | None = None
-    """Of a fraction of the combinations; see `orchestrator.evidence.design.Design`."""
+    """The resolution of a fraction of the combinations; see `orchestrator.evidence.design.Design`."""
     generators: list[str] = []
     aliases: list[str] = []
     notes: list[str] = []
@@ -82,7 +82,7 @@ class SweepResult(NamedTuple):
     cells: list[Cell]
     record: SweepRecord
     seconds: float
-    """That it took. Of what was done before a `resume` only the time in which trainings ran is known."""
+    """Seconds that the sweep took. Of the time before a `resume`, only that in which trainings ran is known."""
 
 
 def dollars_spent(result: SweepResult) -> float | None:

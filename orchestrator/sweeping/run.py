@@ -113,11 +113,11 @@ def _pack(record: SweepRecord, arm: str, place: int) -> str | None:
 
 
 def _tuning_tasks(record: SweepRecord, runs: Mapping[str, RunRecord], store: Store) -> list[CellTask]:
-    """The trainings that choose learning rates, all with one seed that is none of the sweep's."""
+    """The trainings that choose learning rates, all with one seed that the sweep does not use."""
     tasks = []
     for arm in record.arms if record.experiment.sweep and record.experiment.sweep.tune_learning_rate else ():
         data = runs[arm.name].dataset
-        splits = open_dataset(store, data.name, version=data.version).manifest.splits
+        judged_on = open_dataset(store, data.name, version=data.version).manifest.judged_on
         tasks += [
             CellTask(
                 name=f"{arm.name}-lr{i}",
@@ -126,7 +126,7 @@ def _tuning_tasks(record: SweepRecord, runs: Mapping[str, RunRecord], store: Sto
                 folder="tuning",
                 pack=f"{arm.name}-lr" if arm.name in record.together else None,
                 learning_rate=rate,
-                evaluated_on="validation" if "validation" in splits else "test",
+                evaluated_on=judged_on,
             )
             for i, rate in enumerate(_rates(record))
         ]
@@ -239,7 +239,7 @@ def planned_runs(arms: Sequence[Arm], store: Store) -> dict[str, RunRecord]:
 
 
 def _start_lanes_ahead(arms: Sequence[Arm], runs: Mapping[str, RunRecord]) -> None:
-    """Begin to start the processes that will train."""
+    """Start the processes that will train, in the background."""
     experiment = arms[0].experiment
     seeds = experiment.sweep.seeds if experiment.sweep else 1
     lanes = num_lanes(experiment, runs, len(arms) * seeds)

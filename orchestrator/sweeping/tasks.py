@@ -30,7 +30,7 @@ class CellTask(Frozen):
     """One cell to train."""
 
     name: str
-    """Of the object and of the claim; with the sweep's in front, of the run."""
+    """Names the result object and the claim. The run is called `SWEEP.NAME`."""
     arm: str
     seed: int
     folder: Literal["cells", "tuning"] = "cells"
@@ -51,7 +51,7 @@ class LanePlan(Frozen):
     """What each arm trains, but for the seed and the name of the run."""
     tasks: list[CellTask]
     timeout_minutes: float | None
-    """Of one task."""
+    """The longest time that one task may take."""
 
     @property
     def key(self) -> str:

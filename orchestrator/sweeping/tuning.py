@@ -24,7 +24,7 @@ class Tuned(Frozen):
     seed: int
     """None of the sweep's: what it does for a learning rate by chance must not come back in the comparison."""
     split: str
-    """That the trials were judged on."""
+    """The split that the trials were judged on."""
     trials: list[Trial]
 
 

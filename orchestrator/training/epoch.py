@@ -223,7 +223,10 @@ def _backward(trainer: Trainer, micro_batch: MicroBatch, counters: Counters, sam
 
 
 def _is_mid_update(trainer: Trainer, plan: Plan) -> bool:
-    """Batch gradient descent: gradients of steps that no checkpoint holds wait for the epoch's end."""
+    """Whether gradients are still being summed.
+
+    With batch gradient descent the weights change once per epoch, and a checkpoint does not contain the sum so far.
+    """
     return trainer.record.techniques.gradient == "batch" and trainer.position.step < plan.num_steps
 
 

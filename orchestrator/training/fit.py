@@ -10,7 +10,6 @@ import torch.distributed as dist
 from cluster.failpoints import failpoint
 from cluster.s3.store import Store
 from orchestrator.config import TrainConfig
-from orchestrator.data.dataset import Dataset
 from orchestrator.runs.checkpoint import Restored, State, load_checkpoint, newest_valid, prune, recover, save_checkpoint
 from orchestrator.runs.log import RunLog
 from orchestrator.runs.pulse import PULSE, TrainingStoppedError
@@ -52,7 +51,7 @@ def fit(
             writer.begin_at(trainer.update)
         for epoch in range(trainer.position.epoch, trainer.settings.epochs):
             trained = train_epoch(trainer, epoch, writer if checkpoints == "all" else None)
-            report(trainer, epoch, trained | evaluate(trainer, validation_split(trainer.dataset)))
+            report(trainer, epoch, trained | evaluate(trainer, trainer.dataset.manifest.judged_on))
             _save_epoch(trainer, writer, checkpoints)
     return trainer
 
@@ -85,11 +84,6 @@ def is_checkpoint_due(epochs_done: int, settings: TrainConfig) -> bool:
     return every is not None and epochs_done % every == 0
 
 
-def validation_split(dataset: Dataset) -> str:
-    """The split that every epoch is judged on."""
-    return "validation" if "validation" in dataset.manifest.splits else "test"
-
-
 def write_checkpoint(trainer: Trainer, state: State) -> None:
     """Put a checkpoint into the store, and remove what it makes superfluous."""
     run = trainer.record.run
@@ -102,7 +96,7 @@ def write_checkpoint(trainer: Trainer, state: State) -> None:
 def _save_epoch(trainer: Trainer, writer: CheckpointWriter, checkpoints: Literal["all", "last"]) -> None:
     """Save after an epoch where that is due, and always after the last; end the training where that is asked.
 
-    An update has one checkpoint: of two, the later could not be told.
+    Never write two checkpoints of the same update: their names would not say which is newer.
     """
     epoch, asked = trainer.position.epoch, trainer.is_stopping and checkpoints == "all"
     is_last = epoch == trainer.settings.epochs

@@ -36,7 +36,7 @@ from orchestrator.training.epoch import (
     to_device,
     total_updates,
 )
-from orchestrator.training.fit import report, validation_split, write_checkpoint
+from orchestrator.training.fit import report, write_checkpoint
 from orchestrator.training.packs import can_train_together
 from orchestrator.training.trainer import Counters, Trainer, World, build_optimizer, build_trainer, snapshot
 
@@ -52,11 +52,11 @@ class Group:
 
     trainers: list[Trainer]
     network: StackedNetwork
-    """Which holds what the trainers' networks show."""
+    """Owns the weights; each trainer's network is a view of one row."""
     rows: list[nn.Parameter]
     """All numbers of each network as one parameter."""
     optimizer: torch.optim.Optimizer
-    """Of the rows, in groups of one learning rate; `places` tells whose."""
+    """Updates the rows, in groups of one learning rate; `places` tells whose."""
     penalized_P: Tensor
     """1 for a number that the penalty is on, else 0."""
     decayed_P: Tensor
@@ -248,7 +248,7 @@ def _end_epoch(group: Group, place: int, epoch: int, metrics: Metrics) -> None:
     except RunFailedError as failure:
         group.failures[place] = failure
         return
-    report(trainer, epoch, metrics | evaluate(trainer, validation_split(trainer.dataset)))
+    report(trainer, epoch, metrics | evaluate(trainer, trainer.dataset.manifest.judged_on))
 
 
 def _living(group: Group) -> Iterator[tuple[int, Trainer]]:

@@ -52,7 +52,7 @@ class Position:
     step: int = 0
     """Steps done of this epoch."""
     loss_sum: float = 0.0
-    """Of the epoch's samples so far."""
+    """The loss, summed over the epoch's samples so far."""
     samples: int = 0
 
 
@@ -69,7 +69,7 @@ class Trainer:
     optimizer: torch.optim.Optimizer
     parts: GradientParts
     log: RunLog | None
-    """Of the first worker only."""
+    """Where metrics go; only the first worker has one."""
     attempt: str
     steps_per_epoch: int
     updates_per_epoch: int

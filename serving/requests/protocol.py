@@ -54,7 +54,7 @@ class Expected(NamedTuple):
     datatypes: tuple[str, ...]
     """What it may be sent as; the first one is advertised."""
     shape: tuple[int, ...]
-    """Of one sample; -1 is any length."""
+    """The shape of one sample; -1 is any length."""
     optional: bool = False
 
 

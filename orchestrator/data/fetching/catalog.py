@@ -41,7 +41,7 @@ class OfficialDataset:
     options: Mapping[str, object] = field(default_factory=lambda: MappingProxyType({}))
     """As for `parse_options`."""
     content_sha256: str | None = None
-    """Of the lines ``SHA-256  NAME`` of the source folder's files, sorted by name: ``sha256sum * | sha256sum``."""
+    """The SHA-256 of the source folder's files as lines ``SHA-256  NAME``, sorted: ``sha256sum * | sha256sum``."""
 
 
 # ---- pictures

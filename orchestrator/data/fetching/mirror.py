@@ -91,7 +91,7 @@ def _copy_changes(store: Store, objects: Sequence[ObjectInfo], to: Path, record:
 
 
 def _read_etags(record: Path) -> dict[str, str]:
-    """Return what was copied the last time; a record that is damaged is none, and everything is fetched again."""
+    """Return what was copied the last time; where that record is damaged, everything is fetched again."""
     try:
         found = parse_json(read_file(record, most_bytes=MOST_BYTES), where=str(record)) if record.exists() else {}
     except (ConfigError, IntegrityError) as error:

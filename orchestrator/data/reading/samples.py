@@ -116,7 +116,7 @@ class Dense:
     """What a feature or target of one size per sample is in a batch."""
 
     shape: tuple[int, ...]
-    """Of one sample."""
+    """The shape of one sample."""
     dtype: torch.dtype
 
 

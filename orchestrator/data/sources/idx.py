@@ -43,7 +43,7 @@ class Half:
     labels: Array
     """[N] int64."""
     place: str
-    """Of the labels, for messages."""
+    """The labels' file, for messages."""
 
 
 def read_idx(source: str, options: SourceOptions) -> Prepared:

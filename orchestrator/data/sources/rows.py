@@ -98,7 +98,7 @@ class Delimited:
         """Return a column as finite numbers, [N] float64.
 
         Raises:
-            ConfigError: if a field is none, or does not fit 32 bits.
+            ConfigError: if a field is not a number, or does not fit 32 bits.
         """
         values = pc.utf8_trim_whitespace(self.table.column(name))
         numbers, _ = as_numbers(values)
@@ -202,7 +202,7 @@ def as_number(text: str) -> float | None:
 
 
 def as_numbers(values: pa.ChunkedArray) -> tuple[Array, Array]:
-    """Return texts as numbers, NaN where a text is none, and which of them are numbers."""
+    """Return texts as numbers, NaN where a text is not a number, and which of them are numbers."""
     try:
         numbers = pc.cast(values, pa.float64()).to_numpy()
     except pa.ArrowInvalid:

@@ -23,7 +23,7 @@ class Sampled:
 
     columns: Columns
     row_numbers: Ints
-    """Of each row in the split, without those that belong to the split before."""
+    """The number of each row in its split; rows of the split before are not counted."""
     total_rows: int
 
     @property

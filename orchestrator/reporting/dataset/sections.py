@@ -69,7 +69,7 @@ class SeriesChart:
     high: str
     path: str
     edges: tuple[tuple[str, float, float], ...] = field(default=())
-    """Of each split: name, where it begins and how wide it is."""
+    """Name, beginning and width of each split."""
 
 
 def describe_feature(feature: Feature) -> str:
