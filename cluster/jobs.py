@@ -31,6 +31,7 @@ POLL_S = 0.25
 NO_AGENT = "No available agent"  # what the job service says of a cluster that has just started
 AGENT_S = 90.0  # to wait for one: seconds on a quiet machine, a minute on a crowded one
 CHATTY_LOGGERS = ("ray.dashboard.modules.dashboard_sdk", "ray.dashboard.modules.job.sdk", "ray._private.runtime_env")
+MOST_BREAKS = 20  # of a log in a row, without a word between them
 FINAL = ("SUCCEEDED", "FAILED", "STOPPED")
 
 
@@ -125,13 +126,16 @@ def logs(job_id: str, *, address: str | None = None, follow: bool = False) -> It
     Raises:
         NotFoundError: The cluster has no such job.
     """
-    with _client(address) as client:
-        so_far = client.get_job_logs(job_id)
-        pieces = client.tail_job_logs(job_id)  # begins at the first line again
-    if follow:
-        yield from _followed(pieces)
-    else:
-        yield so_far
+    if not follow:
+        with _client(address) as client:
+            yield client.get_job_logs(job_id)
+        return
+
+    def tail() -> AsyncIterator[str]:
+        with _client(address) as client:
+            return client.tail_job_logs(job_id)
+
+    yield from _followed(tail, lambda: job(job_id, address=address).status in FINAL)
 
 
 def wait(job_id: str, *, address: str | None = None, timeout_s: float | None = None) -> JobRecord:
@@ -196,14 +200,36 @@ def _wait(look: Callable[[], JobRecord], *, deadline: float) -> JobRecord:
     return record
 
 
-def _followed(pieces: AsyncIterator[str]) -> Iterator[str]:
+def _followed(tail: Callable[[], AsyncIterator[str]], has_ended: Callable[[], bool]) -> Iterator[str]:
+    """Yield each piece of a log once, though its stream may break off, and begins at the first line again.
+
+    Args:
+        tail: Opens the stream.
+        has_ended: Whether all that will ever be in the log is there.
+    """
+    told, breaks, is_last = 0, 0, False
+    while not is_last:
+        is_last, seen = has_ended(), 0
+        try:
+            for piece in _plain(tail()):
+                new, seen = piece[max(0, told - seen) :], seen + len(piece)
+                if new:
+                    told, breaks = seen, 0
+                    yield new
+        except (RuntimeError, OSError) as error:
+            breaks, is_last = breaks + 1, False
+            if breaks == MOST_BREAKS:
+                raise ClusterError(f"the log must go on until the job ends, got {error}. Watch again.") from error
+        if not is_last:
+            time.sleep(POLL_S)
+
+
+def _plain(pieces: AsyncIterator[str]) -> Iterator[str]:
     """Turn Ray's asynchronous log into a plain iterator."""
     loop = asyncio.new_event_loop()
     try:
         while (piece := loop.run_until_complete(_next(pieces))) is not None:
             yield piece
-    except (RuntimeError, OSError) as error:
-        raise ClusterError(f"the log must go on until the job ends, got {error}. Watch again.") from error
     finally:
         loop.run_until_complete(loop.shutdown_asyncgens())
         loop.close()

@@ -1,6 +1,7 @@
 """Jobs on the session's Ray head: submit, follow, stop."""
 
 import textwrap
+from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -113,3 +114,40 @@ def test_a_refused_token_is_named(ray_cluster: RayState, monkeypatch: pytest.Mon
 def test_a_dead_dashboard_is_named() -> None:
     with pytest.raises(ClusterError, match=r"at http://127\.0\.0\.1:1 .* must answer within 10 s"):
         jobs.jobs("http://127.0.0.1:1")
+
+
+LOG = "".join(f"line {number}\n" for number in range(10))
+
+
+def stream(text: str, *, error: Exception | None = None) -> AsyncIterator[str]:
+    """A log's beginning, in uneven pieces, and then perhaps a break."""
+
+    async def pieces() -> AsyncIterator[str]:
+        for first in range(0, len(text), 7):
+            yield text[first : first + 7]
+        if error is not None:
+            raise error
+
+    return pieces()
+
+
+def test_a_log_that_breaks_off_is_told_once_and_whole(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(jobs, "POLL_S", 0.0)
+    lost = ConnectionError("lost")
+    streams = [
+        stream(""),
+        stream(LOG[:20], error=lost),
+        stream(LOG[:3]),
+        stream(LOG[:50], error=RuntimeError("closed")),
+        stream(LOG[:60]),
+        stream(LOG),
+    ]
+    told = list(jobs._followed(lambda: streams.pop(0), lambda: len(streams) == 1))
+    assert "".join(told) == LOG
+    assert streams == []
+
+
+def test_a_log_that_never_comes_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(jobs, "POLL_S", 0.0)
+    with pytest.raises(ClusterError, match=r"the log must go on until the job ends, got lost\. Watch again\."):
+        list(jobs._followed(lambda: stream("", error=ConnectionError("lost")), lambda: True))

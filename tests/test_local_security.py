@@ -49,6 +49,7 @@ ANSWERS: dict[str, dict[str, set[str]]] = {
     "gcs_server": {"grpc": set()},
     "raylet": {"grpc": set()},
     "dashboard.py": {"http": {"GET /"}},  # the page, which asks for the token
+    "/monitor.py": {"http": {"GET statistics"}},  # of the autoscaler
     "ray.util.client.server": {"grpc": set()},
     "ray::DashboardAgent": {"grpc": set(), "http": {"GET statistics", "GET /api/local_raylet_healthz"}},
     "ray::RuntimeEnvAgent": {"http": set()},

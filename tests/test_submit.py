@@ -147,7 +147,8 @@ def test_an_outage_of_the_job_service_disturbs_no_job_and_loses_no_stop(
 ) -> None:
     push(store, "sklearn:digits")
     where = ["--address", dashboard, "--store", store.settings.url]
-    orchestrator("submit", "train", "digits-mlp", "train.epochs=100000", "--job", "third", *where, cwd=folder)
+    sent = orchestrator("submit", "train", "digits-mlp", "train.epochs=100000", "--job", "third", *where, cwd=folder)
+    assert sent.returncode == 0, sent.stderr
     wait_until_training("third", dashboard, folder)
     with suspended(dashboard):
         stopping = start("stop", "third", "--address", dashboard, "--json", cwd=folder)
@@ -186,5 +187,5 @@ def wait_until_training(job: str, dashboard: str, folder: Path) -> None:
             if line.startswith("epoch "):
                 break
         else:
-            raise AssertionError("".join(lines))
+            raise AssertionError("".join(lines) + process.communicate()[1])
         process.terminate()
