@@ -8,6 +8,7 @@ import socket
 import subprocess
 import sys
 from collections.abc import Mapping
+from itertools import islice
 from pathlib import Path
 
 import psutil
@@ -78,9 +79,9 @@ def last_words(name: str) -> str:
     return " | ".join(line.strip() for line in lines if line.strip())[-600:]
 
 
-def free_port() -> int:
-    """Choose a port below those that Linux hands out to programs that name none."""
-    return next(port for port in random.sample(range(23000, 29999), k=6999) if is_free(port))
+def free_ports(count: int) -> list[int]:
+    """Choose distinct ports below those that Linux hands out to programs that name none."""
+    return list(islice(filter(is_free, random.sample(range(23000, 29999), k=6999)), count))
 
 
 def is_free(port: int) -> bool:

@@ -21,7 +21,7 @@ import psutil
 
 from cluster.errors import ClusterError
 from cluster.machine.private import require_private, write_private
-from cluster.machine.processes import end_processes, free_port, last_words, log_file, port_answers, record, spawn
+from cluster.machine.processes import end_processes, free_ports, last_words, log_file, port_answers, record, spawn
 from cluster.machine.state import RayState, home
 
 MARK = "ORCHESTRATOR_RAY_TEMP_DIR"  # in the environment of every process below our Ray head, to find them again
@@ -54,7 +54,7 @@ def start_ray(cpus: int | None, gpus: int | None) -> RayState:
     if not token_file.exists():
         write_private(token_file, secrets.token_hex(32))
     temp_dir = tempfile.mkdtemp(prefix="orchestrator-", dir="/tmp")  # mode 700; short: see ``_ray_dir``
-    ports = Ports(*(free_port() for _ in Ports._fields))
+    ports = Ports(*free_ports(len(Ports._fields)))
     resources = [
         *([] if cpus is None else [f"--num-cpus={cpus}"]),
         *([] if gpus is None else [f"--num-gpus={gpus}"]),
