@@ -1,6 +1,6 @@
 """The nodes of the connected cluster: what they have free, which of them live, and which will go."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -86,3 +86,18 @@ def closing_meeting(name: str) -> Iterator[None]:
 def control_keys() -> Any:
     """Return Ray's module for keys and values in the cluster's control service, which asks for the cluster's token."""
     return imported("ray.experimental.internal_kv")
+
+
+def ask_alive(host: str, port: int, *, timeout_s: float, headers: Mapping[str, str]) -> Any:
+    """Ask a cluster's control service whether it lives; return its answer, in which the version of Ray is.
+
+    Raises:
+        grpc.RpcError: It gave no answer in time, or refused the headers' token.
+    """
+    grpc: Any = imported("grpc")
+    messages: Any = imported("ray.core.generated.gcs_service_pb2")
+    services: Any = imported("ray.core.generated.gcs_service_pb2_grpc")
+    metadata = tuple((name.lower(), value) for name, value in headers.items())
+    with grpc.insecure_channel(f"{host}:{port}") as channel:
+        ask = services.NodeInfoGcsServiceStub(channel).CheckAlive
+        return ask(messages.CheckAliveRequest(), timeout=timeout_s, metadata=metadata)

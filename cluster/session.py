@@ -18,6 +18,7 @@ from cluster.lazy import imported
 from cluster.machine.exposure import listens_beyond_loopback, warn_if_open
 from cluster.machine.ray_head import require_closed
 from cluster.machine.state import RayState, read_state
+from cluster.nodes import ask_alive
 from cluster.s3.connection import is_loopback
 from cluster.staging import content_check, stage
 
@@ -203,15 +204,10 @@ def check_reachable(found: ClusterAddress) -> None:
     import ray
 
     grpc: Any = imported("grpc")
-    messages: Any = imported("ray.core.generated.gcs_service_pb2")
-    services: Any = imported("ray.core.generated.gcs_service_pb2_grpc")
-    metadata = tuple((name.lower(), value) for name, value in token_header().items())
-    with grpc.insecure_channel(f"{found.host}:{found.port}") as channel:
-        ask = services.NodeInfoGcsServiceStub(channel).CheckAlive
-        try:
-            reply = ask(messages.CheckAliveRequest(), timeout=CONNECT_S, metadata=metadata)
-        except grpc.RpcError as error:
-            raise _probe_error(found, error.code().name) from error
+    try:
+        reply = ask_alive(found.host, found.port, timeout_s=CONNECT_S, headers=token_header())
+    except grpc.RpcError as error:
+        raise _probe_error(found, error.code().name) from error
     if reply.ray_version != ray.__version__:
         raise ClusterError(
             f"the cluster at {found.address} must run Ray {ray.__version__} like this machine, "

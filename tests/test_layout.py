@@ -54,7 +54,6 @@ TERMINAL = ("orchestrator/commands/", "orchestrator/cli.py")
 PRIVATE = re.compile(r"\b(_private|_raylet|_internal)\b|\bcore\.generated\b")
 MAY_NAME_PRIVATE = {
     "cluster/nodes.py",
-    "cluster/machine/exposure.py",
     "cluster/session.py",
     "orchestrator/driving/ray_train.py",
     "orchestrator/driving/worker_process.py",

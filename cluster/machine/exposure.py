@@ -10,6 +10,7 @@ import psutil
 
 from cluster.address import ClusterAddress
 from cluster.lazy import imported
+from cluster.nodes import ask_alive
 from cluster.s3.connection import is_loopback
 
 LOOK_S = 2.0
@@ -70,11 +71,8 @@ def _dashboard_is_open(url: str) -> bool:
 
 def _control_service_is_open(found: ClusterAddress) -> bool:
     grpc: Any = imported("grpc")
-    messages: Any = imported("ray.core.generated.gcs_service_pb2")
-    services: Any = imported("ray.core.generated.gcs_service_pb2_grpc")
-    with grpc.insecure_channel(f"{found.host}:{found.port}") as channel:
-        try:
-            services.NodeInfoGcsServiceStub(channel).CheckAlive(messages.CheckAliveRequest(), timeout=LOOK_S)
-        except grpc.RpcError:
-            return False
+    try:
+        ask_alive(found.host, found.port, timeout_s=LOOK_S, headers={})
+    except grpc.RpcError:
+        return False
     return True
