@@ -274,6 +274,11 @@ def _dashboard_url(found: ClusterAddress) -> str:
 
 def _error(found: ClusterAddress, error: Exception) -> OrchestratorError:
     text = " ".join(str(error).split())
+    if NO_AGENT in text:
+        return ClusterError(
+            f"the head of {found.address} must have a dashboard agent, which starts jobs, got none in {AGENT_S:g} s. "
+            "Its port (52365 unless told) may have been taken: start Ray with --dashboard-agent-listen-port=0."
+        )
     if "status code 404" in text:
         return NotFoundError(f"the job must be one of the cluster at {found.address}, got none of that id. List: jobs.")
     return ClusterError(f"the job service of {found.address} must answer, got: {text[:300]}.")

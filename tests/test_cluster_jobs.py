@@ -73,6 +73,16 @@ def test_a_cluster_that_has_just_started_is_waited_for(ray_cluster: RayState, mo
     assert jobs.wait(accepted.job, timeout_s=60).status == "SUCCEEDED"
 
 
+def test_a_head_without_an_agent_is_named_with_the_cure(ray_cluster: RayState, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(client: JobSubmissionClient, **job: Any) -> str:
+        raise RuntimeError("Request failed with status code 500: No available agent to submit job.")
+
+    monkeypatch.setattr(jobs, "AGENT_S", 0.0)
+    monkeypatch.setattr(JobSubmissionClient, "submit_job", refuse)
+    with pytest.raises(ClusterError, match=r"must have a dashboard agent.*--dashboard-agent-listen-port=0"):
+        jobs.submit(["true"])
+
+
 def test_a_job_can_be_submitted_twice_watched_and_stopped(ray_cluster: RayState) -> None:
     name = f"job-{uuid4().hex[:8]}"
     command = ["sh", "-c", "echo begun; sleep 600"]

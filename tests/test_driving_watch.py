@@ -101,6 +101,15 @@ def test_the_pulse_of_the_first_worker_fills_the_attempts_record(watch: Watch) -
     assert (attempt.resumed_from, attempt.end) == ("runs/run/checkpoints/x/", "finished")
 
 
+def test_the_survivors_tell_how_far_a_lost_worker_came(watch: Watch) -> None:
+    watch([pulse("starting", passed_over=["damaged"]), pulse("starting")], watch.workers)
+    watch([None, pulse("exchange", step=34, first_step_at=12.5)], watch.workers)
+    watch.close("worker_lost", "")
+    (attempt,) = read_attempts(watch.store, "run")
+    assert (attempt.reached_step, attempt.first_step_at, attempt.passed_over) == (34, 12.5, ["damaged"])
+    assert attempt.last_step_at is not None
+
+
 @pytest.mark.parametrize(
     ("error", "end", "is_final", "told"),
     [

@@ -48,7 +48,7 @@ ANSWERS: dict[str, dict[str, set[str]]] = {
     "weed": {"tls": set(), "http": STATISTICS},  # how full the disk is, and counters: no names, no content
     "gcs_server": {"grpc": set()},
     "raylet": {"grpc": set()},
-    "dashboard.py": {"http": {"GET /"}},  # the page, which asks for the token
+    "dashboard.py": {"http": {"GET /", "GET statistics"}},  # the page asks for the token
     "/monitor.py": {"http": {"GET statistics"}},  # of the autoscaler
     "ray.util.client.server": {"grpc": set()},
     "ray::DashboardAgent": {"grpc": set(), "http": {"GET statistics", "GET /api/local_raylet_healthz"}},

@@ -71,15 +71,20 @@ class Watch:
             write_attempt(self.store, self.record.run, self.attempt)
 
     def _note(self, pulses: Sequence[dict[str, Any] | None], now: float) -> None:
-        first = pulses[0]
-        self._heard_at |= {rank: now for rank, pulse in enumerate(pulses) if pulse is not None}
-        if first is None:
+        heard = {rank: pulse for rank, pulse in enumerate(pulses) if pulse is not None}
+        self._heard_at |= dict.fromkeys(heard, now)
+        if not heard:
             return
-        self._warn(first["warning"])
-        known = {name: first[name] for name in ("resumed_from", "resumed_step", "passed_over", "first_step_at")}
-        step = max(first["step"], first["resumed_step"])
+        furthest = max(
+            heard.values(), key=lambda pulse: int(pulse["step"])
+        )  # survivors tell how far a dead worker came
+        known = {name: furthest[name] for name in ("resumed_from", "resumed_step", "first_step_at")}
+        if first := heard.get(0):  # the one that looks for checkpoints and writes them
+            self._warn(first["warning"])
+            known["passed_over"] = first["passed_over"]
+        step = max(furthest["step"], furthest["resumed_step"])
         if step > self.attempt.reached_step:
-            known |= {"reached_step": step, "last_step_at": time.time() if first["first_step_at"] else None}
+            known |= {"reached_step": step, "last_step_at": time.time() if furthest["first_step_at"] else None}
         before, self.attempt = self.attempt, self.attempt.model_copy(update=known)
         if before != self.attempt and now - self._written_at > RECORD_S:
             self._written_at = now
