@@ -3,8 +3,9 @@
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Hashable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, suppress
+from functools import partial
 from types import FrameType
 from typing import NamedTuple
 
@@ -22,9 +23,9 @@ from cluster.s3.store import Store
 from cluster.session import cluster_resources, ray_session, require_resources
 from cluster.storage import open_store
 from orchestrator.config import Experiment
-from orchestrator.driving.following import polling
+from orchestrator.driving.following import following
 from orchestrator.driving.plan import dataset_of, plan_run
-from orchestrator.driving.recovery import fit_on_ray, import_ahead
+from orchestrator.driving.recovery import fit_on_ray, importing_ahead
 from orchestrator.driving.room import prepare
 from orchestrator.driving.workers import call_in_worker
 from orchestrator.runs.lease import Lease
@@ -87,8 +88,7 @@ def train(
     store = store or open_store()
     store.check()
     dataset = dataset_of(experiment, store)
-    import_ahead(experiment)
-    with ray_session(address, store=store.settings):
+    with importing_ahead(experiment), ray_session(address, store=store.settings):
         record = plan_run(experiment, dataset, run=run, gpus=cluster_resources().get("GPU", 0))
         _require(record)
         record, arithmetic = _describe_in_worker(record, store)
@@ -185,7 +185,8 @@ def _run(
     environment: Mapping[str, str] | None = None,
 ) -> RunResult:
     record = record.model_copy(update={"state": "running", "error": None})
-    with _recorded(record, store, lease) as write, polling(_teller(store, record.run, on_progress)):
+    newest = partial(_newest_status, store, record.run)
+    with _recorded(record, store, lease) as write, following(newest, on_progress):
         outcome = fit_on_ray(record, store, lease=lease, environment=environment)
     first_step_at = outcome["first_step_at"]
     finished = record.model_copy(
@@ -244,18 +245,9 @@ def _unfinished_on_full_disk(run: str) -> Iterator[None]:
         ) from error
 
 
-def _teller(store: Store, run: str, on_progress: Progress | None) -> Callable[[], None]:
-    """A function that calls ``on_progress`` when the run's status in the store has changed."""
-    seen = 0.0
-
-    def look() -> None:
-        nonlocal seen
-        status = read_status(store, run) if on_progress else None
-        if status and on_progress and status.updated > seen:
-            seen = status.updated
-            on_progress(status)
-
-    return look
+def _newest_status(store: Store, run: str) -> dict[Hashable, RunStatus]:
+    status = read_status(store, run)
+    return {run: status} if status else {}
 
 
 @contextmanager

@@ -9,6 +9,7 @@ from cluster.address import resolve_address
 from cluster.errors import ClusterError, ConfigError, OrchestratorError
 from cluster.machine.files import MissingFileError
 from cluster.s3.store import Store
+from cluster.scoped import scoped_level
 from cluster.session import ray_session
 from orchestrator.data.columns import Columns
 from orchestrator.data.sources.prepared import Piece
@@ -66,14 +67,14 @@ class OnRay:
                 return {"piece": number, "result": None, "error": error}
 
         ray.data.DataContext.get_current().enable_progress_bars = False
-        logging.getLogger("ray.data").setLevel(logging.CRITICAL)  # its news and traces; what matters is raised
         numbers = ray.data.from_items(
             [{"piece": number} for number in range(len(pieces))], override_num_blocks=len(pieces)
         )
-        for row in numbers.map(work).iter_rows():
-            if row["error"] is not None:
-                raise _for_the_person(row["error"])
-            yield row["piece"], row["result"]
+        with scoped_level("ray.data", logging.CRITICAL):  # its news and traces; what matters is raised
+            for row in numbers.map(work).iter_rows():
+                if row["error"] is not None:
+                    raise _for_the_person(row["error"])
+                yield row["piece"], row["result"]
 
 
 @contextmanager

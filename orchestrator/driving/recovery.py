@@ -7,13 +7,13 @@ number, a store that refuses our keys) is final: it would come again.
 """
 
 import logging
-import threading
 import time
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, NamedTuple
 
 from cluster.errors import ClusterError
-from cluster.lazy import imported
+from cluster.lazy import imported, importing
 from cluster.nodes import living_nodes
 from cluster.s3.store import Store
 from cluster.session import store_environment
@@ -74,10 +74,9 @@ def run_to_end(record: RunRecord, job: Job, *, store: Store, lease: Lease | None
             _give_back(place)
 
 
-def import_ahead(experiment: Experiment) -> None:
-    """Import Ray Train, which takes seconds, while this process waits for others."""
-    if experiment.scaling.max_workers > 1:
-        threading.Thread(target=imported, args=("orchestrator.driving.ray_train",), daemon=True).start()
+def importing_ahead(experiment: Experiment) -> AbstractContextManager[None]:
+    """Import Ray Train, which takes seconds, while the block waits for others; one worker does without."""
+    return importing("orchestrator.driving.ray_train") if experiment.scaling.max_workers > 1 else nullcontext()
 
 
 def _reserve(record: RunRecord) -> tuple[Any, int]:
