@@ -17,10 +17,10 @@ from cluster.head_watch import LOCAL, REMOTE, local_trouble, watching_head
 from cluster.lazy import imported
 from cluster.machine.exposure import listens_beyond_loopback, warn_if_open
 from cluster.machine.ray_head import require_closed
+from cluster.machine.scoped import scoped_environment
 from cluster.machine.state import RayState, read_state
 from cluster.nodes import ask_alive
 from cluster.s3.connection import is_loopback
-from cluster.scoped import scoped_environment
 from cluster.staging import content_check, stage
 
 NAMESPACE = "orchestrator"

@@ -104,7 +104,7 @@ def test_pictures_are_shown_by_class() -> None:
     assert len(shown) == 30
     np.testing.assert_array_equal(shown[0], pixels[0].transpose(1, 2, 0))
     assert "<b>bird</b>" in page.text
-    assert "picture of 6 × 8 with 3 channels, raw" in page.text
+    assert "a picture of 6 × 8, 3 channels" in page.text
     assert "green" in page.text
 
 

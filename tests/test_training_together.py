@@ -14,10 +14,11 @@ from orchestrator.data.push import push
 from orchestrator.driving.plan import plan_run
 from orchestrator.runs.checkpoint import load_checkpoint
 from orchestrator.runs.record import RunRecord
-from orchestrator.training.epoch import evaluate
+from orchestrator.training.epoch import apply_update, evaluate
 from orchestrator.training.fit import fit
-from orchestrator.training.together import can_train_together, fit_together, most_at_once
-from orchestrator.training.trainer import Trainer, World
+from orchestrator.training.together import apply_update as apply_update_together
+from orchestrator.training.together import build_group, can_train_together, fit_together, most_at_once
+from orchestrator.training.trainer import Trainer, World, build_trainer
 from tests.fake_store import MemoryStore
 
 TOLERANCE = 1e-5
@@ -129,6 +130,40 @@ def test_each_run_ends_with_the_numbers_that_it_has_alone(
     for ours, theirs in zip(together, alone, strict=True):
         require_same(ours, theirs)
         assert evaluate(ours, "test") == pytest.approx(evaluate(theirs, "test"), abs=TOLERANCE)
+
+
+@pytest.mark.parametrize(
+    "train",
+    [
+        {"l1": 0.001, "l2": 0.01},
+        {"clip_norm": 0.3, "weight_decay": 0.1, "l1": 0.001},
+        {"momentum": 0.9, "schedule": "cosine", "warmup": 0.5, "clip_norm": 1e9},
+        {"optimizer": "adam", "schedule": "one_cycle", "warmup": 0.3, "weight_decay": 0.1, "l2": 0.01},
+    ],
+)
+def test_both_update_rules_do_the_same_to_the_same_numbers(store: Any, train: dict[str, Any]) -> None:
+    records = records_of(store, techniques={"regularization": "penalty"}, **train)
+    alone, together = ([build_trainer(record, store=store, world=World()) for record in records] for _ in range(2))
+    group, generator = build_group(together), torch.Generator().manual_seed(0)
+    for _ in range(3):
+        gradients_RP = torch.randn(group.network.gradients_RP.shape, generator=generator)
+        group.network.gradients_RP.copy_(gradients_RP)
+        apply_update_together(group)
+        for trainer, gradient_P, weights_P in zip(alone, gradients_RP, group.network.weights_RP, strict=True):
+            apply_update(trainer, summed(trainer, gradient_P))
+            found_P = torch.nn.utils.parameters_to_vector(trainer.network.parameters())
+            torch.testing.assert_close(weights_P, found_P, rtol=1e-6, atol=1e-7)
+    assert [t.update for t in together] == [t.update for t in alone] == [3, 3, 3]
+
+
+def summed(trainer: Trainer, gradient_P: torch.Tensor) -> torch.Tensor:
+    """A gradient as the end of a step leaves it: bound to the parameters."""
+    trainer.parts.begin_step()
+    trainer.parts.rows_KN.zero_()
+    trainer.parts.rows_KN[0, : len(gradient_P)] = gradient_P
+    bound_P, _ = trainer.parts.end_step(with_gradient=True, workers=1, logical_workers=trainer.num_logical_workers)
+    assert bound_P is not None
+    return bound_P
 
 
 @pytest.mark.parametrize(

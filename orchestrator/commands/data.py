@@ -98,6 +98,7 @@ def data_show(
     store: StoreUrl = None,
 ) -> None:
     """Print a dataset's card: features, splits, source."""
+    from models.describe import describe_feature
     from orchestrator.commands.terminal import emit, out
     from orchestrator.data.dataset import open_dataset
 
@@ -112,39 +113,13 @@ def data_show(
         out.print(f"{manifest.name} version {manifest.version}, {manifest.source.format} from {manifest.source.uri}")
         out.print(f"created {manifest.created}; licence: {manifest.source.licence or 'not stated'}")
         for feature_name, feature in manifest.features.items():
-            out.print(f"  {feature_name}: {_feature(feature)}", markup=False)
-        out.print(f"  target: {_feature(manifest.target)}", markup=False)
+            out.print(f"  {feature_name}: {describe_feature(feature)}", markup=False)
+        out.print(f"  target: {manifest.target_text}", markup=False)
         _print_splits(manifest)
         if html is not None:
             out.print(f"page: {html}", markup=False)
 
     emit(manifest, as_json=json, show=show)
-
-
-def _feature(feature: Any) -> str:
-    match feature.kind:
-        case "image":
-            kept = "" if feature.encoding == "raw" else ", scaled from files"
-            return "picture, {} × {} × {}".format(*feature.shape) + kept
-        case "vector":
-            return f"{len(feature.names)} numbers"
-        case "categorical":
-            return f"one of {len(feature.vocabulary):,} values"
-        case "series":
-            return f"series of {len(feature.channels)} channels: {', '.join(feature.channels[:8])}"
-        case "class":
-            return f"one of {len(feature.classes)} classes: {', '.join(feature.classes[:12])}"
-        case "number":
-            return f"number from {feature.minimum:g} to {feature.maximum:g}, mean {feature.mean:.4g}"
-        case "text":
-            return f"text of up to {feature.max_tokens:,} words, {len(feature.vocabulary):,} of them known"
-        case "audio":
-            return f"sound of up to {feature.max_samples / feature.sample_rate:.3g} s at {feature.sample_rate:,} Hz"
-        case "sparse":
-            return f"sparse row of {feature.columns:,} numbers"
-        case "boxes":
-            return f"boxes of {len(feature.classes)} classes: {', '.join(feature.classes[:12])}"
-    return "the series itself"
 
 
 def _print_splits(manifest: Any) -> None:

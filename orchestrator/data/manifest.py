@@ -5,6 +5,7 @@ from typing import Annotated, Literal
 from pydantic import FailFast, Field, model_validator
 
 from cluster.config import Name
+from models.describe import describe_target
 from models.features import BoxesTarget, ClassTarget, Feature, NumberTarget
 from models.records import Frozen
 
@@ -112,6 +113,11 @@ class Manifest(Frozen):
     source: Source
     created: str
     """UTC, ISO 8601."""
+
+    @property
+    def target_text(self) -> str:
+        """What a model of it is to answer, in a few words."""
+        return describe_target(self.target) if self.target.kind != "series" else "the series itself, some steps ahead"
 
     @property
     def judged_on(self) -> str:

@@ -8,7 +8,7 @@ number, a store that refuses our keys) is final: it would come again.
 
 import logging
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, NamedTuple
 
@@ -20,7 +20,7 @@ from cluster.session import store_environment
 from orchestrator.config import Experiment
 from orchestrator.driving.room import SMALLER_S, resources_of, room
 from orchestrator.driving.watch import Watch, classify
-from orchestrator.driving.worker_process import worker_loop
+from orchestrator.driving.worker_process import Look, worker_loop
 from orchestrator.driving.workers import kill_workers, lease_workers, release_workers
 from orchestrator.runs.attempts import begin_attempt
 from orchestrator.runs.lease import Lease
@@ -142,14 +142,9 @@ def _run_alone(record: RunRecord, job: Job, place: Any, watch: Watch) -> dict[st
     actor, ended = leased[0].actor, False
     try:
         ray.get(actor.start.remote(job.function, settings=job.settings, rank=0, workers=1, device=device))
-        asked = actor.look.remote()
+        looks = _looks(actor)
         while True:
-            answered, _ = ray.wait([asked], timeout=LOOK_S)
-            try:
-                look = ray.get(asked) if answered else None
-            except ray.exceptions.ActorUnavailableError:  # asked again, it is dead once its node is known to be
-                look, asked = None, actor.look.remote()
-                time.sleep(LOOK_S)
+            look = next(looks)
             error = watch([look and look.pulse], leased)
             if look and not look.is_running:
                 ended = True
@@ -159,11 +154,29 @@ def _run_alone(record: RunRecord, job: Job, place: Any, watch: Watch) -> dict[st
                 return result
             if error:
                 raise error
-            if look:
-                time.sleep(LOOK_S)
-                asked = actor.look.remote()
     finally:
         (release_workers if ended else kill_workers)(leased)
+
+
+def _looks(actor: Any) -> Iterator[Look | None]:
+    """Ask a worker how it is, again and again; ``None`` stands for every `LOOK_S` in which it does not answer.
+
+    Raises:
+        ray.exceptions.RayActorError: it is dead.
+    """
+    ray: Any = imported("ray")
+    asked = actor.look.remote()
+    while True:
+        answered, _ = ray.wait([asked], timeout=LOOK_S)
+        if not answered:
+            yield None
+            continue
+        try:
+            yield ray.get(asked)
+        except ray.exceptions.ActorUnavailableError:  # asked again, it is dead once its node is known to be
+            yield None
+        time.sleep(LOOK_S)
+        asked = actor.look.remote()
 
 
 def fit_on_ray(

@@ -4,6 +4,7 @@ import math
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
+from typing import NamedTuple
 
 import torch
 import torch.distributed as dist
@@ -45,10 +46,11 @@ def train_epoch(trainer: Trainer, epoch: int, writer: CheckpointWriter | None = 
     PULSE.enter("data")
     for step, micro_batches in enumerate(batches, first):
         began = time.monotonic()
-        trainer.is_stopping = train_step(trainer, micro_batches, plan, step=step, loss=loss)
+        taken = train_step(trainer, micro_batches, plan, step=step)
+        loss += taken.loss
+        trainer.is_stopping = taken.is_stopping
         position.step, position.samples = step + 1, position.samples + sum(plan.step_sizes(step))
-        PULSE.step = epoch * plan.num_steps + step + 1
-        PULSE.slowest_step_s = max(PULSE.slowest_step_s, time.monotonic() - began)
+        PULSE.end_step(epoch * plan.num_steps + step + 1, seconds=time.monotonic() - began)
         _report_step(trainer, plan, position.samples - trained, clock, waited_s)
         if writer and not _is_mid_update(trainer, plan) and step + 1 < plan.num_steps:  # after the last: _save_epoch
             _save_step(trainer, writer, loss)
@@ -65,8 +67,17 @@ def train_epoch(trainer: Trainer, epoch: int, writer: CheckpointWriter | None = 
     }
 
 
-def train_step(trainer: Trainer, micro_batches: Sequence[MicroBatch], plan: Plan, *, step: int, loss: Tensor) -> bool:
-    """One step of all workers together; adds to ``loss``, and returns whether any of them was asked to stop."""
+class Step(NamedTuple):
+    """What a step of all workers together came to."""
+
+    loss: Tensor
+    """Summed over the samples."""
+    is_stopping: bool
+    """Whether any worker was asked to stop."""
+
+
+def train_step(trainer: Trainer, micro_batches: Sequence[MicroBatch], plan: Plan, *, step: int) -> Step:
+    """Take one step of all workers together."""
     PULSE.enter("compute")
     rank, epoch = trainer.world.rank, trainer.position.epoch
     by_batch = trainer.record.techniques.gradient == "batch"
@@ -77,7 +88,7 @@ def train_step(trainer: Trainer, micro_batches: Sequence[MicroBatch], plan: Plan
     PULSE.enter("exchange")
     if PULSE.stop is not None:
         trainer.parts.vote()  # all must end after the same step
-    gradient_P, step_loss = trainer.parts.end_step(
+    gradient_P, loss = trainer.parts.end_step(
         with_gradient=not by_batch or step == plan.num_steps - 1,
         workers=trainer.world.size,
         logical_workers=trainer.num_logical_workers,
@@ -87,8 +98,7 @@ def train_step(trainer: Trainer, micro_batches: Sequence[MicroBatch], plan: Plan
     if gradient_P is not None:
         with trainer.why.update() if trainer.why else nullcontext():
             apply_update(trainer, gradient_P)
-    loss += step_loss
-    return _is_vote_read(trainer, step, plan) and trainer.parts.votes.item() > 0
+    return Step(loss, _is_vote_read(trainer, step, plan) and trainer.parts.votes.item() > 0)
 
 
 def accumulate(trainer: Trainer, micro_batches: Sequence[MicroBatch], *, epoch: int, step: int, samples: int) -> None:

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from models.describe import describe_feature
 from models.features import (
     TARGET,
     UNKNOWN,
@@ -70,28 +71,6 @@ class SeriesChart:
     path: str
     edges: tuple[tuple[str, float, float], ...] = field(default=())
     """Name, beginning and width of each split."""
-
-
-def describe_feature(feature: Feature) -> str:
-    """Say in a few words what a feature is."""
-    match feature:
-        case ImageFeature():
-            channels, height, width = feature.shape
-            stored = "raw" if feature.encoding == "raw" else "JPEG or PNG, scaled when it is read"
-            return f"picture of {width} × {height} with {channels} channel{'s' * (channels > 1)}, {stored}"
-        case VectorFeature():
-            return f"{len(feature.names)} numbers"
-        case CategoricalFeature():
-            return f"one of {len(feature.vocabulary):,} values"
-        case SeriesFeature():
-            return f"series of {len(feature.channels)} channel{'s' * (len(feature.channels) > 1)}"
-        case TextFeature():
-            return f"text of at most {feature.max_tokens:,} words from {len(feature.vocabulary):,}"
-        case AudioFeature():
-            longest = number(feature.max_samples / feature.sample_rate)
-            return f"sound of at most {longest} s, {feature.sample_rate:,} samples a second"
-        case SparseFeature():
-            return f"{feature.columns:,} numbers, most of them 0"
 
 
 # ---- series
