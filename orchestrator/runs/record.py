@@ -17,6 +17,7 @@ from pydantic import AfterValidator
 
 from cluster.config import checked_name
 from cluster.errors import ConfigError, IntegrityError, NotFoundError
+from cluster.machine.typed import typed
 from cluster.s3.records import named_folders, read_model
 from cluster.s3.store import Store
 from cluster.s3.stored_json import MANY_VALUES, MOST_BYTES, Listing, listing, parse_json, require_bounded
@@ -140,8 +141,8 @@ def read_run(store: Store, run: str) -> RunRecord:
         return _read_record(store, run)
     except NotFoundError:
         known = [r.run for r in list_runs(store)]
-        newest = f"The newest is {known[0]}." if known else "There are none yet: `orchestrator train CONFIG`."
-        raise NotFoundError(f"run must exist, got {run!r}. {newest} See `orchestrator runs`.") from None
+        newest = f"The newest is {known[0]}." if known else "There are none yet: `{typed('train', 'CONFIG')}`."
+        raise NotFoundError(f"run must exist, got {run!r}. {newest} See `{typed('runs')}`.") from None
 
 
 def list_runs(store: Store) -> list[RunRecord]:

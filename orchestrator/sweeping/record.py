@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from typing import Any, Literal, NamedTuple
 
 from cluster.errors import NotFoundError
+from cluster.machine.typed import typed
 from cluster.s3.records import read_model
 from cluster.s3.store import Store
 from models.records import Frozen
@@ -150,7 +151,7 @@ def ledger_of(record: SweepRecord, cells: list[Cell]) -> Ledger:
 
 def how_to_continue(record: SweepRecord) -> str:
     """Name the command that goes on with a stopped sweep."""
-    return f"Continue it: orchestrator sweep --resume {record.sweep}."
+    return f"Continue it: `{typed('sweep', '--resume', record.sweep)}`."
 
 
 def body_of(record: SweepRecord) -> bytes:

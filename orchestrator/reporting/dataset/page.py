@@ -19,7 +19,7 @@ from orchestrator.reporting.dataset.sections import (
     feature_section,
     target_section,
 )
-from orchestrator.reporting.words import number, size
+from orchestrator.reporting.words import data_value, number, size
 
 if TYPE_CHECKING:
     from cluster.s3.store import Store
@@ -90,7 +90,7 @@ def _describe_target(target: Any) -> str:
         case ClassTarget():
             return f"one of {len(target.classes)} classes"
         case NumberTarget():
-            return f"a number from {number(target.minimum)} to {number(target.maximum)}"
+            return f"a number from {data_value(target.minimum)} to {data_value(target.maximum)}"
         case BoxesTarget():
             return f"boxes around objects of {len(target.classes)} classes"
     return "the series itself, some steps ahead"
