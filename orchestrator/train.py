@@ -35,6 +35,7 @@ from orchestrator.runs.record import (
     RunRecord,
     RunStatus,
     create_run,
+    metrics_text,
     read_history,
     read_run,
     read_status,
@@ -54,6 +55,11 @@ class RunResult(NamedTuple):
     history: list[EpochRecord]
     """One entry per epoch."""
     record: RunRecord
+
+    def __repr__(self) -> str:
+        """Name the run, its state, its metrics and its folder; the fields hold the rest."""
+        found = f"{self.record.evaluated_on} {metrics_text(self.metrics)}"
+        return f"<RunResult {self.run}: {self.record.state}, {found}, {len(self.history)} epochs; runs/{self.run}/>"
 
 
 def train(

@@ -108,6 +108,11 @@ def new_run_id(experiment: Experiment) -> str:
     return f"{experiment.data.name[:30]}-{experiment.model.type}-{time_utc}-{secrets.token_hex(2)}"
 
 
+def metrics_text(metrics: Metrics) -> str:
+    """The metrics in a few words, as the `repr` of a result has them: `accuracy 0.9722, loss 0.103`."""
+    return ", ".join(f"{name} {value:.4g}" for name, value in metrics.items()) or "no metrics"
+
+
 def utc_now() -> str:
     """The time in the form that records use."""
     return datetime.now(UTC).isoformat(timespec="seconds")

@@ -85,6 +85,12 @@ class SweepResult(NamedTuple):
     seconds: float
     """Seconds that the sweep took. Of the time before a `resume`, only that in which trainings ran is known."""
 
+    def __repr__(self) -> str:
+        """Name the sweep, how far it is, what won and its folder; the fields hold the rest."""
+        found = f"winner {self.ledger.winner}" if self.ledger.winner else "no clear winner"
+        done = f"{len(self.cells)} trainings of {len(self.record.arms)} arms"
+        return f"<SweepResult {self.sweep}: {self.record.state}, {done}, {found}; sweeps/{self.sweep}/>"
+
 
 def dollars_spent(result: SweepResult) -> float | None:
     """On all trainings, those that chose learning rates too; ``None`` if the price of one is not known."""
