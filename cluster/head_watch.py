@@ -127,7 +127,7 @@ def head_lost(where: str, trouble: str, *, at: float, cure: str, work: Work | No
         )
     return RunUnfinishedError(
         f"{where} must live until {work.what} has ended, got {trouble} at {_clock(at)}. The store keeps what was "
-        f"written. {cure} Then continue: {work.command}."
+        f"written. {cure} Then continue: `{work.command}`."
     )
 
 
@@ -150,7 +150,7 @@ def _watch(where: str, trouble: Callable[[], str | None], patience: Patience, cu
             _end_process(head_lost(where, found, at=time.time() - silent_s, cure=cure, work=work))
         if not is_noticed and silent_s >= patience.notice_s:
             is_noticed = True
-            then = f"; then this command ends, to be continued by: {work.command}" if work else ""
+            then = f"; then this command ends, to be continued by: `{work.command}`" if work else ""
             _note(f"{where} gives {found}. It is waited for until {patience.gone_s:.0f} s have passed{then}")
 
 

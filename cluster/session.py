@@ -276,7 +276,7 @@ def _watching_head(found: ClusterAddress) -> AbstractContextManager[None]:
             f"the local Ray head at {found.address}",
             partial(local_trouble, found.local),
             patience=LOCAL,
-            cure="Start it again: orchestrator up.",
+            cure="Start it again: `orchestrator up`.",
         )
     return watching_head(
         f"the head of the Ray cluster at {found.address}",

@@ -19,6 +19,7 @@ from cluster.errors import (
 )
 from cluster.failpoints import VARIABLE, parse_failpoints
 from cluster.head_watch import continued_by
+from cluster.machine.typed import typed
 from cluster.s3.store import Store
 from cluster.session import cluster_resources, ray_session, require_resources
 from cluster.storage import open_store
@@ -35,6 +36,7 @@ from orchestrator.runs.record import (
     RunRecord,
     RunStatus,
     create_run,
+    metrics_text,
     read_history,
     read_run,
     read_status,
@@ -54,6 +56,11 @@ class RunResult(NamedTuple):
     history: list[EpochRecord]
     """One entry per epoch."""
     record: RunRecord
+
+    def __repr__(self) -> str:
+        """Name the run, its state, its metrics and its folder; the fields hold the rest."""
+        found = f"{self.record.evaluated_on} {metrics_text(self.metrics)}"
+        return f"<RunResult {self.run}: {self.record.state}, {found}, {len(self.history)} epochs; runs/{self.run}/>"
 
 
 def train(
@@ -172,7 +179,7 @@ def _leased(run: str, store: Store) -> Iterator[Lease]:
 
 
 def _resumable(run: str, *, release: Callable[[], None] = lambda: None) -> AbstractContextManager[None]:
-    return continued_by(f"orchestrator resume {run}", what=f"run {run}", release=release)
+    return continued_by(typed("resume", run), what=f"run {run}", release=release)
 
 
 def _run(
@@ -222,7 +229,7 @@ def _recorded(record: RunRecord, store: Store, lease: Lease) -> Iterator[Callabl
     except (KeyboardInterrupt, RunCancelledError):
         write(cancelled)
         stopped = RunCancelledError if terminated.is_set() else RunInterruptedError
-        raise stopped(f"run {record.run} was stopped. Continue it: orchestrator resume {record.run}.") from None
+        raise stopped(f"run {record.run} was stopped. Continue it: `{typed('resume', record.run)}`.") from None
     except LeaseLostError:
         raise
     except DiskFullError as error:
@@ -241,7 +248,7 @@ def _unfinished_on_full_disk(run: str) -> Iterator[None]:
         yield
     except DiskFullError as error:
         raise RunUnfinishedError(
-            f"run {run} stopped before its end: {error} Then continue it: orchestrator resume {run}."
+            f"run {run} stopped before its end: {error} Then continue it: `{typed('resume', run)}`."
         ) from error
 
 

@@ -158,7 +158,7 @@ def test_the_last_checkpoint_waits_for_room(monkeypatch: pytest.MonkeyPatch) -> 
 
 
 def test_a_run_without_room_is_unfinished_and_says_how_to_go_on() -> None:
-    message = r"run r stopped .* the disk of /d .* orchestrator resume r\."
+    message = r"run r stopped .* the disk of /d .* `orchestrator resume r`\."
     with pytest.raises(RunUnfinishedError, match=message), _unfinished_on_full_disk("r"):
         raise FULL
     assert RunUnfinishedError.exit_code == 101

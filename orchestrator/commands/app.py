@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn, TypeVar
 import typer
 
 from cluster.errors import OrchestratorError
+from cluster.machine.typed import give
 
 if TYPE_CHECKING:
     from cluster.s3.store import Store
@@ -27,15 +28,31 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
+
+def _give(context: typer.Context, parameter: typer.CallbackParam, value: str | None) -> str | None:
+    """Remember an option for the commands that messages name; what the environment holds need not be repeated."""
+    assert parameter.name is not None
+    source = context.get_parameter_source(parameter.name)
+    give(f"--{parameter.name}", value if source is not None and source.name == "COMMANDLINE" else None)
+    return value
+
+
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout; progress goes to stderr.")]
 StoreUrl = Annotated[
     str | None,
-    typer.Option("--store", envvar="ORCHESTRATOR_STORE", help="s3://BUCKET[/PREFIX]; default: the local one."),
+    typer.Option(
+        "--store",
+        envvar="ORCHESTRATOR_STORE",
+        callback=_give,
+        help="s3://BUCKET[/PREFIX]; default: the local one.",
+    ),
 ]
 Address = Annotated[
     str | None,
     typer.Option(
-        "--address", help="Ray cluster: HOST:PORT, ray://…, http://… or auto. Default: RAY_ADDRESS, or `up`'s."
+        "--address",
+        callback=_give,
+        help="Ray cluster: HOST:PORT, ray://…, http://… or auto. Default: RAY_ADDRESS, or `up`'s.",
     ),
 ]
 Config = Annotated[str, typer.Argument(metavar="CONFIG", help="YAML file, or the name of a recipe.")]
@@ -75,7 +92,8 @@ def main() -> None:
 
 def _tell(error: OrchestratorError, *, as_json: bool) -> None:
     from cluster.s3.urls import masked
-    from orchestrator.commands.terminal import emit, stop_bars
+    from orchestrator.commands.printing.progress import stop_bars
+    from orchestrator.commands.terminal import emit
 
     stop_bars()  # this may be another thread than that which shows them
     message = masked(str(error))

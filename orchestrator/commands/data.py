@@ -42,7 +42,9 @@ def data_push(
     store: StoreUrl = None,
 ) -> None:
     """Write a dataset into the store as verified Parquet shards. Pushing the same content twice changes nothing."""
-    from orchestrator.commands.terminal import emit, next_steps, out, push_progress
+    from cluster.s3.urls import masked
+    from orchestrator.commands.printing.progress import push_progress
+    from orchestrator.commands.terminal import emit, next_steps, out
     from orchestrator.configfile import parse_words
     from orchestrator.data.push import push
     from orchestrator.data.sources.options import parse_options
@@ -50,7 +52,7 @@ def data_push(
     options = parse_options(parse_words(option or []))
     opened = store_at(store)
     opened.check()
-    with push_progress() as (on_rows, on_download):
+    with push_progress(f"push {name or masked(source)}") as (on_rows, on_download):
         result = push(
             opened,
             source,
@@ -69,7 +71,7 @@ def data_push(
         out.print(f"{verb} {result.manifest.name} version {result.manifest.version}")
         _print_splits(result.manifest)
         name = result.manifest.name
-        next_steps(f"orchestrator data show {name} --html {name}.html", "orchestrator recipes")
+        next_steps(("data", "show", name, "--html", f"{name}.html"), ("recipes",))
 
     emit({"changed": result.changed, "manifest": result.manifest}, as_json=json, show=show)
 
@@ -77,13 +79,15 @@ def data_push(
 @command(data_commands, "orchestrator data ls", name="ls")
 def data_ls(json: Json = False, store: StoreUrl = None) -> None:
     """List the datasets in the store."""
-    from orchestrator.commands.terminal import emit, note_damaged, table
+    from orchestrator.commands.printing.tables import table
+    from orchestrator.commands.terminal import emit, note_damaged
     from orchestrator.data.push import ls
 
     found, damaged = ls(store_at(store))
     rows = [(d.name, d.version, sum(d.rows.values()), ", ".join(d.features), d.source, d.created) for d in found]
     columns = ("dataset", "version", "rows", "features", "source", "created")
-    emit(found, as_json=json, show=lambda: table(columns, rows))
+    order = ("source", "created", "features", "version")
+    emit(found, as_json=json, show=lambda: table(columns, rows, least=order, prose=["features"]))
     note_damaged(damaged)
 
 
@@ -123,20 +127,21 @@ def data_show(
 
 
 def _print_splits(manifest: Any) -> None:
-    from orchestrator.commands.terminal import table
+    from orchestrator.commands.printing.tables import table
     from orchestrator.reporting.words import size
 
     rows = [
         (name, split.rows, len(split.shards), size(sum(s.bytes for s in split.shards)))
         for name, split in manifest.splits.items()
     ]
-    table(("split", "rows", "shards", "size"), rows)
+    table(("split", "rows", "shards", "size"), rows, least=["shards"])
 
 
 @recipe_commands.callback(invoke_without_command=True)
 def recipes(context: typer.Context, json: Json = False) -> None:
     """List the experiments that ship with the package: `orchestrator recipes`."""
-    from orchestrator.commands.terminal import emit, next_steps, table
+    from orchestrator.commands.printing.tables import table
+    from orchestrator.commands.terminal import emit, next_steps
     from orchestrator.recipe import recipe_names, recipe_title
 
     if context.invoked_subcommand:
@@ -144,8 +149,8 @@ def recipes(context: typer.Context, json: Json = False) -> None:
     names = recipe_names()
 
     def show() -> None:
-        table(("recipe", "what it shows"), [(name, recipe_title(name)) for name in names])
-        next_steps("orchestrator recipes copy digits-cnn my.yaml", "orchestrator train digits-cnn")
+        table(("recipe", "what it shows"), [(name, recipe_title(name)) for name in names], prose=["what it shows"])
+        next_steps(("recipes", "copy", "digits-cnn", "my.yaml"), ("train", "digits-cnn"))
 
     emit({name: recipe_title(name) for name in names}, as_json=json, show=show)
 
@@ -162,4 +167,4 @@ def recipes_copy(name: str, file: Path) -> None:
     if file.exists():
         raise ConfigError(f"{file} must be a new file, got one that exists. Name another.")
     file.write_text(recipe_path(name).read_text())
-    next_steps(f"orchestrator check {file}", f"orchestrator train {file}")
+    next_steps(("check", str(file)), ("train", str(file)))

@@ -4,6 +4,7 @@ from typing import Annotated
 
 import typer
 
+from cluster.machine.typed import typed
 from orchestrator.commands.app import Address, Config, Json, Overrides, StoreUrl, command, group, store_at
 
 commands = group()
@@ -32,9 +33,7 @@ def submit(
 
     def show() -> None:
         out.print(f"job {submitted.job} {'submitted' if submitted.new else 'was there already'}")
-        next_steps(
-            f"orchestrator logs {submitted.job} --follow", f"orchestrator stop {submitted.job}", "orchestrator jobs"
-        )
+        next_steps(("logs", submitted.job, "--follow"), ("stop", submitted.job), ("jobs",))
 
     if follow:
         note("Ctrl-C stops watching, not the job")
@@ -46,11 +45,13 @@ def submit(
 def jobs(json: Json = False, address: Address = None) -> None:
     """List the cluster's jobs."""
     from cluster.jobs import jobs as list_jobs
-    from orchestrator.commands.terminal import emit, table
+    from orchestrator.commands.printing.tables import table
+    from orchestrator.commands.terminal import emit
 
     found = list_jobs(address)
     rows = [(j.job, j.status, j.started or "–", j.ended or "–", j.metadata.get("command", j.entrypoint)) for j in found]
-    emit(found, as_json=json, show=lambda: table(("job", "status", "started", "ended", "command"), rows))
+    columns = ("job", "status", "started", "ended", "command")
+    emit(found, as_json=json, show=lambda: table(columns, rows, least=("command", "ended"), prose=["command"]))
 
 
 @command(commands, "orchestrator logs JOB --follow")
@@ -68,7 +69,7 @@ def logs(
         for text in job_logs(job, address=address, follow=follow):
             print_log(text)
     except KeyboardInterrupt:
-        note(f"\nthe job goes on. Watch again: orchestrator logs {job} --follow. End it: orchestrator stop {job}")
+        note(f"\nthe job goes on. Watch again: `{typed('logs', job, '--follow')}`. End it: `{typed('stop', job)}`.")
         raise typer.Exit(130) from None
     if follow:
         require_success(job, address=address)

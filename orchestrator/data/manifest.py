@@ -123,3 +123,8 @@ class Manifest(Frozen):
     def judged_on(self) -> str:
         """The split that every epoch is judged on: the validation split where there is one, else the test split."""
         return "validation" if "validation" in self.splits else "test"
+
+    def __repr__(self) -> str:
+        """Name the dataset, its version, its rows and its folder; the fields hold the rest."""
+        rows = ", ".join(f"{split.rows} {name} rows" for name, split in self.splits.items())
+        return f"<Manifest {self.name} {self.version}: {rows}; datasets/{self.name}/{self.version}/>"

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 
 from cluster.errors import ClusterError
 from cluster.lazy import imported, importing
+from cluster.machine.typed import typed
 from cluster.nodes import living_nodes
 from cluster.s3.store import Store
 from cluster.session import store_environment
@@ -98,7 +99,7 @@ def _reserve(record: RunRecord) -> tuple[Any, int]:
         if count == scaling.min_workers:
             raise ClusterError(
                 f"the cluster must place {count} workers within scaling.start_timeout_s "
-                f"({scaling.start_timeout_s:g} s), got fewer. Is other work running? See `orchestrator status`."
+                f"({scaling.start_timeout_s:g} s), got fewer. Is other work running? See `{typed('status')}`."
             )
         count -= 1
 

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 from cluster.errors import RunInterruptedError, RunUnfinishedError
 from cluster.head_watch import continued_by
 from cluster.lazy import imported, importing
+from cluster.machine.typed import typed
 from cluster.s3.store import Store
 from cluster.session import cluster_resources, require_resources
 from orchestrator.config import Experiment
@@ -52,7 +53,7 @@ def finish_search(
         on_start(record)
     started = time.perf_counter()
     try:
-        again = continued_by(f"orchestrator sweep --resume {record.search}", what=f"search {record.search}")
+        again = continued_by(typed("sweep", "--resume", record.search), what=f"search {record.search}")
         with again, following(partial(_trials, store, record.search), _told(record, on_progress)):
             _run_open(record, plan, store)
     except KeyboardInterrupt:
@@ -185,4 +186,4 @@ def _told(
 
 def how_to_continue(search: str) -> str:
     """Name the command that goes on with a stopped search."""
-    return f"Continue it: orchestrator sweep --resume {search}."
+    return f"Continue it: `{typed('sweep', '--resume', search)}`."

@@ -10,6 +10,7 @@ from cluster.config import StoreSettings
 from cluster.errors import RunInterruptedError, RunUnfinishedError
 from cluster.head_watch import continued_by
 from cluster.lazy import importing
+from cluster.machine.typed import typed
 from cluster.s3.store import Store
 from cluster.session import cluster_resources, num_nodes, require_resources
 from orchestrator.data.dataset import Dataset, open_dataset
@@ -63,7 +64,7 @@ def finish_sweep(
     folders = sorted({task.folder for task in trials + tasks}, reverse=True)  # the tuning comes first
     read, tell = partial(_cells, store, record.sweep, folders=folders), _told(on_progress, total=len(trials + tasks))
     try:
-        again = continued_by(f"orchestrator sweep --resume {record.sweep}", what=f"sweep {record.sweep}")
+        again = continued_by(typed("sweep", "--resume", record.sweep), what=f"sweep {record.sweep}")
         with again, following(read, tell):
             if trials and any(arm.tuned is None for arm in record.arms):
                 record = _tune(record, runs, trials, store=store, launch=launch)
