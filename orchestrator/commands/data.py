@@ -37,6 +37,14 @@ def data_push(
             help="Prepare on Ray Data. auto: sources of 1 GiB and more, if the local cluster runs.",
         ),
     ] = "auto",
+    source_profile: Annotated[
+        str | None,
+        typer.Option(metavar="NAME", help="AWS profile with the keys of an s3:// source; default: the store's."),
+    ] = None,
+    source_endpoint: Annotated[
+        str | None,
+        typer.Option(metavar="URL", help="Server of an s3:// source; default: the profile's or the store's."),
+    ] = None,
     address: Address = None,
     json: Json = False,
     store: StoreUrl = None,
@@ -45,12 +53,18 @@ def data_push(
     from orchestrator.commands.terminal import emit, next_steps, out, push_progress
     from orchestrator.configfile import parse_words
     from orchestrator.data.push import push
+    from orchestrator.data.sources.files import SCHEME, Access, reading_with
     from orchestrator.data.sources.options import parse_options
 
+    if (source_profile or source_endpoint) and not source.startswith(SCHEME):
+        raise ConfigError(
+            f"--source-profile and --source-endpoint must be left out unless the source is s3://…, got {source}."
+        )
     options = parse_options(parse_words(option or []))
     opened = store_at(store)
     opened.check()
-    with push_progress() as (on_rows, on_download):
+    access = Access(profile=source_profile, endpoint_url=source_endpoint)
+    with push_progress() as (on_rows, on_download), reading_with(access):
         result = push(
             opened,
             source,
@@ -113,7 +127,7 @@ def data_show(
         out.print(f"created {manifest.created}; licence: {manifest.source.licence or 'not stated'}")
         for feature_name, feature in manifest.features.items():
             out.print(f"  {feature_name}: {_feature(feature)}", markup=False)
-        out.print(f"  target: {_feature(manifest.target)}", markup=False)
+        out.print(f"  target: {_target(manifest.target)}", markup=False)
         _print_splits(manifest)
         if html is not None:
             out.print(f"page: {html}", markup=False)
@@ -127,24 +141,32 @@ def _feature(feature: Any) -> str:
             kept = "" if feature.encoding == "raw" else ", scaled from files"
             return "picture, {} × {} × {}".format(*feature.shape) + kept
         case "vector":
-            return f"{len(feature.names)} numbers"
+            return f"{len(feature.names)} number{'s' * (len(feature.names) > 1)}"
         case "categorical":
             return f"one of {len(feature.vocabulary):,} values"
         case "series":
-            return f"series of {len(feature.channels)} channels: {', '.join(feature.channels[:8])}"
-        case "class":
-            return f"one of {len(feature.classes)} classes: {', '.join(feature.classes[:12])}"
-        case "number":
-            return f"number from {feature.minimum:g} to {feature.maximum:g}, mean {feature.mean:.4g}"
+            channels = f"channel{'s' * (len(feature.channels) > 1)}"
+            return f"series of {len(feature.channels)} {channels}: {', '.join(feature.channels[:8])}"
         case "text":
             return f"text of up to {feature.max_tokens:,} words, {len(feature.vocabulary):,} of them known"
         case "audio":
             return f"sound of up to {feature.max_samples / feature.sample_rate:.3g} s at {feature.sample_rate:,} Hz"
         case "sparse":
             return f"sparse row of {feature.columns:,} numbers"
+    raise AssertionError(feature.kind)
+
+
+def _target(target: Any) -> str:
+    match target.kind:
+        case "class":
+            return f"one of {len(target.classes)} classes: {', '.join(target.classes[:12])}"
+        case "number":
+            return f"number from {target.minimum:g} to {target.maximum:g}, mean {target.mean:.4g}"
         case "boxes":
-            return f"boxes of {len(feature.classes)} classes: {', '.join(feature.classes[:12])}"
-    return "the series itself"
+            return f"boxes of {len(target.classes)} classes: {', '.join(target.classes[:12])}"
+        case "series":
+            return "the series itself, some steps ahead"
+    raise AssertionError(target.kind)
 
 
 def _print_splits(manifest: Any) -> None:

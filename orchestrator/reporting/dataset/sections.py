@@ -80,7 +80,7 @@ def describe_feature(feature: Feature) -> str:
             stored = "raw" if feature.encoding == "raw" else "JPEG or PNG, scaled when it is read"
             return f"picture of {width} × {height} with {channels} channel{'s' * (channels > 1)}, {stored}"
         case VectorFeature():
-            return f"{len(feature.names)} numbers"
+            return f"{len(feature.names)} number{'s' * (len(feature.names) > 1)}"
         case CategoricalFeature():
             return f"one of {len(feature.vocabulary):,} values"
         case SeriesFeature():
