@@ -20,7 +20,7 @@ from cluster.machine.ray_head import require_closed
 from cluster.machine.scoped import scoped_environment
 from cluster.machine.state import RayState, read_state
 from cluster.nodes import ask_alive
-from cluster.s3.connection import is_loopback
+from cluster.s3.connection import PLAIN_HTTP_VARIABLE, is_in_the_clear, is_loopback
 from cluster.staging import content_check, stage
 
 NAMESPACE = "orchestrator"
@@ -30,6 +30,7 @@ STORE_VARIABLES = (
     "AWS_REGION",
     "AWS_PROFILE",
     "AWS_SHARED_CREDENTIALS_FILE",
+    PLAIN_HTTP_VARIABLE,
 )
 HOOK_VARIABLE = "__RAY_WORKER_PROCESS_SETUP_HOOK_ENV_VAR"  # Ray's, in the workers of a job; another in each job
 TOKEN_VARIABLES = ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN_PATH")
@@ -132,7 +133,8 @@ def store_environment(store: StoreSettings | None) -> dict[str, str]:
     """Return the variables that tell boto3 and us where the store is; no key is among them."""
     if store is None:
         return {}
-    values = (store.url, store.endpoint_url, store.region, store.profile, store.credentials_file)
+    plain_http = "1" if store.endpoint_url and is_in_the_clear(store.endpoint_url) else None
+    values = (store.url, store.endpoint_url, store.region, store.profile, store.credentials_file, plain_http)
     return {name: value for name, value in zip(STORE_VARIABLES, values, strict=True) if value is not None}
 
 

@@ -199,6 +199,10 @@ def test_the_environment_says_where_the_store_is_and_nothing_else() -> None:
         "AWS_ENDPOINT_URL": "https://s3.example.org",
         "AWS_PROFILE": "p",
     }
+    plain = store_environment(settings.model_copy(update={"endpoint_url": "http://minio.lan:9000"}))
+    assert plain["ORCHESTRATOR_STORE_PLAIN_HTTP"] == "1"  # the driver may, so its workers may
+    local = store_environment(settings.model_copy(update={"endpoint_url": "http://127.0.0.1:9000"}))
+    assert "ORCHESTRATOR_STORE_PLAIN_HTTP" not in local
 
 
 # ---- staging

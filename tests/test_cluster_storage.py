@@ -8,7 +8,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -203,6 +203,23 @@ def test_plain_http_to_another_machine_is_refused(host: str) -> None:
         Store(StoreSettings(url="s3://bucket", endpoint_url=host))
 
 
+def test_plain_http_to_another_machine_is_one_named_setting_away(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    url = "http://minio.lan:9000"
+    with pytest.raises(ConfigError, match=r"set ORCHESTRATOR_STORE_PLAIN_HTTP=1: then .* read and change all data"):
+        check_endpoint(url)
+    monkeypatch.setenv("ORCHESTRATOR_STORE_PLAIN_HTTP", "yes")
+    with pytest.raises(ConfigError, match="must use https unless it is on this machine"):
+        check_endpoint(url)
+    monkeypatch.setenv("ORCHESTRATOR_STORE_PLAIN_HTTP", "1")
+    with caplog.at_level(logging.WARNING):
+        check_endpoint(url)
+        Store(StoreSettings(url="s3://bucket", endpoint_url=url))
+    (said,) = [record.getMessage() for record in caplog.records]
+    assert said.startswith("the store at http://minio.lan is reached by plain http, as ORCHESTRATOR_STORE_PLAIN_HTTP=1")
+
+
 def test_a_password_in_the_endpoint_is_refused_and_not_shown() -> None:
     with pytest.raises(ConfigError, match=r"must be http\(s\)://HOST") as caught:
         check_endpoint(f"https://user:{SECRET}@host")
@@ -291,6 +308,17 @@ class Script:
         handler.rfile.read(int(handler.headers.get("Content-Length") or 0))
         self.requests.append(SimpleNamespace(method=handler.command, path=handler.path, headers=handler.headers))
         self.answers[min(len(self.requests), len(self.answers)) - 1](handler)
+
+
+def test_an_endpoint_may_have_a_path_for_both_clients() -> None:
+    listing = b"<ListBucketResult><IsTruncated>false</IsTruncated></ListBucketResult>"
+    with faulty_server(sends(listing)) as script:
+        script.url += "/storage/v1/s3/"
+        assert script.store().list() == []
+        assert script.requests.pop().path.startswith("/storage/v1/s3/bucket?list-type=2")
+        with suppress(OSError):  # a listing is no answer to it
+            script.store().arrow_filesystem().open_output_stream("bucket/key").close()
+        assert script.requests.pop().path.startswith("/storage/v1/s3/bucket/key")
 
 
 @contextmanager

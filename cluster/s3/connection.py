@@ -1,6 +1,7 @@
 """The S3 client of this process: credentials, addresses, and what may travel unencrypted."""
 
 import ipaddress
+import logging
 import os
 from datetime import datetime
 from functools import cache
@@ -16,6 +17,10 @@ from botocore.config import Config
 from cluster.config import StoreSettings
 from cluster.errors import ConfigError
 from cluster.s3.retries import RetryPolicy
+
+PLAIN_HTTP_VARIABLE = "ORCHESTRATOR_STORE_PLAIN_HTTP"
+
+log = logging.getLogger(__name__)
 
 
 class Connection:
@@ -81,7 +86,7 @@ def check_endpoint(endpoint_url: str | None) -> None:
     """Refuse an endpoint that would send data in the clear over a network.
 
     Raises:
-        ConfigError: It is not http(s), or plain http to another machine.
+        ConfigError: It is not http(s), or plain http to another machine and ``PLAIN_HTTP_VARIABLE`` is not 1.
     """
     if endpoint_url is None:
         return
@@ -90,11 +95,32 @@ def check_endpoint(endpoint_url: str | None) -> None:
     more = parts.username or parts.query or parts.fragment  # a password, or the signature of a single request
     if parts.scheme not in ("http", "https") or not parts.hostname or more:
         raise ConfigError(f"the store's endpoint must be http(s)://HOST[:PORT], got {shown}.")
-    if parts.scheme == "http" and not is_loopback(parts.hostname):
+    if not is_in_the_clear(endpoint_url):
+        return
+    if os.environ.get(PLAIN_HTTP_VARIABLE) != "1":
         raise ConfigError(
-            f"the store's endpoint must use https unless it is on this machine, got {shown}. "
-            "Put TLS before the server, or tunnel it to 127.0.0.1."
+            f"the store's endpoint must use https unless it is on this machine, got {shown}. Put TLS before the "
+            f"server, or tunnel it to 127.0.0.1. Where you trust the network, set {PLAIN_HTTP_VARIABLE}=1: "
+            f"{_IN_THE_CLEAR}."
         )
+    _warn_once(shown)
+
+
+_IN_THE_CLEAR = (
+    "then whoever is on the way can read and change all data, models and names, and read the access key's id, though "
+    "not its secret"
+)
+
+
+def is_in_the_clear(endpoint_url: str) -> bool:
+    """Whether what is sent to this address crosses a network unencrypted."""
+    parts = urlsplit(endpoint_url)
+    return parts.scheme == "http" and not is_loopback(parts.hostname or "")
+
+
+@cache
+def _warn_once(shown: str) -> None:
+    log.warning("the store at %s is reached by plain http, as %s=1 says: %s", shown, PLAIN_HTTP_VARIABLE, _IN_THE_CLEAR)
 
 
 def is_loopback(host: str) -> bool:

@@ -226,7 +226,7 @@ class Store:
             session_token=keys.token,
             region=meta.region_name,
             scheme=address.scheme,
-            endpoint_override=address.netloc if self.settings.endpoint_url else None,
+            endpoint_override=address.netloc + address.path.rstrip("/") if self.settings.endpoint_url else None,
         )
 
     def arrow_path(self, key: str) -> str:

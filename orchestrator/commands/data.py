@@ -37,6 +37,14 @@ def data_push(
             help="Prepare on Ray Data. auto: sources of 1 GiB and more, if the local cluster runs.",
         ),
     ] = "auto",
+    source_profile: Annotated[
+        str | None,
+        typer.Option(metavar="NAME", help="AWS profile with the keys of an s3:// source; default: the store's."),
+    ] = None,
+    source_endpoint: Annotated[
+        str | None,
+        typer.Option(metavar="URL", help="Server of an s3:// source; default: the profile's or the store's."),
+    ] = None,
     address: Address = None,
     json: Json = False,
     store: StoreUrl = None,
@@ -47,12 +55,18 @@ def data_push(
     from orchestrator.commands.terminal import emit, next_steps, out
     from orchestrator.configfile import parse_words
     from orchestrator.data.push import push
+    from orchestrator.data.sources.files import SCHEME, Access, reading_with
     from orchestrator.data.sources.options import parse_options
 
+    if (source_profile or source_endpoint) and not source.startswith(SCHEME):
+        raise ConfigError(
+            f"--source-profile and --source-endpoint must be left out unless the source is s3://…, got {source}."
+        )
     options = parse_options(parse_words(option or []))
     opened = store_at(store)
     opened.check()
-    with push_progress(f"push {name or masked(source)}") as (on_rows, on_download):
+    access = Access(profile=source_profile, endpoint_url=source_endpoint)
+    with push_progress(f"push {name or masked(source)}") as (on_rows, on_download), reading_with(access):
         result = push(
             opened,
             source,

@@ -24,12 +24,12 @@ from cluster.machine.state import home
 from cluster.s3.retries import RetryPolicy
 from cluster.s3.store import ObjectInfo, Store
 from cluster.s3.urls import shown_url
-from cluster.storage import open_store
 from orchestrator.data.fetching.archives import extract, is_archive
 from orchestrator.data.fetching.catalog import OFFICIAL, OfficialDataset
 from orchestrator.data.fetching.disk import alone, file_digest
 from orchestrator.data.fetching.http import PATIENCE, Progress, check_url, fetch, no_progress
 from orchestrator.data.fetching.mirror import mirror
+from orchestrator.data.sources.files import is_marker, open_source
 
 _DIGEST_BYTES: Mapping[str, int] = {"sha256": 32, "md5": 16}
 
@@ -192,7 +192,7 @@ def _stem(name: str) -> str:
 def _from_s3(source: str, progress: Progress) -> LocalCopy:
     source = source.rstrip("/")
     parent, _, last = source.rpartition("/")
-    store = open_store(source)
+    store = open_source(source)
     place = downloads() / "s3" / hashlib.sha256(f"{store.settings.endpoint_url} {source}".encode()).hexdigest()[:16]
     root = place / last
 
@@ -200,7 +200,7 @@ def _from_s3(source: str, progress: Progress) -> LocalCopy:
         return [info for info in _objects(store, last if root == place else "") if root != place or info.key == last]
 
     if not listed() and parent != "s3:/":  # no folder: one object?
-        store, root = open_store(parent), place
+        store, root = open_source(parent), place
     if not listed():
         raise NotFoundError(f"{source} must hold objects, got none. Correct the prefix or the endpoint.")
     with alone(place):
@@ -211,4 +211,4 @@ def _from_s3(source: str, progress: Progress) -> LocalCopy:
 
 def _objects(store: Store, prefix: str) -> list[ObjectInfo]:
     """Return the objects, without the empty ones that consoles make for folders."""
-    return [info for info in store.list(prefix) if not info.key.endswith("/")]
+    return [info for info in store.list(prefix) if not is_marker(info)]

@@ -1,6 +1,9 @@
 """The files of a source, in a folder or under an `s3://` prefix, read alike and from any machine."""
 
+import os
 from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -10,11 +13,13 @@ from typing import Protocol
 from cluster.config import StoreSettings
 from cluster.errors import ConfigError, IntegrityError, NotFoundError
 from cluster.machine.files import open_file, read_file, require_file
-from cluster.s3.store import Store
+from cluster.s3.store import ObjectInfo, Store, parse_url
+from cluster.s3.urls import shown_url
 from cluster.storage import open_store
 
 SCHEME = "s3://"
 MOST_BYTES = 2**33  # of a file that is read whole
+_CREDENTIALS = "~/.aws/credentials"  # where boto3 looks
 
 
 class Files(Protocol):
@@ -96,8 +101,7 @@ class Bucket:
 
     def sizes(self) -> dict[str, int]:
         """Return the bytes of every object below the prefix."""
-        objects = (info for info in self._store.list() if not info.key.endswith("/"))  # which stand for folders
-        return {info.key: info.size for info in objects if not _is_hidden(info.key)}
+        return {info.key: info.size for info in self._store.list() if not is_marker(info) and not _is_hidden(info.key)}
 
     def read(self, name: str, *, most_bytes: int = MOST_BYTES) -> bytes:
         """Return an object's content."""
@@ -118,6 +122,57 @@ class Bucket:
         return Store(self.settings)
 
 
+@dataclass(frozen=True)
+class Access:
+    """How an `s3://` source is reached where that is not as the store is; never a key."""
+
+    profile: str | None = None
+    """Profile in the credentials file."""
+    endpoint_url: str | None = None
+
+
+_ACCESS: ContextVar[Access | None] = ContextVar("access to the source", default=None)
+
+
+@contextmanager
+def reading_with(access: Access) -> Iterator[None]:
+    """Let this thread's sources be reached so; the files that it opens keep it, wherever they are read."""
+    token = _ACCESS.set(access)
+    try:
+        yield
+    finally:
+        _ACCESS.reset(token)
+
+
+def open_source(source: str) -> Store:
+    """Return the objects below an `s3://` prefix, reached as `reading_with` says, or else as the store is.
+
+    Raises:
+        ConfigError: if it is no such address.
+    """
+    try:
+        parse_url(source)
+    except ConfigError:
+        raise ConfigError(
+            f"source must be s3://BUCKET or s3://BUCKET/PREFIX, without '//' or '..' in the prefix, got "
+            f"{shown_url(source)!r}. Correct it."
+        ) from None
+    access = _ACCESS.get()
+    if access is None or access == Access():
+        return open_store(source)
+    if access.profile is None:  # then the keys are those of the store, at another address
+        return Store(open_store(source).settings.model_copy(update={"endpoint_url": access.endpoint_url}))
+    file = os.environ.get("AWS_SHARED_CREDENTIALS_FILE", _CREDENTIALS)  # workers are told the one of the store
+    return Store(
+        StoreSettings(url=source, profile=access.profile, endpoint_url=access.endpoint_url, credentials_file=file)
+    )
+
+
+def is_marker(info: ObjectInfo) -> bool:
+    """Whether an object is an empty one that a console made for a folder, perhaps for the prefix itself."""
+    return info.size == 0 and (not info.key or info.key.endswith("/"))
+
+
 def open_files(source: str) -> Files:
     """Return the files of a folder or an `s3://` prefix.
 
@@ -126,7 +181,7 @@ def open_files(source: str) -> Files:
         ConfigError: if it is a file.
     """
     if source.startswith(SCHEME):
-        return Bucket(open_store(source).settings)
+        return Bucket(open_source(source).settings)
     path = Path(source)
     if not path.exists():
         raise NotFoundError(f"source must be a folder, got {source!r}, which does not exist.")

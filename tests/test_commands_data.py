@@ -1,0 +1,136 @@
+"""The commands for datasets: what push suggests works for every kind of data, and says what was found."""
+
+import re
+import shlex
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+from test_training_trainer import write_pictures, write_rows, write_sounds, write_texts
+
+from orchestrator.cli import main
+from tests.fake_store import MemoryStore
+
+
+def write_table(folder: Path) -> Path:
+    lines = [f"{i},{'red' if i % 3 else 'blue'},{'yes' if i % 2 else 'no'}" for i in range(60)]
+    folder.mkdir()
+    (folder / "table.csv").write_text("\n".join(["size,colour,label", *lines]))
+    return folder / "table.csv"
+
+
+def write_numbers(folder: Path) -> Path:
+    folder.mkdir()
+    (folder / "numbers.csv").write_text("\n".join(["size,target", *(f"{i},{i * 1.5}" for i in range(60))]))
+    return folder / "numbers.csv"
+
+
+def write_series(folder: Path) -> Path:
+    folder.mkdir()
+    rows = [f"2024-01-{day:02}T{hour:02}:00,{day * hour}" for day in range(1, 4) for hour in range(24)]
+    (folder / "series.csv").write_text("\n".join(["date,load", *rows]))
+    return folder / "series.csv"
+
+
+def write_ratings(folder: Path) -> Path:
+    folder.mkdir()
+    rows = [f"{i % 20}\t{i % 11}\t{1 + i % 5}\t88{i:07}" for i in range(200)]
+    (folder / "u.data").write_text("\n".join(rows) + "\n")
+    return folder / "u.data"
+
+
+def write_boxes(folder: Path) -> Path:
+    for part in ("JPEGImages", "Annotations", "ImageSets/Main"):
+        (folder / part).mkdir(parents=True)
+    names = [f"p{i}" for i in range(12)]
+    for number, name in enumerate(names):
+        Image.fromarray(np.full((40, 60, 3), 10 * number, np.uint8)).save(folder / f"JPEGImages/{name}.jpg")
+        (folder / f"Annotations/{name}.xml").write_text(
+            f"<annotation><filename>{name}.jpg</filename><size><width>60</width><height>40</height></size><object>"
+            f"<name>{'cat' if number % 2 else 'dog'}</name><bndbox><xmin>5</xmin><ymin>5</ymin><xmax>30</xmax>"
+            "<ymax>20</ymax></bndbox></object></annotation>"
+        )
+    (folder / "ImageSets/Main/train.txt").write_text("\n".join(names[:8]))
+    (folder / "ImageSets/Main/test.txt").write_text("\n".join(names[8:]))
+    return folder
+
+
+SOURCES: dict[str, Any] = {
+    "table": write_table,
+    "numbers": write_numbers,
+    "series": write_series,
+    "ratings": write_ratings,
+    "boxes": write_boxes,
+    "pictures": write_pictures,
+    "texts": write_texts,
+    "sounds": write_sounds,
+    "rows": write_rows,
+    "digits": lambda _: "sklearn:digits",
+    "china": lambda _: "sklearn:china",
+    "elnino": lambda _: "statsmodels:elnino",
+}
+SHOWN = {
+    "table": "target: one of 2 classes: no, yes",
+    "numbers": "numbers: 1 number target: number from",
+    "series": "target: the series itself, some steps ahead",
+    "ratings": "target: number from 1 to 5",
+    "boxes": "target: boxes of 2 classes: cat, dog",
+    "pictures": "target: one of 2 classes: blue, red",
+    "texts": "text: text of up to",
+    "sounds": "Hz",
+    "rows": "sparse row of",
+    "digits": "picture, 1 × 8 × 8",
+    "china": "target: number from",
+    "elnino": "target: the series itself, some steps ahead",
+}
+
+
+@pytest.fixture
+def store(monkeypatch: pytest.MonkeyPatch) -> MemoryStore:
+    """The store of every command of a test; what the command line sets for a whole process is undone."""
+    store = MemoryStore()
+    monkeypatch.setattr(sys, "excepthook", sys.excepthook)
+    monkeypatch.setattr("logging.basicConfig", lambda **_: None)
+    monkeypatch.setattr("gc.freeze", lambda: None)
+    monkeypatch.setattr("orchestrator.commands.data.store_at", lambda url: store)
+    return store
+
+
+def typed(words: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> tuple[int, str]:
+    """The exit code of a command and all that it prints, in one line."""
+    monkeypatch.setattr(sys, "argv", ["orchestrator", *words])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    found = capsys.readouterr()
+    return int(ended.value.code or 0), " ".join((found.out + found.err).split())
+
+
+@pytest.mark.parametrize("kind", SOURCES)
+def test_what_push_suggests_works_for_every_kind_of_data(
+    kind: str, store: MemoryStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    source = str(SOURCES[kind](tmp_path / kind))
+    code, said = typed(["data", "push", source, "--name", kind], monkeypatch, capsys)
+    assert code == 0, said
+    suggested = re.findall(r"orchestrator (data [^`]*?\.html)", said)
+    assert suggested == [f"data show {kind} --html {kind}.html"]
+    for words in (*map(shlex.split, suggested), ["data", "show", kind]):
+        code, shown = typed(words, monkeypatch, capsys)
+        assert code == 0 and SHOWN[kind] in shown, shown
+    assert (tmp_path / f"{kind}.html").read_text().startswith("<!doctype html>")
+    code, listed = typed(["data", "ls"], monkeypatch, capsys)
+    assert code == 0 and kind in listed
+    code, again = typed(["data", "push", source, "--name", kind], monkeypatch, capsys)
+    assert code == 0 and again.startswith(f"unchanged {kind}")
+
+
+def test_keys_and_server_of_a_source_belong_to_a_bucket(
+    store: MemoryStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    code, said = typed(["data", "push", "sklearn:digits", "--source-profile", "team"], monkeypatch, capsys)
+    assert code == 2
+    assert "--source-profile and --source-endpoint must be left out unless the source is s3://…, got sklearn" in said
