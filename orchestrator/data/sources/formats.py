@@ -18,6 +18,7 @@
 """
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from datetime import datetime
 from pathlib import Path, PurePosixPath
 
@@ -25,6 +26,7 @@ from pydantic import ValidationError
 
 from cluster.errors import ConfigError, NotFoundError
 from cluster.s3.stored_json import first_fault
+from orchestrator.data.manifest import SeriesTarget
 from orchestrator.data.sources.bundles import BUNDLES, read_bundle
 from orchestrator.data.sources.cifar import read_cifar
 from orchestrator.data.sources.files import SCHEME, Files, Folder
@@ -100,9 +102,12 @@ def prepare(source: str, *, format: str | None = None, options: SourceOptions | 
             f"source must be a file, a folder or one of {', '.join(BUNDLES)}, got {source!r}, which does not exist."
         )
     try:
-        return FORMATS[format or detect(source, options)](source, options)
+        prepared = FORMATS[format or detect(source, options)](source, options)
     except ValidationError as error:  # a feature or a target that is larger than a model can read
         raise ConfigError(f"{source} must hold what a model can read, got {first_fault(error)}.") from None
+    if options.order and isinstance(prepared.target, SeriesTarget):
+        raise ConfigError(f"order must be left out for {source}, a series, whose rows stay in time. Remove it.")
+    return replace(prepared, keeps_order=options.order == "keep")
 
 
 def detect(source: str, options: SourceOptions) -> str:
