@@ -508,7 +508,9 @@ def test_neighbours_are_of_different_classes_though_the_folders_are_sorted(tmp_p
     )
     labels = prepare(str(root)).splits["train"].columns[TARGET]
     assert 20 < np.count_nonzero(np.diff(labels)) < 60
-    assert sorted(mixed(1000, seed=0).tolist()) == list(range(1000))
+    assert sorted(mixed(1000, SourceOptions()).tolist()) == list(range(1000))
+    kept = prepare(str(root), options=SourceOptions(order="keep")).splits["train"].columns[TARGET]
+    assert kept.tolist() == [0] * 40 + [1] * 40
 
 
 def test_pieces_have_so_many_files_and_bytes_at_most(monkeypatch):

@@ -2,7 +2,6 @@
 
 from pathlib import Path
 
-import numpy as np
 import pytest
 
 from cluster.errors import ConfigError
@@ -48,7 +47,6 @@ def test_a_file_per_class_holds_a_text_a_line(tmp_path):
         assert all(("good" in text) == label for text, label in spoken(prepared, split))
         labels = prepared.splits[split].columns[TARGET]
         assert labels.mean() == 0.5
-        assert np.abs(np.diff(labels)).sum() > 2  # the classes are mixed
     feature = prepared.features["text"]
     assert feature.max_tokens == 9
     assert set(feature.vocabulary) >= {"a", "good", "bad", "plot", "cue", ",", "really", "sadly"}

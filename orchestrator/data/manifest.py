@@ -109,6 +109,9 @@ class Manifest(Frozen):
     """First 12 hex digits of the SHA-256 of the content, so the same content is the same version."""
     features: dict[str, Feature]
     target: DatasetTarget
+    order: Literal["random", "source", "time"] | None = None
+    """How the rows lie: in a random order, as in the source (`order=keep`), or as a series in time. Datasets written
+    before the order was random do not say: theirs is the source's."""
     splits: dict[SplitName, Split]
     source: Source
     created: str

@@ -18,6 +18,7 @@
 """
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from datetime import datetime
 from pathlib import Path, PurePosixPath
 
@@ -25,8 +26,13 @@ from pydantic import ValidationError
 
 from cluster.errors import ConfigError, NotFoundError
 from cluster.s3.stored_json import first_fault
+from orchestrator.data.manifest import SeriesTarget
 from orchestrator.data.sources.bundles import BUNDLES, read_bundle
 from orchestrator.data.sources.cifar import read_cifar
+from orchestrator.data.sources.delimited.ratings import FILES as RATING_FILES
+from orchestrator.data.sources.delimited.ratings import rating_columns, read_ratings
+from orchestrator.data.sources.delimited.table import SUFFIXES as TABLE_SUFFIXES
+from orchestrator.data.sources.delimited.table import read_table
 from orchestrator.data.sources.files import SCHEME, Files, Folder
 from orchestrator.data.sources.huggingface import read_huggingface_images
 from orchestrator.data.sources.idx import read_idx
@@ -35,16 +41,12 @@ from orchestrator.data.sources.located import SourceFile
 from orchestrator.data.sources.options import SourceOptions
 from orchestrator.data.sources.picture_files import SPLIT_NAMES, detect_pictures, list_files
 from orchestrator.data.sources.prepared import Prepared
-from orchestrator.data.sources.ratings import FILES as RATING_FILES
-from orchestrator.data.sources.ratings import rating_columns, read_ratings
 from orchestrator.data.sources.rows import DELIMITERS, as_number, first_rows, refuse_empty
 from orchestrator.data.sources.series import read_series
 from orchestrator.data.sources.sound import read_wav
 from orchestrator.data.sources.svmlight import ROW as SVMLIGHT_ROW
 from orchestrator.data.sources.svmlight import SUFFIXES as SVMLIGHT_SUFFIXES
 from orchestrator.data.sources.svmlight import read_svmlight
-from orchestrator.data.sources.table import SUFFIXES as TABLE_SUFFIXES
-from orchestrator.data.sources.table import read_table
 from orchestrator.data.sources.targets import TARGET_NAMES
 from orchestrator.data.sources.text import read_text, text_column, text_files
 from orchestrator.data.sources.voc import read_voc
@@ -100,9 +102,12 @@ def prepare(source: str, *, format: str | None = None, options: SourceOptions | 
             f"source must be a file, a folder or one of {', '.join(BUNDLES)}, got {source!r}, which does not exist."
         )
     try:
-        return FORMATS[format or detect(source, options)](source, options)
+        prepared = FORMATS[format or detect(source, options)](source, options)
     except ValidationError as error:  # a feature or a target that is larger than a model can read
         raise ConfigError(f"{source} must hold what a model can read, got {first_fault(error)}.") from None
+    if options.order and isinstance(prepared.target, SeriesTarget):
+        raise ConfigError(f"order must be left out for {source}, a series, whose rows stay in time. Remove it.")
+    return replace(prepared, keeps_order=options.order == "keep")
 
 
 def detect(source: str, options: SourceOptions) -> str:

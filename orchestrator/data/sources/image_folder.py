@@ -59,7 +59,7 @@ def read_image_folder(source: str, options: SourceOptions) -> Prepared:
         name=default_name(files),
         features={"image": feature},
         target=ClassTarget(classes=classes),
-        splits={split: _part(files, names, sizes, classes, feature) for split, names in splits.items()},
+        splits={split: _part(files, names, sizes, classes, feature, options) for split, names in splits.items()},
         source=Source(format="image-folder", uri=source),
     )
 
@@ -91,10 +91,15 @@ class FolderPiece:
 
 
 def _part(
-    files: Files, names: Sequence[str], sizes: Mapping[str, int], classes: Sequence[str], feature: ImageFeature
+    files: Files,
+    names: Sequence[str],
+    sizes: Mapping[str, int],
+    classes: Sequence[str],
+    feature: ImageFeature,
+    options: SourceOptions,
 ) -> Part:
     label = {name: i for i, name in enumerate(classes)}
-    in_order = [names[row] for row in mixed(len(names), seed=0)]
+    in_order = [names[row] for row in mixed(len(names), options)]
     runs = [in_order[run] for run in cut_into_pieces([sizes[name] for name in in_order])]
     return Part(
         tuple(
@@ -106,7 +111,8 @@ def _part(
                 feature=feature,
             )
             for run in runs
-        )
+        ),
+        is_mixed=True,
     )
 
 

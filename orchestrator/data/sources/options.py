@@ -41,6 +41,8 @@ class SourceOptions(BaseModel):
     """Where a split is drawn at random: share of the test split. Default: 0.2; ratings 0.1."""
     seed: Annotated[int, Field(ge=0, lt=2**32)] | None = None
     """Where a split is drawn at random. Default: 0."""
+    order: Literal["random", "keep"] | None = None
+    """All but series: whether the rows are written in a random order (the default), or kept in that of the source."""
     leakage: Literal["refuse", "drop", "keep"] | None = None
     """All: what to do with rows of the test or validation split that are in the training split too: refuse them (the
     default), drop the copies in training, or keep them."""
@@ -49,6 +51,9 @@ class SourceOptions(BaseModel):
     @classmethod
     def _one_word_is_a_list(cls, value: object) -> object:
         return (value,) if isinstance(value, str) else value
+
+
+_OF_PUSHING = ("leakage", "order")  # pushing looks for these, whatever the format
 
 
 def parse_options(values: Mapping[str, object]) -> SourceOptions:
@@ -71,5 +76,5 @@ def parse_options(values: Mapping[str, object]) -> SourceOptions:
 def only(options: SourceOptions, format: str, *allowed: str) -> None:
     """Refuse an option that was given and that the format has not."""
     for name, value in options.model_dump(exclude_none=True).items():
-        if name not in (*allowed, "leakage"):  # pushing looks for leakage, whatever the format
+        if name not in (*allowed, *_OF_PUSHING):
             raise ConfigError(f"{name} must be left out for {format}, which has no such option, got {value}.")

@@ -4,11 +4,14 @@ import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import PurePosixPath
 
+import numpy as np
+
 from cluster.errors import ConfigError
 from models.counters import counter_key
 from orchestrator.data.order import Ints, permutation
 from orchestrator.data.sources.classes import is_plain
 from orchestrator.data.sources.files import Files, Folder, open_files
+from orchestrator.data.sources.options import SourceOptions
 from orchestrator.data.sources.rows import as_name
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff")
@@ -81,12 +84,14 @@ def with_test_split(splits: Mapping[str, list[str]]) -> dict[str, list[str]]:
     return {name: found[name] for name in ("train", "validation", "test") if name in found}
 
 
-def mixed(count: int, *, seed: int) -> Ints:
-    """Return the numbers below `count` in the order in which the pictures of a folder are stored.
+def mixed(count: int, options: SourceOptions) -> Ints:
+    """Return the numbers below `count` in the order in which the files of a folder are stored.
 
-    Folders are sorted by class, while neighbours in a row group shall be as different as any two pictures.
+    Folders are sorted by class, while neighbours in a row group shall be as different as any two files.
     """
-    return permutation(count, key=counter_key(_ORDER_KEY, seed))
+    if options.order == "keep":
+        return np.arange(count)
+    return permutation(count, key=counter_key(_ORDER_KEY, options.seed or 0))
 
 
 def cut_into_pieces(sizes: Sequence[int]) -> Iterator[slice]:

@@ -70,7 +70,7 @@ def read_wav(source: str, options: SourceOptions) -> Prepared:
         features={"audio": AudioFeature(sample_rate=looks[0].rate, max_samples=max(look.samples for look in looks))},
         target=ClassTarget(classes=classes),
         splits={
-            split: Part(_pieces(files, sizes, names, labels, rows[mixed(len(rows), seed=options.seed or 0)]))
+            split: Part(_pieces(files, sizes, names, labels, rows[mixed(len(rows), options)]), is_mixed=True)
             for split, rows in splits.items()
         },
         source=Source(format="wav", uri=source),

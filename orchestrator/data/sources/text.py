@@ -18,7 +18,7 @@ from orchestrator.data.sources.classes import check_class_names
 from orchestrator.data.sources.files import SCHEME, Files
 from orchestrator.data.sources.located import SourceFile, source_name, split_files
 from orchestrator.data.sources.options import SourceOptions, only
-from orchestrator.data.sources.picture_files import default_name, list_files, mixed
+from orchestrator.data.sources.picture_files import default_name, list_files
 from orchestrator.data.sources.prepared import Part, Prepared
 from orchestrator.data.sources.rows import distinct, in_order, read_delimited
 from orchestrator.data.sources.sound import given_split
@@ -58,7 +58,7 @@ def read_text(source: str, options: SourceOptions) -> Prepared:
         name=found.name,
         features={"text": feature},
         target=found.labels.target(rows, found.place),
-        splits={s: _part(tokens_of, found.labels, r[mixed(len(r), seed=options.seed or 0)]) for s, r in rows.items()},
+        splits={s: _part(tokens_of, found.labels, r) for s, r in rows.items()},
         source=Source(format="text" if found.encoding == "utf-8" else f"text ({found.encoding})", uri=source),
     )
 
