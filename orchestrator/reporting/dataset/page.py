@@ -10,7 +10,7 @@ from cluster.machine.disk import naming_disk
 from models.features import BoxesTarget, ClassTarget, NumberTarget
 from orchestrator.data.dataset import TRAIN, Dataset, open_dataset
 from orchestrator.reporting.dataset.checks import checks_of
-from orchestrator.reporting.dataset.sample import percent_text, sample
+from orchestrator.reporting.dataset.sample import listed, percent_text, sample
 from orchestrator.reporting.dataset.samples import sample_groups, table_of_samples
 from orchestrator.reporting.dataset.sections import (
     balance_table,
@@ -79,6 +79,7 @@ def _card(dataset: Dataset) -> list[tuple[str, str]]:
         ("Source", manifest.source.uri),
         ("Format", manifest.source.format),
         ("Licence", manifest.source.licence or "not stated"),
+        *((change.option, " ".join((change.text, listed(change.names)))) for change in manifest.source.changes),
         ("Target", _describe_target(manifest.target)),
         *((f"Feature {name}", describe_feature(feature)) for name, feature in manifest.features.items()),
         ("Size in the store", size(sum(s.bytes for split in manifest.splits.values() for s in split.shards))),
