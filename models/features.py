@@ -124,6 +124,8 @@ class AudioFeature(Frozen):
     """Samples per second."""
     max_samples: int = Field(gt=0, lt=2**31)
     """The longest sound; what is longer is cut."""
+    resampled: bool = False
+    """Whether a sound of another rate is resampled; otherwise it is refused."""
 
 
 class SparseFeature(Frozen):

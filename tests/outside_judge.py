@@ -120,7 +120,7 @@ class FolderStore:
             aside.replace(path)
 
 
-def train(out: Path, *, epochs: int = 2, keep: int = 3, in_place: bool = False) -> int:
+def train(out: Path, *, epochs: int = 2, keep: int = 2, in_place: bool = False) -> int:
     """Push the digits, train to the last epoch, write the result; return the step that the training went on from."""
     store: Any = FolderStore(out / "store", in_place=in_place)
     push(store, "sklearn:digits")
@@ -165,7 +165,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("out", type=Path, help="folder of the store and of the result")
     parser.add_argument("--epochs", type=int, default=2)
-    parser.add_argument("--keep", type=int, default=3, help="checkpoints; older ones are removed while it trains")
+    parser.add_argument("--keep", type=int, default=2, help="checkpoints; older ones are removed while it trains")
     parser.add_argument("--in-place", action="store_true", help="write no object aside: a kill leaves half of one")
     arguments = vars(parser.parse_args())
     print(f"resumed from step {train(arguments.pop('out'), **arguments)}")

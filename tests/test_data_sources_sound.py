@@ -11,9 +11,9 @@ import pytest
 
 from cluster.errors import ConfigError
 from models.features import TARGET, AudioFeature, ClassTarget
+from models.preparing.sounds import decode_wav, resample
 from orchestrator.data.sources.formats import prepare
 from orchestrator.data.sources.options import SourceOptions
-from orchestrator.data.sources.sound import decode_wav
 
 SHARED = Path(__file__).parents[2] / "shared" / "data"
 random = np.random.default_rng(0)
@@ -51,23 +51,6 @@ def read(source: str, **options):
     return prepare(source, options=SourceOptions(**options))
 
 
-SAMPLES = np.array([-(2**15), -1, 0, 1, 256, 2**15 - 1])
-
-
-@pytest.mark.parametrize(
-    ("width", "frames", "expected"),
-    [
-        (1, bytes([0, 127, 128, 129, 255]), [-(2**15), -256, 0, 256, 127 * 256]),
-        (2, SAMPLES.astype("<i2").tobytes(), SAMPLES.tolist()),
-        (3, b"".join(int(s * 256 + 7).to_bytes(3, "little", signed=True) for s in SAMPLES), SAMPLES.tolist()),
-        (4, (SAMPLES.astype(np.int64) * 2**16 + 999).astype("<i4").tobytes(), SAMPLES.tolist()),
-    ],
-)
-def test_integers_of_every_width_become_16_bits(width, frames, expected):
-    samples, rate = decode_wav(wav(frames, width=width, rate=11025), "a.wav")
-    assert (samples.tolist(), samples.dtype, rate) == (expected, np.int16, 11025)
-
-
 @pytest.mark.store
 def test_sounds_are_read_from_a_bucket_by_a_piece_without_keys(store):
     for name, data in some("ab", 6).items():
@@ -79,19 +62,13 @@ def test_sounds_are_read_from_a_bucket_by_a_piece_without_keys(store):
     assert len(pickle.loads(pickle.dumps(piece)).read()["audio"]) == 10
 
 
-def test_channels_are_mixed_down_to_their_mean():
-    frames = np.array([[100, 300], [-32768, -32768], [32767, -32768]], "<i2").tobytes()
-    samples, _ = decode_wav(wav(frames, channels=2), "a.wav")
-    assert samples.tolist() == [200, -32768, 0]
-
-
 def test_folders_are_classes_and_every_sound_comes_out_as_it_went_in(tmp_path):
     files = some(["yes", "no"], 25)
     prepared = read(written(tmp_path, files))
     assert prepared.target == ClassTarget(classes=("no", "yes"))
     assert prepared.features == {"audio": AudioFeature(sample_rate=8000, max_samples=44)}
     assert {name: part.rows for name, part in prepared.splits.items()} == {"train": 40, "test": 10}
-    expected = {(name.startswith("yes"), decode_wav(data, name)[0].tobytes()) for name, data in files.items()}
+    expected = {(name.startswith("yes"), decode_wav(data)[0].tobytes()) for name, data in files.items()}
     found = {
         (bool(part.columns[TARGET][row]), part.columns["audio"][row].tobytes())
         for part in prepared.splits.values()
@@ -149,20 +126,28 @@ FINE = wav(noise(20))
 @pytest.mark.parametrize(
     ("files", "options", "message"),
     [
-        ({"a/1.wav": b""}, {}, r"a/1\.wav must be a WAV file, got 0 bytes that end too early"),
-        ({"a/1.wav": FINE[:30]}, {}, r"a/1\.wav must be a WAV file, got 30 bytes that end too early"),
-        ({"a/1.wav": FINE[:-10]}, {}, r"a/1\.wav must be a whole WAV file, got 30 of 40 bytes"),
+        (
+            {"a/1.wav": b""},
+            {},
+            r"a/1\.wav must be a whole WAV file of integers .*, got 0 bytes that end too early\. .*damaged=skip",
+        ),
+        ({"a/1.wav": FINE[:30]}, {}, r"a/1\.wav must be a whole WAV file .*, got 30 bytes that end too early"),
+        (
+            {"a/1.wav": FINE[:-10]},
+            {},
+            r"a/1\.wav must be a whole WAV file .*, got 30 of 40 bytes of samples: the file is cut off",
+        ),
         (
             {"a/1.wav": b"ID3 this is an MP3 file, renamed by somebody"},
             {},
-            r"a/1\.wav must be a WAV file, got file does",
+            r"a/1\.wav must be a whole WAV file .*, got bytes that do not begin with RIFF and WAVE but with b.ID3 ",
         ),
         ({"a/1.wav": wav(b"")}, {}, r"a/1\.wav must hold a sound, got no samples"),
-        ({"a/1.wav": of_format(FINE, 3)}, {}, r"a/1\.wav must (hold integers of 8, 16, 24 or 32 bits|be a WAV file)"),
+        ({"a/1.wav": of_format(FINE, 2)}, {}, r"a/1\.wav must be a whole WAV file .*, got samples of encoding 0x0002"),
         (
             {"a/1.wav": wav(noise(20), rate=16000)},
             {},
-            r"of one sample rate, got 8000 in b/1\.wav and 16000 in a/1\.wav",
+            r"got 16000 \(1, such as a/1\.wav\), 8000 \(1, such as b/1\.wav\)\. .* --option rate=16000",
         ),
         ({"a/1.txt": b""}, {}, "must hold two classes|of a test split|CLASS_"),
         ({"a/1.wav": FINE}, {}, "must hold enough different rows for a test split of 20%, got 2 rows"),
@@ -200,11 +185,50 @@ def test_one_class_is_refused(tmp_path):
         read(written(tmp_path, some("a", 9, "{c}_{i}.wav")))
 
 
-def test_floats_need_an_extra_and_are_scaled(tmp_path):
-    pytest.importorskip("soundfile")
-    floats = np.array([0.0, 0.5, -1.0, 2.0], "<f4").tobytes()
-    samples, rate = decode_wav(of_format(wav(floats, width=4), 3), "a.wav")
-    assert (samples.tolist(), rate) == ([0, 2**14, -(2**15), 2**15 - 1], 8000)
+def test_sounds_of_several_rates_are_resampled_where_the_person_says_so(tmp_path):
+    files = some("ab", 10) | {f"{c}/high{i}.wav": wav(noise(441 + i), rate=44_100) for c in "ab" for i in range(3)}
+    prepared = read(written(tmp_path, files), rate=8000)
+    assert prepared.features == {"audio": AudioFeature(sample_rate=8000, max_samples=81, resampled=True)}
+    (change,) = prepared.source.changes
+    assert change.text == "6 of 26 sounds were resampled to 8,000 samples a second: 6 of 44,100."
+    assert (change.option, change.numbers) == ("rate=8000", {"resampled": 6, "sounds": 26})
+    stored = {row.tobytes() for part in prepared.splits.values() for row in rows_of(part.columns["audio"])}
+    for data in files.values():
+        samples, rate = decode_wav(data)
+        assert resample(samples, rate, 8000).tobytes() in stored
+
+
+def rows_of(column):
+    return [column[row] for row in range(len(column))]
+
+
+def test_a_rate_that_all_have_changes_nothing_but_what_serving_takes(tmp_path):
+    prepared = read(written(tmp_path, some("ab", 10)), rate=8000)
+    assert prepared.features["audio"].resampled
+    (change,) = prepared.source.changes
+    assert change.text == "0 of 20 sounds were resampled to 8,000 samples a second."
+
+
+def test_all_damaged_sounds_are_named_at_once_and_left_out_on_request(tmp_path):
+    files = some("ab", 10) | {"a/cut.wav": FINE[:-10], "b/empty.wav": b""}
+    source = written(tmp_path, files)
+    with pytest.raises(
+        ConfigError, match=r"2 files must be readable, .*damaged=skip:\n.*a/cut\.wav[^\n]*\n.*b/empty\.wav"
+    ):
+        read(source)
+    prepared = read(source, damaged="skip")
+    assert sum(part.rows for part in prepared.splits.values()) == 20
+    (change,) = prepared.source.changes
+    assert change.text == "2 of 22 sounds could not be read and were left out."
+    assert (change.names, change.numbers) == (("a/cut.wav", "b/empty.wav"), {"skipped": 2})
+    only_damaged = written(tmp_path / "none", {"a/1.wav": b"", "b/1.wav": b""})
+    with pytest.raises(ConfigError, match=r"must hold sounds that can be read, .* got 2 damaged of 2"):
+        read(only_damaged, damaged="skip")
+
+
+def test_an_option_of_another_format_is_answered_with_those_of_this_one(tmp_path):
+    with pytest.raises(ConfigError, match=r"side must be left out for wav, .* Its options: label, rate, damaged,"):
+        read(written(tmp_path, some("ab", 10)), side=32)
 
 
 @pytest.mark.skipif(not (SHARED / "fsdd.tar.gz").exists(), reason="shared/data/fsdd.tar.gz is not here")

@@ -83,6 +83,7 @@ def data_push(
     def show() -> None:
         verb = "pushed" if result.changed else "unchanged"
         out.print(f"{verb} {result.manifest.name} version {result.manifest.version}")
+        _print_changes(result.manifest)
         _print_splits(result.manifest)
         name = result.manifest.name
         next_steps(("data", "show", name, "--html", f"{name}.html"), ("recipes",))
@@ -133,11 +134,20 @@ def data_show(
         for feature_name, feature in manifest.features.items():
             out.print(f"  {feature_name}: {describe_feature(feature)}", markup=False)
         out.print(f"  target: {manifest.target_text}", markup=False)
+        _print_changes(manifest)
         _print_splits(manifest)
         if html is not None:
             out.print(f"page: {html}", markup=False)
 
     emit(manifest, as_json=json, show=show)
+
+
+def _print_changes(manifest: Any) -> None:
+    from orchestrator.commands.terminal import out
+
+    for change in manifest.source.changes:
+        names = ", ".join(change.names[:5]) + (", …" if len(change.names) > 5 else "")
+        out.print(f"  {change.option}: {change.text}" + (f" {names}" if names else ""), markup=False)
 
 
 def _print_splits(manifest: Any) -> None:

@@ -83,12 +83,26 @@ class Split(Frozen):
         return self
 
 
+class Change(Frozen):
+    """Something that an option changed, filled in or left out on the way from the source."""
+
+    option: str
+    """As it was given: `rate=8000`; where the program chose it, what it chose."""
+    text: str
+    """What was done, in a sentence with its numbers."""
+    numbers: dict[str, float] = {}
+    names: Annotated[tuple[str, ...], FailFast()] = ()
+    """Files that were left out."""
+
+
 class Source(Frozen):
     """Where the data came from."""
 
     format: str
     uri: str
     licence: str | None = None
+    changes: tuple[Change, ...] = ()
+    """Nothing else was changed on the way."""
 
 
 class SeriesTarget(Frozen):

@@ -1,12 +1,9 @@
 """One value of a request to one tensor: pictures, sounds, texts, numbers and categories."""
 
-import io
-import wave
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor
 
@@ -24,6 +21,7 @@ from models.features import (
     TextFeature,
     VectorFeature,
 )
+from models.preparing.sounds import SoundError, decode_wav, resample
 from models.text import tokens
 
 MAX_PIXELS = 25_000_000  # 75 MB decoded as RGB; a phone's picture has 12 million
@@ -67,43 +65,31 @@ def decode_picture(content: bytes, feature: ImageFeature, *, field: str) -> Tens
 
 
 def decode_sound(content: bytes, feature: AudioFeature, *, field: str) -> Tensor:
-    """Decode a WAV file to samples from -1 to 1, cut to ``max_samples``.
+    """Decode a WAV file to samples from -1 to 1 at the feature's rate, cut to ``max_samples``, as training did.
 
     Raises:
-        InputError: if the bytes are no WAV file, hold no sound, or have another sample rate.
-    """
-    samples, sample_rate = read_wav(content, field=field)
-    if sample_rate != feature.sample_rate:
-        raise InputError(
-            "wrong_sample_rate",
-            field,
-            f"{field} must have {feature.sample_rate} samples per second, got {sample_rate}. "
-            f"Convert it: `ffmpeg -i IN.wav -ar {feature.sample_rate} OUT.wav`.",
-        )
-    return torch.from_numpy(samples[: feature.max_samples])
-
-
-def read_wav(content: bytes, *, field: str) -> tuple[npt.NDArray[np.float32], int]:
-    """Samples from -1 to 1 and sample rate of a WAV file; several channels become their mean.
-
-    PCM of 8, 16, 24 and 32 bits is read. Samples are rounded to 16 bits, as a dataset holds them.
-
-    Raises:
-        InputError: if the bytes are something else, or hold no sound.
+        InputError: if the bytes are no WAV file, hold no sound, or have another sample rate where the sounds of
+            training were not resampled.
     """
     try:
-        with wave.open(io.BytesIO(content)) as file:
-            num_channels, width, sample_rate = file.getnchannels(), file.getsampwidth(), file.getframerate()
-            data = file.readframes(file.getnframes())
-    except (wave.Error, EOFError, RuntimeError) as error:  # the last from chunks that do not fit into each other
-        reason = str(error) or "a damaged file"
-        raise InputError("bad_sound", field, f"{field} must be a WAV file with PCM samples, got {reason}.") from None
-    num_frames = len(data) // (num_channels * width)
-    if width > 4 or not num_frames or not sample_rate:
-        found = f"{num_frames} samples of {8 * width} bits at {sample_rate} a second"
-        raise InputError("bad_sound", field, f"{field} must hold samples of 8, 16, 24 or 32 bits, got {found}.")
-    samples = _pcm_16(data[: num_frames * num_channels * width], width).reshape(num_frames, num_channels)
-    return np.rint(samples.mean(1)).astype(np.float32) / np.float32(2**15), sample_rate
+        samples, sample_rate = decode_wav(content)
+        if sample_rate != feature.sample_rate and not feature.resampled:
+            raise _wrong_rate(sample_rate, feature, field)
+        samples = resample(samples, sample_rate, feature.sample_rate, most=feature.max_samples)
+    except SoundError as error:
+        raise InputError("bad_sound", field, f"{field} must be a whole WAV file, got {error}.") from None
+    if not len(samples):
+        raise InputError("bad_sound", field, f"{field} must hold a sound, got no samples.")
+    return torch.from_numpy(samples.astype(np.float32) / np.float32(2**15))
+
+
+def _wrong_rate(sample_rate: int, feature: AudioFeature, field: str) -> InputError:
+    return InputError(
+        "wrong_sample_rate",
+        field,
+        f"{field} must have {feature.sample_rate} samples per second, got {sample_rate}. "
+        f"Convert it: `ffmpeg -i IN.wav -ar {feature.sample_rate} OUT.wav`.",
+    )
 
 
 def sound_tensor(numbers: list[float], feature: AudioFeature, *, field: str) -> Tensor:
@@ -216,14 +202,6 @@ def _index_of(feature: CategoricalFeature) -> dict[str, int]:
     if id(feature) not in _INDEXES:  # the feature is kept too, so its id cannot be given to another
         _INDEXES[id(feature)] = (feature, {text: i for i, text in enumerate(feature.vocabulary, start=1)})
     return _INDEXES[id(feature)][1]
-
-
-def _pcm_16(data: bytes, width: int) -> npt.NDArray[np.int16]:
-    """Samples of ``width`` bytes as their highest 16 bits; those of 8 bits, and only they, are unsigned."""
-    bytes_NW = np.frombuffer(data, np.uint8).reshape(-1, width)
-    if width == 1:
-        return (bytes_NW[:, 0].astype(np.int16) - 128) * 256
-    return np.ascontiguousarray(bytes_NW[:, -2:]).view("<i2")[:, 0]
 
 
 def _require_characters(text: str, limit: int, field: str) -> None:

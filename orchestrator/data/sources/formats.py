@@ -42,7 +42,7 @@ from orchestrator.data.sources.options import SourceOptions
 from orchestrator.data.sources.picture_files import SPLIT_NAMES, detect_pictures, list_files
 from orchestrator.data.sources.prepared import Prepared
 from orchestrator.data.sources.rows import DELIMITERS, as_number, first_rows, refuse_empty
-from orchestrator.data.sources.series import read_series
+from orchestrator.data.sources.series.reading import read_series
 from orchestrator.data.sources.sound import read_wav
 from orchestrator.data.sources.svmlight import ROW as SVMLIGHT_ROW
 from orchestrator.data.sources.svmlight import SUFFIXES as SVMLIGHT_SUFFIXES

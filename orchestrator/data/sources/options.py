@@ -35,6 +35,11 @@ class SourceOptions(BaseModel):
     label: Literal["folder", "name"] | None = None
     """Sounds: the class is the name of the folder, or what comes before the first `_` of the file's name.
     Default: the folder if there are several, else the name."""
+    rate: Annotated[int, Field(ge=1000, le=2**20)] | None = None
+    """Sounds: samples per second to which those of other rates are resampled. Default: they must have one rate."""
+    damaged: Literal["refuse", "skip"] | None = None
+    """Pictures in folders, sounds: whether files that cannot be read are refused (the default), or left out and listed
+    in the manifest."""
     test: Annotated[str, Field(min_length=1)] | None = None
     """Sounds: files whose name matches this pattern (`*_[0-4].wav`) are the test split."""
     test_share: Annotated[float, Field(gt=0, lt=1)] | None = None
@@ -77,4 +82,7 @@ def only(options: SourceOptions, format: str, *allowed: str) -> None:
     """Refuse an option that was given and that the format has not."""
     for name, value in options.model_dump(exclude_none=True).items():
         if name not in (*allowed, *_OF_PUSHING):
-            raise ConfigError(f"{name} must be left out for {format}, which has no such option, got {value}.")
+            known = ", ".join((*allowed, *_OF_PUSHING))
+            raise ConfigError(
+                f"{name} must be left out for {format}, which has no such option, got {value}. Its options: {known}."
+            )

@@ -1,8 +1,7 @@
 """Sounds: folders of WAV files, one sample rate, mixed down to one channel of 16 bits."""
 
 import hashlib
-import io
-import wave
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -12,10 +11,12 @@ import numpy as np
 
 from cluster.errors import ConfigError
 from models.features import TARGET, AudioFeature, ClassTarget
+from models.preparing.sounds import SoundError, decode_wav, resample
 from orchestrator.data.columns import Array, Columns, Ragged
-from orchestrator.data.manifest import Source
+from orchestrator.data.manifest import Change, Source
 from orchestrator.data.order import Ints
 from orchestrator.data.sources.classes import check_class_names
+from orchestrator.data.sources.damaged import Damage, refuse_or_skip
 from orchestrator.data.sources.files import Files
 from orchestrator.data.sources.options import SourceOptions, only
 from orchestrator.data.sources.picture_files import SPLIT_NAMES, default_name, list_files, mixed
@@ -37,6 +38,7 @@ class SoundPiece:
     names: tuple[str, ...]
     labels: tuple[int, ...]
     source_bytes: int
+    rate: int
 
     @property
     def rows(self) -> int:
@@ -46,34 +48,36 @@ class SoundPiece:
     def read(self) -> Columns:
         """Return the sounds, decoded."""
         with ThreadPoolExecutor(_READ_THREADS) as pool:
-            sounds = list(pool.map(lambda name: _decode(self.files, name)[0], self.names))
+            sounds = list(pool.map(lambda name: _decode(self.files, name, self.rate)[0], self.names))
         return {"audio": Ragged.of(sounds, dtype=np.int16), TARGET: np.array(self.labels, np.int64)}
 
 
 def read_wav(source: str, options: SourceOptions) -> Prepared:
     """Read the WAV files of a folder, whose classes are its sub-folders or the beginnings of the files' names."""
-    only(options, "wav", "label", "test", "seed", "test_share")
+    only(options, "wav", "label", "rate", "damaged", "test", "seed", "test_share")
     files, sizes = list_files(source)
     names = [name for name in sizes if name.lower().endswith(SUFFIX)]
     if not names:
         raise ConfigError(f"{source} must hold {SUFFIX} files, got none.")
+    found = _look_at_all(files, names, options)
+    names, looks, skipped = refuse_or_skip(names, found, options, place=files.uri, what="sounds")
+    rate = options.rate or _one_rate(names, looks, files.uri)
     of_split = given_split(names)
     words = _class_names(names, options, files.uri, has_splits=of_split is not None)
     classes = tuple(sorted(set(words), key=in_order))
     check_class_names(classes, files.uri)
     labels = np.array([classes.index(word) for word in words], np.int64)
-    looks = _look_at_all(files, names)
     splits = _splits(names, labels, looks, of_split, options, files.uri)
     require_classes(labels, classes, splits, files.uri)
     return Prepared(
         name=default_name(files),
-        features={"audio": AudioFeature(sample_rate=looks[0].rate, max_samples=max(look.samples for look in looks))},
+        features={"audio": _feature(looks, rate, options)},
         target=ClassTarget(classes=classes),
         splits={
-            split: Part(_pieces(files, sizes, names, labels, rows[mixed(len(rows), options)]), is_mixed=True)
+            split: Part(_pieces(files, sizes, names, labels, rate, rows[mixed(len(rows), options)]), is_mixed=True)
             for split, rows in splits.items()
         },
-        source=Source(format="wav", uri=source),
+        source=Source(format="wav", uri=source, changes=(*skipped, *_resampled(looks, rate, options))),
     )
 
 
@@ -84,42 +88,12 @@ def given_split(names: Sequence[str]) -> list[str] | None:
     return known if len(known) == len(names) and {"train", "test"} <= set(known) else None
 
 
-def decode_wav(data: bytes, place: str) -> tuple[Array, int]:
-    """Return the samples of a WAV file, [T] int16, the mean of its channels, and its sample rate.
-
-    Integers of 8, 16, 24 and 32 bits are read; more than 16 are cut. Other encodings need the extra `audio`.
-
-    Raises:
-        ConfigError: if it is no WAV file, or does not hold all of what it says it does.
-    """
-    try:
-        with wave.open(io.BytesIO(data)) as file:
-            width, channels, rate, count = (
-                file.getsampwidth(),
-                file.getnchannels(),
-                file.getframerate(),
-                file.getnframes(),
-            )
-            frames = file.readframes(count)
-    except wave.Error as error:
-        if str(error).startswith("unknown format"):
-            return _decode_with_soundfile(data, place)
-        raise ConfigError(f"{place} must be a WAV file, got {error}. Remove it.") from error
-    except EOFError as error:
-        raise ConfigError(
-            f"{place} must be a WAV file, got {len(data)} bytes that end too early. Remove it."
-        ) from error
-    if len(frames) != count * width * channels:
-        raise ConfigError(
-            f"{place} must be a whole WAV file, got {len(frames)} of {count * width * channels} bytes. Copy it again."
-        )
-    return _mono(_to_int16(frames, width).reshape(-1, channels)), rate
-
-
 @dataclass(frozen=True)
 class _Look:
     rate: int
+    """Of the file."""
     samples: int
+    """At the rate that is stored."""
     digest: bytes
 
 
@@ -144,22 +118,45 @@ def _class_names(names: Sequence[str], options: SourceOptions, place: str, *, ha
     return [word for word, _, _ in words]
 
 
-def _look_at_all(files: Files, names: Sequence[str]) -> list[_Look]:
-    """Read every file once, for what must be known of all: rate, length, copies."""
+def _look_at_all(files: Files, names: Sequence[str], options: SourceOptions) -> list[_Look | Damage]:
+    """Read every file once, for what must be known of all: rate, length, copies; and which of them are damaged."""
 
-    def look(name: str) -> _Look:
-        samples, rate = _decode(files, name)
+    def look(name: str) -> _Look | Damage:
+        try:
+            samples, rate = _decode(files, name, options.rate)
+        except ConfigError as error:
+            return Damage(error)
         return _Look(rate, len(samples), hashlib.sha256(samples.tobytes()).digest())
 
     with ThreadPoolExecutor(_READ_THREADS) as pool:
-        looks = list(pool.map(look, names))
-    for name, found in zip(names, looks, strict=True):
-        if found.rate != looks[0].rate:
-            raise ConfigError(
-                f"{files.uri} must hold sounds of one sample rate, got {found.rate} in {name} and {looks[0].rate} in "
-                f"{names[0]}. Resample them."
-            )
-    return looks
+        return list(pool.map(look, names))
+
+
+def _one_rate(names: Sequence[str], looks: Sequence[_Look], place: str) -> int:
+    rates = Counter(look.rate for look in looks).most_common()
+    if len(rates) > 1:
+        first = {look.rate: name for name, look in reversed(list(zip(names, looks, strict=True)))}
+        found = ", ".join(f"{rate} ({count}, such as {first[rate]})" for rate, count in rates[:4])
+        raise ConfigError(
+            f"{place} must hold sounds of one sample rate, got {found}. Resample them, here and when the model is "
+            f"asked, with --option rate={rates[0][0]}."
+        )
+    return rates[0][0]
+
+
+def _feature(looks: Sequence[_Look], rate: int, options: SourceOptions) -> AudioFeature:
+    longest = max(look.samples for look in looks)
+    return AudioFeature(sample_rate=rate, max_samples=longest, resampled=options.rate is not None)
+
+
+def _resampled(looks: Sequence[_Look], rate: int, options: SourceOptions) -> list[Change]:
+    if options.rate is None:
+        return []
+    others = Counter(look.rate for look in looks if look.rate != rate)
+    counts = ", ".join(f"{count:,} of {found:,}" for found, count in sorted(others.items()))
+    text = f"{others.total():,} of {len(looks):,} sounds were resampled to {rate:,} samples a second"
+    numbers = {"resampled": float(others.total()), "sounds": float(len(looks))}
+    return [Change(option=f"rate={rate}", text=text + (f": {counts}." if counts else "."), numbers=numbers)]
 
 
 def _splits(
@@ -187,7 +184,7 @@ def _splits(
 
 
 def _pieces(
-    files: Files, sizes: Mapping[str, int], names: Sequence[str], labels: Array, rows: Ints
+    files: Files, sizes: Mapping[str, int], names: Sequence[str], labels: Array, rate: int, rows: Ints
 ) -> tuple[SoundPiece, ...]:
     cut = [rows[start : start + _PIECE_FILES] for start in range(0, len(rows), _PIECE_FILES)]
     return tuple(
@@ -196,44 +193,23 @@ def _pieces(
             tuple(names[row] for row in chosen),
             tuple(labels[chosen].tolist()),
             sum(sizes[names[row]] for row in chosen),
+            rate,
         )
         for chosen in cut
     )
 
 
-def _decode(files: Files, name: str) -> tuple[Array, int]:
+def _decode(files: Files, name: str, rate: int | None) -> tuple[Array, int]:
+    """Return the samples of a file, at a rate if one is asked for, and its own rate."""
     place = f"{files.uri.rstrip('/')}/{name}"
-    samples, rate = decode_wav(files.read(name), place)
+    try:
+        samples, own_rate = decode_wav(files.read(name))
+        samples = resample(samples, own_rate, rate or own_rate)
+    except SoundError as error:
+        raise ConfigError(
+            f"{place} must be a whole WAV file of integers of 8 to 32 bits, floats, A-law or mu-law, got {error}. "
+            f"Replace it, convert it (`ffmpeg -i IN -c:a pcm_s16le OUT.wav`), or remove it."
+        ) from error
     if not len(samples):
         raise ConfigError(f"{place} must hold a sound, got no samples. Remove it.")
-    return samples, rate
-
-
-def _to_int16(frames: bytes, width: int) -> Array:
-    """Return integers of ``width`` bytes as their highest 16 bits; those of 8 bits are unsigned."""
-    if width == 1:
-        return (np.frombuffer(frames, np.uint8).astype(np.int16) - 128) * 256
-    highest = np.frombuffer(frames, np.uint8).reshape(-1, width)[:, -2:]
-    samples: Array = np.ascontiguousarray(highest).view("<i2")[:, 0]
-    return samples
-
-
-def _mono(samples_TC: Array) -> Array:
-    return samples_TC[:, 0] if samples_TC.shape[1] == 1 else np.rint(samples_TC.mean(1)).astype(np.int16)
-
-
-def _decode_with_soundfile(data: bytes, place: str) -> tuple[Array, int]:
-    try:
-        import soundfile
-    except ModuleNotFoundError as error:
-        raise ConfigError(
-            f"{place} must hold integers of 8, 16, 24 or 32 bits, got another encoding. Install the extra "
-            "orchestrator[audio] to read it, or convert it."
-        ) from error
-    try:
-        samples_TC, rate = soundfile.read(io.BytesIO(data), dtype="float32", always_2d=True)
-    except soundfile.SoundFileError as error:
-        raise ConfigError(f"{place} must be a WAV file, got {error}. Remove it.") from error
-    if not np.isfinite(samples_TC).all():
-        raise ConfigError(f"{place} must hold finite samples, got NaN or infinity. Remove it.")
-    return np.rint(np.clip(samples_TC.mean(1) * 2**15, -(2**15), 2**15 - 1)).astype(np.int16), int(rate)
+    return samples, own_rate

@@ -10,7 +10,7 @@ from cluster.machine.disk import naming_disk
 from models.describe import describe_feature
 from orchestrator.data.dataset import TRAIN, Dataset, open_dataset
 from orchestrator.reporting.dataset.checks import checks_of
-from orchestrator.reporting.dataset.sample import percent_text, sample
+from orchestrator.reporting.dataset.sample import listed, percent_text, sample
 from orchestrator.reporting.dataset.samples import sample_groups, table_of_samples
 from orchestrator.reporting.dataset.sections import (
     balance_table,
@@ -79,6 +79,7 @@ def _card(dataset: Dataset) -> list[tuple[str, str]]:
         ("Format", manifest.source.format),
         ("Licence", manifest.source.licence or "not stated"),
         ("Target", manifest.target_text),
+        *((change.option, " ".join((change.text, listed(change.names)))) for change in manifest.source.changes),
         *((f"Feature {name}", describe_feature(feature)) for name, feature in manifest.features.items()),
         ("Size in the store", size(sum(s.bytes for split in manifest.splits.values() for s in split.shards))),
     ]

@@ -1,0 +1,1 @@
+"""Series: rows in time, of one or of many, with dates as people write them."""
