@@ -9,6 +9,7 @@ from cluster.errors import ConfigError
 from orchestrator.commands.app import Address, Json, StoreUrl, command, group, store_at
 
 commands = group()
+_ORDERS = {"random": "random", "source": "as in the source", "time": "in time"}
 data_commands = group("Datasets in the store.")
 recipe_commands = group("Experiments that ship with the package.", is_a_command=True)
 commands.add_typer(data_commands, name="data")
@@ -67,6 +68,7 @@ def data_push(
     def show() -> None:
         verb = "pushed" if result.changed else "unchanged"
         out.print(f"{verb} {result.manifest.name} version {result.manifest.version}")
+        _print_notes(result.manifest)
         _print_splits(result.manifest)
         name = result.manifest.name
         next_steps(f"orchestrator data show {name} --html {name}.html", "orchestrator recipes")
@@ -114,6 +116,9 @@ def data_show(
         for feature_name, feature in manifest.features.items():
             out.print(f"  {feature_name}: {_feature(feature)}", markup=False)
         out.print(f"  target: {_feature(manifest.target)}", markup=False)
+        if manifest.order:
+            out.print(f"  order of the rows: {_ORDERS[manifest.order]}", markup=False)
+        _print_notes(manifest)
         _print_splits(manifest)
         if html is not None:
             out.print(f"page: {html}", markup=False)
@@ -145,6 +150,13 @@ def _feature(feature: Any) -> str:
         case "boxes":
             return f"boxes of {len(feature.classes)} classes: {', '.join(feature.classes[:12])}"
     return "the series itself"
+
+
+def _print_notes(manifest: Any) -> None:
+    from orchestrator.commands.terminal import out
+
+    for note in manifest.notes:
+        out.print(f"  {note}", markup=False)
 
 
 def _print_splits(manifest: Any) -> None:
