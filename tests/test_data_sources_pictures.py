@@ -442,7 +442,7 @@ def labels_by_content(part: Part) -> list[tuple[bytes, int]]:
 
 
 def test_a_folder_with_splits_is_read_with_the_classes_of_its_folders(tmp_path):
-    root = folder(tmp_path, *given(), "val/dog/0.png", "val/.DS_Store", "_notes/cat/x.png")
+    root = folder(tmp_path, *given(), "val/dog/0.png", "val/.DS_Store", "__MACOSX/cat/x.png")
     prepared = prepare(str(root))
     assert prepared.target == ClassTarget(classes=("cat", "dog"))
     assert {split: part.rows for split, part in prepared.splits.items()} == {"train": 6, "validation": 1, "test": 6}
@@ -553,9 +553,9 @@ FOLDER_ERRORS: list[tuple[FolderChange, dict, str]] = [
     (lambda root: folder(root, "train/cat/kitten/0.png"), {}, r"SPLIT/CLASS/PICTURE, got train/cat/kitten/0\.png"),
     (lambda root: folder(root, "extra/cat/0.png"), {}, "must hold folders named train, val, .* got extra beside them"),
     (
-        lambda root: write_all(root, {"train/cat/Thumbs.db": b"x"}),
+        lambda root: write_all(root, {"train/cat/list.db": b"x"}),
         {},
-        r"must hold pictures .* got train/cat/Thumbs\.db",
+        r"must hold pictures .* got train/cat/list\.db",
     ),
     (
         lambda root: write_all(root, {"train/cat/0.png": b""}),

@@ -9,6 +9,7 @@ from cluster.errors import ConfigError
 from orchestrator.commands.app import Address, Json, StoreUrl, command, group, store_at
 
 commands = group()
+_ORDERS = {"random": "random", "source": "as in the source", "time": "in time"}
 data_commands = group("Datasets in the store.")
 recipe_commands = group("Experiments that ship with the package.", is_a_command=True)
 commands.add_typer(data_commands, name="data")
@@ -84,6 +85,7 @@ def data_push(
         verb = "pushed" if result.changed else "unchanged"
         out.print(f"{verb} {result.manifest.name} version {result.manifest.version}")
         _print_changes(result.manifest)
+        _print_notes(result.manifest)
         _print_splits(result.manifest)
         name = result.manifest.name
         next_steps(("data", "show", name, "--html", f"{name}.html"), ("recipes",))
@@ -134,7 +136,10 @@ def data_show(
         for feature_name, feature in manifest.features.items():
             out.print(f"  {feature_name}: {describe_feature(feature)}", markup=False)
         out.print(f"  target: {manifest.target_text}", markup=False)
+        if manifest.order:
+            out.print(f"  order of the rows: {_ORDERS[manifest.order]}", markup=False)
         _print_changes(manifest)
+        _print_notes(manifest)
         _print_splits(manifest)
         if html is not None:
             out.print(f"page: {html}", markup=False)
@@ -148,6 +153,13 @@ def _print_changes(manifest: Any) -> None:
     for change in manifest.source.changes:
         names = ", ".join(change.names[:5]) + (", …" if len(change.names) > 5 else "")
         out.print(f"  {change.option}: {change.text}" + (f" {names}" if names else ""), markup=False)
+
+
+def _print_notes(manifest: Any) -> None:
+    from orchestrator.commands.terminal import out
+
+    for note in manifest.notes:
+        out.print(f"  {note}", markup=False)
 
 
 def _print_splits(manifest: Any) -> None:

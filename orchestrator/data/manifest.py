@@ -128,6 +128,8 @@ class Manifest(Frozen):
     before the order was random do not say: theirs is the source's."""
     splits: dict[SplitName, Split]
     source: Source
+    notes: tuple[str, ...] = ()
+    """What was converted, filled or left out when the source was read, a sentence each, with its numbers."""
     created: str
     """UTC, ISO 8601."""
 

@@ -170,26 +170,34 @@ def push_prepared(
     version = content_version(prepared, scans, layouts, order)
     if not repair and store.exists(manifest_key(name, version)):
         return PushResult(read_manifest(store, name, version), changed=False)
-    manifest = Manifest(
-        name=name,
-        version=version,
-        features=dict(prepared.features),
-        target=prepared.target,
-        order=order,
-        splits={
-            split: _write_split(
-                store, folder(name, version), split, prepared, layouts[split], scans[split], runner, counter
-            )
-            for split in prepared.splits
-        },
-        source=prepared.source.model_copy(update={"licence": licence} if licence else {}),
-        created=datetime.now(UTC).isoformat(),
-    )
+    splits = {
+        split: _write_split(
+            store, folder(name, version), split, prepared, layouts[split], scans[split], runner, counter
+        )
+        for split in prepared.splits
+    }
+    manifest = _manifest(prepared, name, version, order, splits, licence)
     try:
         store.write(manifest_key(name, version), manifest.model_dump_json(indent=1).encode(), only_if_absent=True)
     except PreconditionError:  # it was there, or somebody pushed the same content meanwhile
         return PushResult(read_manifest(store, name, version), changed=False)
     return PushResult(manifest, changed=True)
+
+
+def _manifest(
+    prepared: Prepared, name: str, version: str, order: RowOrder, splits: dict[str, Split], licence: str | None
+) -> Manifest:
+    return Manifest(
+        name=name,
+        version=version,
+        features=dict(prepared.features),
+        target=prepared.target,
+        order=order,
+        splits=splits,
+        source=prepared.source.model_copy(update={"licence": licence} if licence else {}),
+        notes=prepared.notes,
+        created=datetime.now(UTC).isoformat(),
+    )
 
 
 def content_version(

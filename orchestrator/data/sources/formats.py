@@ -29,6 +29,7 @@ from cluster.s3.stored_json import first_fault
 from orchestrator.data.manifest import SeriesTarget
 from orchestrator.data.sources.bundles import BUNDLES, read_bundle
 from orchestrator.data.sources.cifar import read_cifar
+from orchestrator.data.sources.delimited.dialect import DELIMITERS
 from orchestrator.data.sources.delimited.ratings import FILES as RATING_FILES
 from orchestrator.data.sources.delimited.ratings import rating_columns, read_ratings
 from orchestrator.data.sources.delimited.table import SUFFIXES as TABLE_SUFFIXES
@@ -37,11 +38,11 @@ from orchestrator.data.sources.files import SCHEME, Files, Folder
 from orchestrator.data.sources.huggingface import read_huggingface_images
 from orchestrator.data.sources.idx import read_idx
 from orchestrator.data.sources.image_folder import read_image_folder
-from orchestrator.data.sources.located import SourceFile
+from orchestrator.data.sources.located import SourceFile, plain_name
 from orchestrator.data.sources.options import SourceOptions
-from orchestrator.data.sources.picture_files import SPLIT_NAMES, detect_pictures, list_files
+from orchestrator.data.sources.picture_files import SPLIT_NAMES, detect_pictures, left_out, list_files
 from orchestrator.data.sources.prepared import Prepared
-from orchestrator.data.sources.rows import DELIMITERS, as_number, first_rows, refuse_empty
+from orchestrator.data.sources.rows import as_number, first_rows, refuse_empty
 from orchestrator.data.sources.series.reading import read_series
 from orchestrator.data.sources.sound import read_wav
 from orchestrator.data.sources.svmlight import ROW as SVMLIGHT_ROW
@@ -77,6 +78,7 @@ _SUFFIXES: Mapping[str, str] = {
 }
 """Files whose name says enough; most of these formats then ask for the folder."""
 
+_NAMED = 5  # files that are named of those left out
 _DATE_NAMES = ("date", "time", "datetime", "timestamp")
 
 
@@ -107,7 +109,19 @@ def prepare(source: str, *, format: str | None = None, options: SourceOptions | 
         raise ConfigError(f"{source} must hold what a model can read, got {first_fault(error)}.") from None
     if options.order and isinstance(prepared.target, SeriesTarget):
         raise ConfigError(f"order must be left out for {source}, a series, whose rows stay in time. Remove it.")
-    return replace(prepared, keeps_order=options.order == "keep")
+    notes = (*_left_out(source), *prepared.notes)
+    return replace(prepared, keeps_order=options.order == "keep", notes=notes)
+
+
+def _left_out(source: str) -> tuple[str, ...]:
+    """Say which files of a folder or prefix are not data."""
+    is_folder = source.startswith(SCHEME) or (source not in BUNDLES and Path(source).is_dir())
+    names = left_out(source) if is_folder else []
+    if not names:
+        return ()
+    more = ", …" if len(names) > _NAMED else ""
+    files = "1 file" if len(names) == 1 else f"{len(names):,} files"
+    return (f"left out {files} that {'is' if len(names) == 1 else 'are'} no data: {', '.join(names[:_NAMED])}{more}",)
 
 
 def detect(source: str, options: SourceOptions) -> str:
@@ -150,13 +164,13 @@ def _formats_of_tables(files: Files, names: Sequence[str], options: SourceOption
     if set(RATING_FILES) & set(names):
         return ["ratings"]
     suffixes = (*TABLE_SUFFIXES, *SVMLIGHT_SUFFIXES)
-    tables = [name for name in names if "/" not in name and name.lower().endswith(suffixes)]
-    first = sorted(tables, key=lambda name: SPLIT_NAMES.get(PurePosixPath(name).stem.lower()) != "train")[:1]
+    tables = [name for name in names if "/" not in name and plain_name(name).endswith(suffixes)]
+    first = sorted(tables, key=lambda name: SPLIT_NAMES.get(PurePosixPath(plain_name(name)).stem) != "train")[:1]
     return [format for name in first for format in _formats_of_file(SourceFile(files, name), options)]
 
 
 def _formats_of_file(file: SourceFile, options: SourceOptions) -> list[str]:
-    suffix = PurePosixPath(file.name).suffix.lower()
+    suffix = PurePosixPath(plain_name(file.name)).suffix
     if "-ubyte" in file.name:
         return ["idx"]
     return [_SUFFIXES[suffix]] if suffix in _SUFFIXES else _formats_of_rows(file, options)
@@ -170,7 +184,7 @@ def _formats_of_rows(file: SourceFile, options: SourceOptions) -> list[str]:
     if SVMLIGHT_ROW.match(line):
         return ["svmlight"]
     rows_of = {delimiter: first_rows(content, delimiter=delimiter) for delimiter in DELIMITERS}
-    delimiter = max(DELIMITERS, key=lambda delimiter: len(rows_of[delimiter][0]))
+    delimiter: str = options.delimiter or max(DELIMITERS, key=lambda delimiter: len(rows_of[delimiter][0]))
     header, row = rows_of[delimiter]
     checks = {
         "ratings": _is_rating(header, delimiter),

@@ -20,7 +20,7 @@ from orchestrator.data.columns import Columns
 from orchestrator.data.manifest import Source
 from orchestrator.data.order import Ints
 from orchestrator.data.sources.classes import check_class_names
-from orchestrator.data.sources.files import Files, Folder
+from orchestrator.data.sources.files import Files, Folder, is_hidden
 from orchestrator.data.sources.options import SourceOptions, only
 from orchestrator.data.sources.picture_files import (
     SPLIT_NAMES,
@@ -232,8 +232,7 @@ def _refuse_empty_folders(files: Files, names: Iterable[str]) -> None:
     filled = {parent for name in names for parent in PurePosixPath(name).parents}
     for path in sorted(files.path.rglob("*")):
         name = path.relative_to(files.path)
-        is_hidden = any(part.startswith((".", "_")) for part in name.parts)
-        if path.is_dir() and not is_hidden and PurePosixPath(name) not in filled:
+        if path.is_dir() and not is_hidden(name.as_posix()) and PurePosixPath(name) not in filled:
             raise ConfigError(
                 f"{files.uri} must hold pictures in every folder, got the empty folder {name}. Remove it."
             )

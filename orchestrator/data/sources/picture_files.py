@@ -26,6 +26,7 @@ SPLIT_NAMES: Mapping[str, str] = {
 
 PIECE_FILES, PIECE_BYTES = 4096, 64 * 2**20
 
+_NOTE = re.compile(r"(^|/)(readme|licen[cs]e|copying)(\.(md|txt|rst|html?|pdf))?$", re.IGNORECASE)
 _ORDER_KEY = 102  # first word of the key, so that mixing shares no random numbers with splitting
 _SIGNS: Mapping[str, re.Pattern[str]] = {
     "huggingface-images": re.compile(r"\.parquet$"),
@@ -45,7 +46,7 @@ def detect_pictures(names: Iterable[str]) -> str | None:
 def list_files(source: str) -> tuple[Files, dict[str, int]]:
     """Return the files of a folder or an `s3://` prefix, and the bytes of each by its name.
 
-    Hidden files, whose name or folder begins with '.' or '_', are left out.
+    Hidden files are left out, and notes beside pictures; `left_out` names them.
 
     Raises:
         ConfigError: if a name or a link leads out of the folder, or cannot be told to a person.
@@ -57,7 +58,16 @@ def list_files(source: str) -> tuple[Files, dict[str, int]]:
     sizes = files.sizes()
     for name in sizes:
         refuse_hostile(name, files.uri)
+    if any(name.lower().endswith(SUFFIXES) for name in sizes):
+        sizes = {name: size for name, size in sizes.items() if not _NOTE.search(name)}
     return files, sizes
+
+
+def left_out(source: str) -> list[str]:
+    """Return the names of the files of a folder or prefix that `list_files` leaves out."""
+    files, sizes = list_files(source)
+    notes = [name for name in files.sizes() if name not in sizes]
+    return sorted([*files.hidden(), *notes])
 
 
 def refuse_hostile(name: str, place: str) -> None:

@@ -123,5 +123,7 @@ class Prepared:
     target: DatasetTarget
     splits: Mapping[str, Part]
     source: Source
+    notes: tuple[str, ...] = ()
+    """What was converted, filled or left out, a sentence each, with its numbers."""
     keeps_order: bool = False
     """Whether the rows are written as they come, and not in a random order."""
