@@ -134,18 +134,26 @@ def _started(
 ) -> _Started:
     """Start both halves at once, and write down what started, even if the other did not or a person gives up."""
     stop = threading.Event()
-    with ThreadPoolExecutor(2) as pool:
-        ray = pool.submit(start_ray, stop) if start_ray else None
-        store = pool.submit(start_store, stop) if start_store else None
-        try:
+    ray: Future[RayState] | None = None
+    store: Future[StoreState] | None = None
+    try:
+        with ThreadPoolExecutor(2) as pool, _set_on_error(stop):
+            ray = pool.submit(start_ray, stop) if start_ray else None
+            store = pool.submit(start_store, stop) if start_store else None
             failures = [error for part in (store, ray) if part is not None and (error := part.exception())]
-        except BaseException:
-            stop.set()
-            raise
-        finally:
-            state = LocalState(ray=_result(ray) or before.ray, store=_result(store) or before.store)
-            write_state(state)
+    finally:
+        state = LocalState(ray=_result(ray) or before.ray, store=_result(store) or before.store)
+        write_state(state)
     return _Started(state, failures)
+
+
+@contextlib.contextmanager
+def _set_on_error(stop: threading.Event) -> Iterator[None]:
+    try:
+        yield
+    except BaseException:
+        stop.set()
+        raise
 
 
 def _result(part: "Future[T] | None") -> "T | None":
