@@ -141,4 +141,7 @@ def require_free(host: str, port: int) -> None:
     try:
         socket.create_server((host, port)).close()
     except OSError as error:
-        raise ConfigError(f"the port must be free, got {host}:{port}: {error.strerror}. Choose another port.") from None
+        raise ConfigError(
+            f"the port must be free, got {host}:{port}: {error.strerror}. Name another with --port, or let "
+            "--port 0 find a free one."
+        ) from None

@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from cluster.errors import ConfigError, NotFoundError
+from cluster.errors import ConfigError
 from models.features import TARGET, NumberTarget
 from orchestrator.data.manifest import SeriesTarget
 from orchestrator.data.sources.bundles import pixel_fields
@@ -212,7 +212,7 @@ def test_el_nino_is_a_monthly_series():
 @pytest.mark.parametrize(
     ("source", "format", "options", "error", "message"),
     [
-        ("nowhere.csv", None, {}, NotFoundError, "got 'nowhere.csv', which does not exist"),
+        ("nowhere.csv", None, {}, ConfigError, "got 'nowhere.csv', which does not exist"),
         ("x", "xml", {}, ConfigError, "format must be one of huggingface-images, .*, bundle, got 'xml'"),
         ("x", "bundle", {}, ConfigError, "must be one of sklearn:digits, .* for format bundle, got 'x'"),
         ("sklearn:digits", None, {"side": 32}, ConfigError, "side must be left out for sklearn:digits, .* got 32"),

@@ -4,6 +4,7 @@ from typing import Annotated
 
 import typer
 
+from cluster.errors import RunInterruptedError
 from cluster.machine.typed import typed
 from orchestrator.commands.app import Address, Config, Json, Overrides, StoreUrl, command, group, store_at
 
@@ -63,14 +64,14 @@ def logs(
     """Print a job's log. With --follow, the exit code is the job's."""
     from cluster.jobs import logs as job_logs
     from cluster.jobs import require_success
-    from orchestrator.commands.terminal import note, print_log
+    from orchestrator.commands.terminal import print_log
 
     try:
         for text in job_logs(job, address=address, follow=follow):
             print_log(text)
     except KeyboardInterrupt:
-        note(f"\nthe job goes on. Watch again: `{typed('logs', job, '--follow')}`. End it: `{typed('stop', job)}`.")
-        raise typer.Exit(130) from None
+        watch, end = typed("logs", job, "--follow"), typed("stop", job)
+        raise RunInterruptedError(f"the job goes on. Watch again: `{watch}`. End it: `{end}`.") from None
     if follow:
         require_success(job, address=address)
 

@@ -9,6 +9,7 @@ import typer
 from cluster.errors import ConfigError, OrchestratorError
 from cluster.machine.typed import typed
 from orchestrator.commands.app import Address, DryRun, Json, StoreUrl, Yes, command, group
+from orchestrator.commands.ending import confirm
 
 if TYPE_CHECKING:
     from cluster.machine.state import LocalState
@@ -161,8 +162,8 @@ def down(
         found = [part for part in (state.ray, state.store) if part and part.running()]
         emit(state, as_json=json, show=lambda: out.print(f"would end {len(found)} servers, and no others"))
         return
-    if delete_data and not yes and not typer.confirm("Delete every dataset, run and model in the local store?"):
-        raise typer.Exit(1)
+    if delete_data:
+        confirm("Delete every dataset, run and model in the local store?", yes=yes)
     ended = local.down(delete_data=delete_data)
     clear_cache("memory")
     if delete_data:

@@ -31,7 +31,7 @@ def report(
 
     Of a search: its trials. They have no effects to report, so there is no page and no Parquet of them.
     """
-    from orchestrator.commands.ledger import print_report
+    from orchestrator.commands.printing.ledger import print_report
     from orchestrator.commands.terminal import emit, note
     from orchestrator.reporting.tables import report_data, write_parquet
     from orchestrator.searching.record import is_search, read_result

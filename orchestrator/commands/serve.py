@@ -7,6 +7,7 @@ import typer
 
 from cluster.machine.typed import typed
 from orchestrator.commands.app import Address, DryRun, Json, StoreUrl, Yes, command, group, print_address, store_at
+from orchestrator.commands.ending import confirm
 from orchestrator.commands.local import gone_line
 
 commands = group()
@@ -128,8 +129,7 @@ def undeploy(
     if dry_run:
         out.print(f"would stop serving {name}")
         return
-    if not yes and sys.stdin.isatty() and not typer.confirm(f"Stop serving {name}?"):
-        raise typer.Exit(1)
+    confirm(f"Stop serving {name}?", yes=yes or not sys.stdin.isatty())  # a script means it: nothing is lost
     with ray_session(address, store=store_at(store).settings):
         serving.undeploy(name)
     emit({"undeployed": name}, as_json=json, show=lambda: out.print(f"{name} is no longer served"))

@@ -259,7 +259,7 @@ def _search_steps(result: "SearchResult") -> None:
 
 
 def _print_sweep(result: "SweepResult", *, as_json: bool) -> None:
-    from orchestrator.commands.ledger import print_report
+    from orchestrator.commands.printing.ledger import print_report
     from orchestrator.commands.terminal import emit, next_steps, out
 
     def show() -> None:

@@ -19,6 +19,7 @@ from orchestrator.commands.app import (
     print_address,
     store_at,
 )
+from orchestrator.commands.ending import confirm
 from orchestrator.reporting.run import arithmetic_lines, epoch_line, result_lines, techniques_text
 
 if TYPE_CHECKING:
@@ -239,8 +240,7 @@ def _delete_drills(store: "Store", *, yes: bool, dry_run: bool, as_json: bool) -
 
     found = list_drills(store)
     if found and not dry_run:
-        if not yes and not typer.confirm(f"Delete {len(found)} runs of drills, with all that they left?"):
-            raise typer.Exit(1)
+        confirm(f"Delete {len(found)} runs of drills, with all that they left?", yes=yes)
         delete_drills(store, found)
     verb = "would delete" if dry_run else "deleted"
     lines = [f"{verb} {run}" for run in found] or ["no drill has left a run"]

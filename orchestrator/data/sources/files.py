@@ -11,7 +11,7 @@ from stat import S_ISDIR
 from typing import Protocol
 
 from cluster.config import StoreSettings
-from cluster.errors import ConfigError, IntegrityError, NotFoundError
+from cluster.errors import ConfigError, IntegrityError
 from cluster.machine.files import open_file, read_file, require_file
 from cluster.s3.store import ObjectInfo, Store, parse_url
 from cluster.s3.urls import shown_url
@@ -194,14 +194,13 @@ def open_files(source: str) -> Files:
     """Return the files of a folder or an `s3://` prefix.
 
     Raises:
-        NotFoundError: if there is no such folder.
-        ConfigError: if it is a file.
+        ConfigError: if there is no such folder, or it is a file.
     """
     if source.startswith(SCHEME):
         return Bucket(open_source(source).settings)
     path = Path(source)
     if not path.exists():
-        raise NotFoundError(f"source must be a folder, got {source!r}, which does not exist.")
+        raise ConfigError(f"source must be a folder, got {source!r}, which does not exist.")
     if path.is_file():
         raise ConfigError(f"source must be a folder, got the file {source}. Give the folder that holds it.")
     if not path.is_dir():

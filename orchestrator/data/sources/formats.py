@@ -24,7 +24,7 @@ from pathlib import Path, PurePosixPath
 
 from pydantic import ValidationError
 
-from cluster.errors import ConfigError, NotFoundError
+from cluster.errors import ConfigError
 from cluster.s3.stored_json import first_fault
 from orchestrator.data.manifest import SeriesTarget
 from orchestrator.data.sources.bundles import BUNDLES, read_bundle
@@ -91,16 +91,15 @@ def prepare(source: str, *, format: str | None = None, options: SourceOptions | 
         options: what the person says about it.
 
     Raises:
-        ConfigError: if the source is malformed (names the file and the row), fits no format or several, or an option
-            does not belong to it.
-        NotFoundError: if there is no such file.
+        ConfigError: if there is no such file, or the source is malformed (names the file and the row), fits no format
+            or several, or an option does not belong to it.
     """
     options = options or SourceOptions()
     if format is not None and format not in FORMATS:
         raise ConfigError(f"format must be one of {', '.join(FORMATS)}, got {format!r}.")
     is_here = format == "bundle" or source in BUNDLES or source.startswith(SCHEME) or Path(source).exists()
     if not is_here:
-        raise NotFoundError(
+        raise ConfigError(
             f"source must be a file, a folder or one of {', '.join(BUNDLES)}, got {source!r}, which does not exist."
         )
     try:
