@@ -1,6 +1,8 @@
 """The command that compares or searches: sweep."""
 
 import math
+from collections.abc import Callable
+from functools import partial
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -84,6 +86,10 @@ def _run_sweep(
     from orchestrator.sweeping import plan as sweeping_plan
     from orchestrator.sweeping import record as sweeping_record
 
+    fresh, again = orchestrator_sweep.sweep, orchestrator_sweep.resume_sweep
+    start: Callable[..., SweepResult] = (
+        partial(fresh, experiment, name=name) if experiment else partial(again, resume or "")
+    )
     current: list[str] = []
 
     def on_start(record: "SweepRecord") -> None:
@@ -98,15 +104,7 @@ def _run_sweep(
             failed = f"{progress.failed} failed" if progress.failed else ""
             bar(progress.done, progress.total, failed)
 
-        if experiment:
-            result = orchestrator_sweep.sweep(
-                experiment, store=store, address=address, name=name, on_start=on_start, on_progress=on_progress
-            )
-        else:
-            assert resume is not None
-            result = orchestrator_sweep.resume_sweep(
-                resume, store=store, address=address, on_start=on_start, on_progress=on_progress
-            )
+        result = start(store=store, address=address, on_start=on_start, on_progress=on_progress)
     _print_sweep(result, as_json=as_json)
 
 
@@ -119,6 +117,10 @@ def _run_search(
     from orchestrator.searching import plan as searching_plan
     from orchestrator.searching import record as searching_record
 
+    fresh, again = orchestrator_search.search, orchestrator_search.resume_search
+    start: Callable[..., SearchResult] = (
+        partial(fresh, experiment, name=name) if experiment else partial(again, resume or "")
+    )
     current: list[str] = []
 
     def on_start(record: "SearchRecord") -> None:
@@ -134,15 +136,7 @@ def _run_search(
         def on_progress(progress: searching_record.SearchProgress) -> None:
             bar(progress.done, progress.total, _search_detail(progress))
 
-        if experiment:
-            result = orchestrator_search.search(
-                experiment, store=store, address=address, name=name, on_start=on_start, on_progress=on_progress
-            )
-        else:
-            assert resume is not None
-            result = orchestrator_search.resume_search(
-                resume, store=store, address=address, on_start=on_start, on_progress=on_progress
-            )
+        result = start(store=store, address=address, on_start=on_start, on_progress=on_progress)
     print_search(result, as_json=as_json)
 
 
