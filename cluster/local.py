@@ -25,6 +25,7 @@ from cluster.machine.disk import (
     require_room,
 )
 from cluster.machine.private import private_folder
+from cluster.machine.proxies import spare_loopback
 from cluster.machine.ray_head import answers, ray_processes, start_ray, stop_ray
 from cluster.machine.state import LocalState, RayState, StoreState, home, read_started, read_state, write_state
 from cluster.machine.store_server import start_store, stop_store
@@ -51,6 +52,7 @@ def up(
         ClusterError: One of them did not start; the message ends with its last words.
         DiskFullError: A disk has no room for one of them.
     """
+    spare_loopback()
     again = continued_by("orchestrator up", what="the start of the local cluster")
     with naming_disk(home(), need="the local cluster"), _locked(), again:
         before = read_state()
