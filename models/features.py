@@ -24,6 +24,7 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import FailFast, Field, field_validator, model_validator
 
+from models.preparing.steps import Step
 from models.records import Frozen
 
 HIGHER_IS_BETTER: Mapping[str, bool] = {"accuracy": True, "loss": False, "rmse": False, "mse": False, "mae": False}
@@ -92,6 +93,21 @@ class CategoricalFeature(Frozen):
         return len(self.vocabulary) + 1
 
 
+class Clock(Frozen):
+    """When the rows of a series are, and how its file says it."""
+
+    dates: Columns
+    """Columns of the date; of several, all fields together are one."""
+    order: Literal["day-first", "month-first"] | None = None
+    """Of dates such as 1/2/2016."""
+    item: str | None = None
+    """Column that says which of many series a row belongs to."""
+    step: Step
+    """Between most rows and the next."""
+    gaps: Literal["refuse", "keep", "interpolate", "split"] = "refuse"
+    """What becomes of missing rows: there may be none; nothing; a straight line; or no window crosses them."""
+
+
 class SeriesFeature(Frozen):
     """Several numbers that change over time; a sample is a window of it."""
 
@@ -99,6 +115,10 @@ class SeriesFeature(Frozen):
     channels: Columns
     mean: Numbers
     std: Numbers
+    missing: Literal["refuse", "drop", "interpolate"] = "refuse"
+    """What becomes of a field without a value: there may be none, its row is left out, or a straight line."""
+    clock: Clock | None = None
+    """Of a series without dates, nothing is known."""
 
 
 class TextFeature(Frozen):

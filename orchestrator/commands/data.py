@@ -148,7 +148,8 @@ def _feature(feature: Any) -> str:
             return f"one of {len(feature.vocabulary):,} values"
         case "series":
             channels = f"channel{'s' * (len(feature.channels) > 1)}"
-            return f"series of {len(feature.channels)} {channels}: {', '.join(feature.channels[:8])}"
+            every = f", a row every {feature.clock.step}" if feature.clock else ""
+            return f"series of {len(feature.channels)} {channels}{every}: {', '.join(feature.channels[:8])}"
         case "text":
             return f"text of up to {feature.max_tokens:,} words, {len(feature.vocabulary):,} of them known"
         case "audio":

@@ -262,7 +262,7 @@ def summarize(manifest: Manifest, num_versions: int) -> DatasetSummary:
         version=manifest.version,
         versions=num_versions,
         created=manifest.created,
-        rows={name: split.rows - split.context_rows for name, split in manifest.splits.items()},
+        rows={name: manifest.own_rows(name) for name in manifest.splits},
         bytes=sum(shard.bytes for split in manifest.splits.values() for shard in split.shards),
         features={name: feature.kind for name, feature in manifest.features.items()},
         target=manifest.target.kind,

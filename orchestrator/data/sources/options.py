@@ -1,6 +1,7 @@
 """What a person may say about a source: `--option KEY=VALUE`, each of which belongs to some formats only."""
 
 from collections.abc import Mapping
+from difflib import get_close_matches
 from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
@@ -17,6 +18,20 @@ class SourceOptions(BaseModel):
     """Pictures: name of class 0, 1, ...; `cifar10` alone stands for its ten."""
     split_sizes: tuple[Annotated[int, Field(gt=0)], ...] | None = None
     """Series: rows of train, validation and test; what is left over is not used. Default: 70, 10 and 20 %."""
+    date: tuple[str, ...] | None = None
+    """Series: the column of dates, or several whose fields make one, `[date, time]` or `[year, month]`. Default: the
+    one called `date`, `time`, `datetime`, `timestamp`, `ds`, `period`, `month` or `year`, or else the first."""
+    dates: Literal["day-first", "month-first"] | None = None
+    """Series: what comes first in dates such as 1/2/2016."""
+    item: str | None = None
+    """Series: the column that says which of many series in one file a row belongs to. Default: the one called
+    `item_id`, `unique_id`, `series_id` or `timeseries_id`, if there is one."""
+    gaps: Literal["refuse", "keep", "interpolate", "split"] | None = None
+    """Series: what becomes of steps that are missing: refuse them (the default), keep the rows as if nothing lacked
+    (trading days), put a straight line there, or let no window cross them."""
+    missing: Literal["refuse", "drop", "interpolate"] | None = None
+    """Series: what becomes of fields without a value: refuse them (the default), leave their rows out, or put a
+    straight line there."""
     side: Annotated[int, Field(ge=16, le=512)] | None = None
     """Pictures kept as files: pixels of the square that a model reads, default 224. Photo: default `PHOTO_SIDE`."""
     encoding: Literal["raw", "file"] | None = None
@@ -29,7 +44,7 @@ class SourceOptions(BaseModel):
     text: str | None = None
     """Text in a CSV: its column. Default: the one called `text`, `sentence` or `review`."""
     ignore: tuple[str, ...] | None = None
-    """Tables: columns to leave out, such as an identifier. Text in folders: classes to leave out."""
+    """Tables, series: columns to leave out, such as an identifier. Text in folders: classes to leave out."""
     vocabulary: Annotated[int, Field(ge=10, le=1_000_000)] | None = None
     """Text: the most words that have a token of their own. Default: 20,000."""
     label: Literal["folder", "name"] | None = None
@@ -50,7 +65,7 @@ class SourceOptions(BaseModel):
     """All: what to do with rows of the test or validation split that are in the training split too: refuse them (the
     default), drop the copies in training, or keep them."""
 
-    @field_validator("classes", "ignore", mode="before")
+    @field_validator("classes", "ignore", "date", mode="before")
     @classmethod
     def _one_word_is_a_list(cls, value: object) -> object:
         return (value,) if isinstance(value, str) else value
@@ -69,7 +84,9 @@ def parse_options(values: Mapping[str, object]) -> SourceOptions:
         name = first["loc"][0] if first["loc"] else "options"
         if first["type"] == "extra_forbidden":
             known = ", ".join(SourceOptions.model_fields)
-            raise ConfigError(f"option must be one of {known}, got {name!r}.") from error
+            near = get_close_matches(str(name), SourceOptions.model_fields, n=1)
+            meant = f" Did you mean {near[0]}?" if near else ""
+            raise ConfigError(f"option must be one of {known}, got {name!r}.{meant}") from error
         raise ConfigError(f"option {name} must fit: {first['msg']}, got {first['input']!r}.") from error
 
 

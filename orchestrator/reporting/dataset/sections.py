@@ -84,7 +84,8 @@ def describe_feature(feature: Feature) -> str:
         case CategoricalFeature():
             return f"one of {len(feature.vocabulary):,} values"
         case SeriesFeature():
-            return f"series of {len(feature.channels)} channel{'s' * (len(feature.channels) > 1)}"
+            every = f", a row every {feature.clock.step}" if feature.clock else ""
+            return f"series of {len(feature.channels)} channel{'s' * (len(feature.channels) > 1)}{every}"
         case TextFeature():
             return f"text of at most {feature.max_tokens:,} words from {len(feature.vocabulary):,}"
         case AudioFeature():
