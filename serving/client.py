@@ -35,7 +35,7 @@ RETRY_BUDGET_S = 30.0
 PAUSE_S = 0.25
 MOST_ANSWER = 32 * 2**20  # bytes
 MOST_INPUT = 32 * 2**20  # bytes of a file; the gateway takes no larger body
-PICTURE_SUFFIXES = (".png", ".jpg", ".jpeg")
+PICTURE_SUFFIXES = (".png", ".jpg", ".jpeg", ".jfif", ".jpe")
 
 
 class Client:

@@ -34,6 +34,7 @@ from orchestrator.data.sources.image_folder import read_image_folder
 from orchestrator.data.sources.located import SourceFile
 from orchestrator.data.sources.options import SourceOptions
 from orchestrator.data.sources.picture_files import SPLIT_NAMES, detect_pictures, list_files
+from orchestrator.data.sources.picture_files import SUFFIXES as PICTURE_SUFFIXES
 from orchestrator.data.sources.prepared import Prepared
 from orchestrator.data.sources.ratings import FILES as RATING_FILES
 from orchestrator.data.sources.ratings import rating_columns, read_ratings
@@ -70,9 +71,7 @@ _SUFFIXES: Mapping[str, str] = {
     ".wav": "wav",
     ".pos": "text",
     ".neg": "text",
-    ".jpg": "image-folder",
-    ".jpeg": "image-folder",
-    ".png": "image-folder",
+    **dict.fromkeys(PICTURE_SUFFIXES, "image-folder"),
 }
 """Files whose name says enough; most of these formats then ask for the folder."""
 

@@ -11,7 +11,7 @@ from orchestrator.data.sources.classes import is_plain
 from orchestrator.data.sources.files import Files, Folder, open_files
 from orchestrator.data.sources.rows import as_name
 
-SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff")
+SUFFIXES = (".jpg", ".jpeg", ".jfif", ".jpe", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff")
 SPLIT_NAMES: Mapping[str, str] = {
     "train": "train",
     "val": "validation",

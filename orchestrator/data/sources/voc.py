@@ -180,7 +180,9 @@ def _splits(files: Files, sizes: Mapping[str, int]) -> dict[str, list[Sample]]:
         raise ConfigError(f"{files.uri} must hold one folder with Annotations/*.xml, got {found}. Give one of them.")
     lists = {name: str(roots[0] / "ImageSets" / "Main" / f"{name}.txt") for name in _LISTS}
     listed = {name: _listed(files, path) for name, path in lists.items() if path in sizes}
-    splits = {SPLIT_NAMES.get(name, "train"): names for name, names in listed.items() if name != "trainval"}
+    splits = {
+        SPLIT_NAMES.get(name.lower(), "train"): names for name, names in listed.items() if name.lower() != "trainval"
+    }
     if "train" not in splits and "trainval" in listed:
         held_out = {stem for stems in splits.values() for stem in stems}
         splits["train"] = [stem for stem in listed["trainval"] if stem not in held_out]
