@@ -105,6 +105,18 @@ def watching_head(where: str, trouble: Callable[[], str | None], *, patience: Pa
         stop.set()
 
 
+def work_in_hand() -> Work | None:
+    """Return what this process does at the moment, that can be continued after it."""
+    return _work[0] if _work else None
+
+
+def release_work() -> None:
+    """Give back whatever keeps others from continuing the work of this process."""
+    for work in reversed(list(_work)):  # the main thread may still leave a block
+        with suppress(OrchestratorError):
+            work.release()
+
+
 def local_trouble(state: RayState) -> str | None:
     """What is wrong with the head that `orchestrator up` started; ``None`` when it lives and answers."""
     host, port = state.address.rsplit(":", 1)
@@ -127,7 +139,7 @@ def head_lost(where: str, trouble: str, *, at: float, cure: str, work: Work | No
         )
     return RunUnfinishedError(
         f"{where} must live until {work.what} has ended, got {trouble} at {_clock(at)}. The store keeps what was "
-        f"written. {cure} Then continue: {work.command}."
+        f"written. {cure} Then continue: `{work.command}`."
     )
 
 
@@ -145,12 +157,12 @@ def _watch(where: str, trouble: Callable[[], str | None], patience: Patience, cu
             since, is_noticed = None, False
             continue
         since = since or time.monotonic()
-        silent_s, work = time.monotonic() - since, _work[0] if _work else None
+        silent_s, work = time.monotonic() - since, work_in_hand()
         if silent_s >= patience.gone_s:
             _end_process(head_lost(where, found, at=time.time() - silent_s, cure=cure, work=work))
         if not is_noticed and silent_s >= patience.notice_s:
             is_noticed = True
-            then = f"; then this command ends, to be continued by: {work.command}" if work else ""
+            then = f"; then this command ends, to be continued by: `{work.command}`" if work else ""
             _note(f"{where} gives {found}. It is waited for until {patience.gone_s:.0f} s have passed{then}")
 
 
@@ -160,9 +172,7 @@ def _note(text: str) -> None:
 
 def _end_process(error: OrchestratorError) -> None:
     """Let others continue, say why, and end. Nothing else can be cleaned up: Ray would not answer."""
-    for work in reversed(list(_work)):  # the main thread may still leave a block
-        with suppress(OrchestratorError):
-            work.release()
+    release_work()
     _tell(error)
     for stream in (sys.stdout, sys.stderr):
         stream.flush()

@@ -21,6 +21,7 @@ from cluster.errors import (
     RunUnfinishedError,
 )
 from cluster.machine.exposure import warn_if_open
+from cluster.machine.typed import typed
 from cluster.session import check_reachable, client_environment, require_token, token_header
 from cluster.staging import stage
 
@@ -280,7 +281,9 @@ def _error(found: ClusterAddress, error: Exception) -> OrchestratorError:
             "Its port (52365 unless told) may have been taken: start Ray with --dashboard-agent-listen-port=0."
         )
     if "status code 404" in text:
-        return NotFoundError(f"the job must be one of the cluster at {found.address}, got none of that id. List: jobs.")
+        return NotFoundError(
+            f"the job must be one of the cluster at {found.address}, got none of that id. List them: `{typed('jobs')}`."
+        )
     return ClusterError(f"the job service of {found.address} must answer, got: {text[:300]}.")
 
 

@@ -4,13 +4,17 @@ import contextlib
 import fcntl
 import logging
 import shutil
+import threading
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
+from typing import NamedTuple, TypeVar
 
 import psutil
 
 from cluster.config import StoreSettings
+from cluster.head_watch import continued_by
 from cluster.machine.disk import (
     STORE_LOG,
     bound_store_log,
@@ -21,8 +25,10 @@ from cluster.machine.disk import (
 )
 from cluster.machine.private import private_folder
 from cluster.machine.ray_head import answers, ray_processes, start_ray, stop_ray
-from cluster.machine.state import LocalState, home, read_started, read_state, write_state
+from cluster.machine.state import LocalState, RayState, StoreState, home, read_started, read_state, write_state
 from cluster.machine.store_server import start_store, stop_store
+
+T = TypeVar("T")
 
 RAY_DISK_BYTES = 256 * 2**20  # for logs and the code of runs; its objects lie in shared memory
 
@@ -44,7 +50,8 @@ def up(
         ClusterError: One of them did not start; the message ends with its last words.
         DiskFullError: A disk has no room for one of them.
     """
-    with naming_disk(home(), need="the local cluster"), _locked():
+    again = continued_by("orchestrator up", what="the start of the local cluster")
+    with naming_disk(home(), need="the local cluster"), _locked(), again:
         before = read_state()
         if before.ray and not answers(before.ray):  # dying: `ray start` ends a second after one of its servers
             stop_ray(before.ray)
@@ -58,21 +65,13 @@ def up(
         if not need_ray and not need_store:
             return before
         _require_disks(ray=need_ray, store=need_store)
-        with ThreadPoolExecutor(2) as pool:
-            store = pool.submit(start_store) if need_store else None
-            ray = pool.submit(start_ray, cpus, gpus) if need_ray else None
-        # Write down a half that started before raising for one that did not.
-        failures = [part.exception() for part in (store, ray) if part is not None and part.exception()]
-        after = LocalState(
-            ray=ray.result() if ray is not None and not ray.exception() else before.ray,
-            store=store.result() if store is not None and not store.exception() else before.store,
+        after = _started(
+            before, partial(start_ray, cpus, gpus) if need_ray else None, start_store if need_store else None
         )
-        write_state(after)
-        for failure in failures:
-            assert failure is not None
+        for failure in after.failures:
             _require_disks(ray=need_ray, store=need_store)  # one that filled up meanwhile explains what it broke
             raise failure
-        return after
+        return after.state
 
 
 def down(*, delete_data: bool = False) -> list[str]:
@@ -81,7 +80,7 @@ def down(*, delete_data: bool = False) -> list[str]:
     Args:
         delete_data: Delete the objects of the local store too.
     """
-    with _locked():
+    with _locked(), continued_by("orchestrator down", what="the end of the local cluster"):
         started = read_started()
         state = LocalState(ray=started.ray, store=read_state().store)  # a dead head may have live workers
         _clean_up_after(LocalState(store=started.store))
@@ -119,6 +118,47 @@ def mend_store(settings: StoreSettings) -> bool:
 def status() -> LocalState:
     """Return what is running; a dead half is ``None``."""
     return read_state()
+
+
+class _Started(NamedTuple):
+    """What came of the start of one half or both."""
+
+    state: LocalState
+    failures: list[BaseException]
+
+
+def _started(
+    before: LocalState,
+    start_ray: Callable[[threading.Event], RayState] | None,
+    start_store: Callable[[threading.Event], StoreState] | None,
+) -> _Started:
+    """Start both halves at once, and write down what started, even if the other did not or a person gives up."""
+    stop = threading.Event()
+    ray: Future[RayState] | None = None
+    store: Future[StoreState] | None = None
+    try:
+        with ThreadPoolExecutor(2) as pool, _set_on_error(stop):
+            ray = pool.submit(start_ray, stop) if start_ray else None
+            store = pool.submit(start_store, stop) if start_store else None
+            failures = [error for part in (store, ray) if part is not None and (error := part.exception())]
+    finally:
+        state = LocalState(ray=_result(ray) or before.ray, store=_result(store) or before.store)
+        write_state(state)
+    return _Started(state, failures)
+
+
+@contextlib.contextmanager
+def _set_on_error(stop: threading.Event) -> Iterator[None]:
+    try:
+        yield
+    except BaseException:
+        stop.set()
+        raise
+
+
+def _result(part: "Future[T] | None") -> "T | None":
+    """Return what has started, once that is decided; ``None`` if it has not."""
+    return None if part is None or part.exception() else part.result()
 
 
 def _require_disks(*, ray: bool, store: bool) -> None:

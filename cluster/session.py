@@ -17,6 +17,7 @@ from cluster.head_watch import LOCAL, REMOTE, local_trouble, watching_head
 from cluster.lazy import imported
 from cluster.machine.exposure import listens_beyond_loopback, warn_if_open
 from cluster.machine.ray_head import require_closed
+from cluster.machine.scoped import scoped_environment
 from cluster.machine.state import RayState, read_state
 from cluster.nodes import ask_alive
 from cluster.s3.connection import PLAIN_HTTP_VARIABLE, is_in_the_clear, is_loopback
@@ -32,6 +33,7 @@ STORE_VARIABLES = (
     PLAIN_HTTP_VARIABLE,
 )
 HOOK_VARIABLE = "__RAY_WORKER_PROCESS_SETUP_HOOK_ENV_VAR"  # Ray's, in the workers of a job; another in each job
+TOKEN_VARIABLES = ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN_PATH")
 JOB_VARIABLE = "RAY_JOB_CONFIG_JSON_ENV_VAR"  # Ray sets it in the driver of a submitted job
 CONNECT_S = 10.0
 
@@ -149,23 +151,18 @@ def client_environment(found: ClusterAddress) -> Iterator[None]:
 
     if found.local is not None:
         require_closed(found.local)
-    before = dict(os.environ)
     cluster_mode = ray_constants.ENABLE_RAY_CLUSTER
-    for name in ADDRESS_VARIABLES:
-        os.environ.pop(name, None)
-    os.environ.update(_token_variables(found))
     if is_loopback(found.host) and not listens_beyond_loopback(found):
         # Otherwise Ray replaces 127.0.0.1 by an address on which this head does not listen, and waits for minutes.
         ray_constants.ENABLE_RAY_CLUSTER = False
-    _forget_token()
+    token: dict[str, str | None] = {name: os.environ.get(name) for name in TOKEN_VARIABLES}  # Ray changes them itself
+    token.update(_token_variables(found))
     try:
-        yield
+        with scoped_environment(token | dict.fromkeys(ADDRESS_VARIABLES)):
+            _forget_token()
+            yield
     finally:
         ray_constants.ENABLE_RAY_CLUSTER = cluster_mode
-        for name in (*ADDRESS_VARIABLES, "RAY_AUTH_MODE", "RAY_AUTH_TOKEN_PATH"):
-            os.environ.pop(name, None)
-            if name in before:
-                os.environ[name] = before[name]
         _forget_token()
 
 
@@ -281,7 +278,7 @@ def _watching_head(found: ClusterAddress) -> AbstractContextManager[None]:
             f"the local Ray head at {found.address}",
             partial(local_trouble, found.local),
             patience=LOCAL,
-            cure="Start it again: orchestrator up.",
+            cure="Start it again: `orchestrator up`.",
         )
     return watching_head(
         f"the head of the Ray cluster at {found.address}",

@@ -36,6 +36,15 @@ def stage(files: Mapping[str, bytes] | None = None) -> Path:
     return target
 
 
+def packages_sha256() -> str:
+    """SHA-256 over the names and contents of all files of our packages; nothing is written.
+
+    Raises:
+        ConfigError: see ``check_packages``.
+    """
+    return _digest(dict(_sources(check_packages())))
+
+
 def content_check() -> Callable[[], None]:
     """Return a function that refuses a working directory whose packages differ from ours.
 
@@ -43,7 +52,7 @@ def content_check() -> Callable[[], None]:
     values and imports only the standard library, so that it travels by value: were it imported over there, whoever
     replaced the packages would have replaced the check.
     """
-    packages, expected = PACKAGES, _digest(dict(_sources(check_packages())))
+    packages, expected = PACKAGES, packages_sha256()
 
     def check() -> None:
         import hashlib

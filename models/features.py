@@ -24,7 +24,7 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import FailFast, Field, field_validator, model_validator
 
-from models.preparing.steps import Step
+from models.preparing.steps import TimeStep
 from models.records import Frozen
 
 HIGHER_IS_BETTER: Mapping[str, bool] = {"accuracy": True, "loss": False, "rmse": False, "mse": False, "mae": False}
@@ -102,7 +102,7 @@ class Clock(Frozen):
     """Of dates such as 1/2/2016."""
     item: str | None = None
     """Column that says which of many series a row belongs to."""
-    step: Step
+    step: TimeStep
     """Between most rows and the next."""
     gaps: Literal["refuse", "keep", "interpolate", "split"] = "refuse"
     """What becomes of missing rows: there may be none; nothing; a straight line; or no window crosses them."""

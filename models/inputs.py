@@ -274,7 +274,8 @@ class FlatInput(nn.Module):
 
     def forward(self, batch: Batch) -> Tensor:
         """Return x_BD."""
-        return torch.cat([reader(batch).flatten(1) for reader in self.readers], dim=1)
+        parts_BD = [reader(batch).flatten(1) for reader in self.readers]
+        return parts_BD[0] if len(parts_BD) == 1 else torch.cat(parts_BD, dim=1)
 
 
 class Fields(NamedTuple):

@@ -33,7 +33,7 @@ from models.networks.fm import FM
 from models.networks.mlp import MLP
 from models.networks.rnn import RNN
 from models.task import Task, task_of
-from models.techniques import Initializer
+from models.techniques import Dropout, Initializer, set_random_state
 
 
 class Parts(NamedTuple):
@@ -64,6 +64,21 @@ class Network(nn.Module):
         self.inputs, self.body, self.task = inputs, body, task
         self.origin = origin
         """What outputs are relative to; only forecasts have one."""
+        self._dropouts = tuple(module for module in self.modules() if isinstance(module, Dropout))
+        self._norms = tuple(module for module in self.modules() if isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d))
+
+    def begin_batch(self, size: int, **counters: int) -> None:
+        """Prepare the next forward pass of training.
+
+        Args:
+            size: samples in the batch. One sample has no variance: batch normalization uses its running statistics.
+            counters: what the dropout masks depend on, see `set_random_state`.
+        """
+        if self._dropouts:
+            set_random_state(self._dropouts, device=next(self.parameters()).device, **counters)
+        for norm in self._norms:
+            if norm.training != (size > 1):
+                norm.train(size > 1)
 
     def forward(self, batch: Batch) -> Tensor:
         """Return the outputs that `task` understands: logits, or standardized numbers."""

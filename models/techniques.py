@@ -4,7 +4,7 @@ Nothing here reads or moves PyTorch's global random state: initial weights and d
 the numbers that are handed in.
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -143,8 +143,7 @@ class Dropout(nn.Module):
             return x
         if self.generator is None:
             raise RuntimeError(
-                "dropout must be given its random state before a training step, got none. "
-                "Call models.techniques.set_random_state."
+                "dropout must be given its random state before a training step, got none. Call Network.begin_batch."
             )
         draws = torch.rand(x.shape, generator=self.generator, device=x.device)
         keep = (draws >= self.probability).to(x.dtype)
@@ -155,15 +154,21 @@ class Dropout(nn.Module):
         return f"probability={self.probability}"
 
 
-def set_random_state(network: nn.Module, *, seed: int, epoch: int, step: int, logical_worker: int) -> None:
+def set_random_state(
+    layers: Sequence[Dropout], *, device: torch.device, seed: int, epoch: int, step: int, logical_worker: int
+) -> None:
     """Make the dropout masks of the next forward pass a pure function of these four counters.
 
-    All dropout layers draw from one generator, one after another.
+    Args:
+        layers: all dropout layers of a network, which draw from one generator, one after another.
+        device: where the network is.
+        seed: the training's.
+        epoch: the batch's.
+        step: the batch's.
+        logical_worker: the batch's.
     """
-    layers = [module for module in network.modules() if isinstance(module, Dropout)]
     if not layers:
         return
-    device = next(network.parameters()).device
     generator = layers[0].generator
     if generator is None or generator.device != device:
         generator = torch.Generator(device)

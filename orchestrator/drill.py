@@ -77,6 +77,16 @@ class DrillResult(Finite):
     has_checkpoints: bool
     """Whether the checkpoints of both runs are still there: on request, and as evidence when the drill failed."""
 
+    def __repr__(self) -> str:
+        """Say whether it passed, what was killed, what it cost and which runs are left; the fields hold the rest."""
+        verdict = "passed" if self.passed else "failed"
+        differences = f", other {', '.join(self.differences)}" if self.differences else ""
+        kill = f"{self.kill} killed after step {self.kill_step}" if self.was_killed else f"no {self.kill} was killed"
+        runs = f"runs/{self.unbroken}/ and runs/{self.killed}/"
+        return f"<DrillResult {verdict}: {kill}{differences}, {self.steps_lost} steps lost; {runs}>"
+
+    __str__ = __repr__
+
 
 class DrillPlan(NamedTuple):
     """What a drill will train, under which name, and what it will kill."""

@@ -3,8 +3,9 @@
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Hashable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, suppress
+from functools import partial
 from types import FrameType
 from typing import NamedTuple
 
@@ -18,13 +19,14 @@ from cluster.errors import (
 )
 from cluster.failpoints import VARIABLE, parse_failpoints
 from cluster.head_watch import continued_by
+from cluster.machine.typed import typed
 from cluster.s3.store import Store
 from cluster.session import cluster_resources, ray_session, require_resources
 from cluster.storage import open_store
 from orchestrator.config import Experiment
-from orchestrator.driving.following import polling
+from orchestrator.driving.following import following
 from orchestrator.driving.plan import dataset_of, plan_run
-from orchestrator.driving.recovery import fit_on_ray, import_ahead
+from orchestrator.driving.recovery import fit_on_ray, importing_ahead
 from orchestrator.driving.room import prepare
 from orchestrator.driving.workers import call_in_worker
 from orchestrator.runs.lease import Lease
@@ -34,6 +36,7 @@ from orchestrator.runs.record import (
     RunRecord,
     RunStatus,
     create_run,
+    metrics_text,
     read_history,
     read_run,
     read_status,
@@ -53,6 +56,11 @@ class RunResult(NamedTuple):
     history: list[EpochRecord]
     """One entry per epoch."""
     record: RunRecord
+
+    def __repr__(self) -> str:
+        """Name the run, its state, its metrics and its folder; the fields hold the rest."""
+        found = f"{self.record.evaluated_on} {metrics_text(self.metrics)}"
+        return f"<RunResult {self.run}: {self.record.state}, {found}, {len(self.history)} epochs; runs/{self.run}/>"
 
 
 def train(
@@ -87,8 +95,7 @@ def train(
     store = store or open_store()
     store.check()
     dataset = dataset_of(experiment, store)
-    import_ahead(experiment)
-    with ray_session(address, store=store.settings):
+    with importing_ahead(experiment), ray_session(address, store=store.settings):
         record = plan_run(experiment, dataset, run=run, gpus=cluster_resources().get("GPU", 0))
         _require(record)
         record, arithmetic = _describe_in_worker(record, store)
@@ -172,7 +179,7 @@ def _leased(run: str, store: Store) -> Iterator[Lease]:
 
 
 def _resumable(run: str, *, release: Callable[[], None] = lambda: None) -> AbstractContextManager[None]:
-    return continued_by(f"orchestrator resume {run}", what=f"run {run}", release=release)
+    return continued_by(typed("resume", run), what=f"run {run}", release=release)
 
 
 def _run(
@@ -185,7 +192,8 @@ def _run(
     environment: Mapping[str, str] | None = None,
 ) -> RunResult:
     record = record.model_copy(update={"state": "running", "error": None})
-    with _recorded(record, store, lease) as write, polling(_teller(store, record.run, on_progress)):
+    newest = partial(_newest_status, store, record.run)
+    with _recorded(record, store, lease) as write, following(newest, on_progress):
         outcome = fit_on_ray(record, store, lease=lease, environment=environment)
     first_step_at = outcome["first_step_at"]
     finished = record.model_copy(
@@ -221,7 +229,7 @@ def _recorded(record: RunRecord, store: Store, lease: Lease) -> Iterator[Callabl
     except (KeyboardInterrupt, RunCancelledError):
         write(cancelled)
         stopped = RunCancelledError if terminated.is_set() else RunInterruptedError
-        raise stopped(f"run {record.run} was stopped. Continue it: orchestrator resume {record.run}.") from None
+        raise stopped(f"run {record.run} was stopped. Continue it: `{typed('resume', record.run)}`.") from None
     except LeaseLostError:
         raise
     except DiskFullError as error:
@@ -240,22 +248,13 @@ def _unfinished_on_full_disk(run: str) -> Iterator[None]:
         yield
     except DiskFullError as error:
         raise RunUnfinishedError(
-            f"run {run} stopped before its end: {error} Then continue it: orchestrator resume {run}."
+            f"run {run} stopped before its end: {error} Then continue it: `{typed('resume', run)}`."
         ) from error
 
 
-def _teller(store: Store, run: str, on_progress: Progress | None) -> Callable[[], None]:
-    """A function that calls ``on_progress`` when the run's status in the store has changed."""
-    seen = 0.0
-
-    def look() -> None:
-        nonlocal seen
-        status = read_status(store, run) if on_progress else None
-        if status and on_progress and status.updated > seen:
-            seen = status.updated
-            on_progress(status)
-
-    return look
+def _newest_status(store: Store, run: str) -> dict[Hashable, RunStatus]:
+    status = read_status(store, run)
+    return {run: status} if status else {}
 
 
 @contextmanager

@@ -12,6 +12,7 @@ from ray.serve.schema import ApplicationStatusOverview
 
 from cluster.errors import ClusterError, ConfigError, RunFailedError
 from cluster.machine.ray_head import ray_processes
+from cluster.machine.scoped import scoped_level
 from cluster.machine.state import read_state
 from serving.app import GATEWAY, MODEL_PREFIX, PROXY_TIMEOUT_S, running_replicas
 from serving.http.proxy import CONTROLLER_ENVIRONMENT
@@ -20,10 +21,10 @@ from serving.http.sockets import require_loopback
 LOOPBACK = "127.0.0.1"
 POLL_S = 0.2
 
-# at INFO Serve tells whoever deploys about its own connections
-logging.getLogger("ray.serve").setLevel(logging.WARNING)
+quietly = scoped_level("ray.serve", logging.WARNING)  # at INFO Serve tells whoever deploys about its own connections
 
 
+@quietly
 def run_application(
     application: serve.Application, app_name: str, *, route_prefix: str | None, deadline: float, what: str
 ) -> None:
@@ -73,6 +74,7 @@ def reason_of(overview: ApplicationStatusOverview) -> str:
     return "\n".join(dict.fromkeys(text for text in texts if text)) or str(overview.status.value)
 
 
+@quietly
 def start_proxy(*, host: str, port: int) -> str:
     """Start Serve with its HTTP proxy on the head node."""
     others = [app for app in all_applications() if app != GATEWAY and not app.startswith(MODEL_PREFIX)]
@@ -106,11 +108,13 @@ def all_applications() -> dict[str, ApplicationStatusOverview]:
         return {}
 
 
+@quietly
 def end_serve() -> None:
     """End Ray Serve on the connected cluster."""
     serve.shutdown()  # type: ignore[no-untyped-call]
 
 
+@quietly
 def stop_when_unused() -> None:
     """End Ray Serve once no model is served any more."""
     applications = all_applications()
@@ -137,4 +141,7 @@ def require_free(host: str, port: int) -> None:
     try:
         socket.create_server((host, port)).close()
     except OSError as error:
-        raise ConfigError(f"the port must be free, got {host}:{port}: {error.strerror}. Choose another port.") from None
+        raise ConfigError(
+            f"the port must be free, got {host}:{port}: {error.strerror}. Name another with --port, or let "
+            "--port 0 find a free one."
+        ) from None

@@ -15,6 +15,7 @@ import requests
 
 from cluster.errors import ClusterError, ConfigError, NotFoundError, RunFailedError
 from cluster.machine.files import read_file
+from cluster.machine.typed import typed
 from cluster.s3.stored_json import require_bounded
 from cluster.s3.urls import shown_url
 from models.features import (
@@ -143,7 +144,7 @@ class Client:
                 return None
             found = type(error).__name__
             raise ClusterError(
-                f"an endpoint must answer at {shown_url(self.url)}, got {found}. Start it: `orchestrator deploy NAME`."
+                f"an endpoint must answer at {shown_url(self.url)}, got {found}. Start it: `{typed('deploy', 'NAME')}`."
             ) from None
 
 

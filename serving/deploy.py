@@ -62,6 +62,10 @@ class Endpoint:
         """Where to POST inputs."""
         return f"{self.url}/models/{self.name}/predict"
 
+    def __repr__(self) -> str:
+        """Name the model, its version, its state and its address; the fields hold the rest."""
+        return f"<Endpoint {self.name} {self.version}: {self.status}, {self.replicas} replicas at {self.predict_url}>"
+
 
 def deploy(
     store: Store,

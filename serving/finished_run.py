@@ -5,6 +5,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, Field
 
 from cluster.errors import ConfigError, IntegrityError, NotFoundError
+from cluster.machine.typed import typed
 from cluster.s3.records import read_model
 from cluster.s3.store import Store
 from cluster.s3.stored_json import MOST_BYTES
@@ -68,12 +69,11 @@ def read_run(store: Store, run: str) -> FinishedRun:
     try:
         body = store.read(f"runs/{run}/run.json", most_bytes=MOST_BYTES)
     except NotFoundError:
-        raise NotFoundError(f"the run must exist, got {run!r}. See `orchestrator runs`.") from None
+        raise NotFoundError(f"the run must exist, got {run!r}. See `{typed('runs')}`.") from None
     record = parsed(FinishedRun, body, f"runs/{run}/run.json")
     if record.state != "finished" or not record.checkpoint:
         raise ConfigError(
-            f"run {run} must be finished to be promoted, got {record.state!r}. "
-            f"Complete it: `orchestrator resume {run}`."
+            f"run {run} must be finished to be promoted, got {record.state!r}. Complete it: `{typed('resume', run)}`."
         )
     return record
 

@@ -20,6 +20,7 @@ from uuid import uuid4
 from pydantic import ValidationError
 
 from cluster.errors import IntegrityError, NotFoundError, PreconditionError
+from cluster.machine.typed import typed
 from cluster.s3.records import named_folders, read_model
 from cluster.s3.store import Store
 from cluster.s3.stored_json import MOST_BYTES, Listing, first_fault, listing
@@ -133,7 +134,7 @@ def show(store: Store, *, name: str, version: str | None = None) -> Version:
         body = store.read(key_of(name, version, "model.json"), most_bytes=MOST_BYTES)
     except NotFoundError:
         raise NotFoundError(
-            f"the version must exist, got {name} {version}. See `orchestrator models show {name}`."
+            f"the version must exist, got {name} {version}. See `{typed('models', 'show', name)}`."
         ) from None
     described = parsed(Version, body, key_of(name, version, "model.json"))
     if (described.name, described.version) != (name, version):
@@ -186,7 +187,7 @@ def rollback(store: Store, name: str) -> Champion:
         if not old.history:
             raise NotFoundError(
                 f"{name} must have had another champion to roll back to, got only {old.version}. "
-                f"Choose a version: `orchestrator models show {name}`."
+                f"Choose a version: `{typed('models', 'show', name)}`."
             )
         return old.history[-1], old.history[:-1]
 
@@ -353,7 +354,7 @@ def _no_model(store: Store, name: str) -> NotFoundError:
     known = ", ".join(models(store)) or "none"
     return NotFoundError(
         f"the model must be in the registry, got {name!r}; it has: {known}. "
-        f"Add it: `orchestrator models promote RUN {name}`."
+        f"Add it: `{typed('models', 'promote', 'RUN', name)}`."
     )
 
 

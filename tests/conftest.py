@@ -8,6 +8,7 @@ from uuid import uuid4
 import pytest
 
 from cluster import local
+from cluster.machine import typed
 from cluster.machine.state import RayState, StoreState
 from cluster.s3.store import Store
 
@@ -53,6 +54,13 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         state = local.status()
         local.down()
         assert local.processes_of(state) == []
+
+
+@pytest.fixture(autouse=True)
+def nothing_given() -> None:
+    """No command line of another test is repeated in what this one is told to type."""
+    for option in typed.BOTH:
+        typed.give(option, None)
 
 
 @pytest.fixture(scope="session")

@@ -131,7 +131,7 @@ def test_datasets_are_pushed_listed_and_shown(store: Store) -> None:
     assert json.loads(found.stdout)["changed"] is True, found.stderr
     assert json.loads(run("data", "push", "sklearn:digits", "--store", url, "--json").stdout)["changed"] is False
     assert [d["name"] for d in json.loads(run("data", "ls", "--store", url, "--json").stdout)] == ["digits"]
-    assert "picture, 1 × 8 × 8" in run("data", "show", "digits", "--store", url).stdout
+    assert "a picture of 8 × 8, grey" in run("data", "show", "digits", "--store", url).stdout
     missing = run("data", "show", "digit", "--store", url)
     assert (missing.returncode, "got 'digit'" in missing.stderr) == (102, True)
 

@@ -34,7 +34,7 @@ from tests.ports import free_port
 
 NOON = 1_800_000_000.0
 AT = time.strftime("%H:%M:%S", time.localtime(NOON))
-UP = "Start it again: orchestrator up."
+UP = "Start it again: `orchestrator up`."
 RUN = Work("run digits-1", "orchestrator resume digits-1", lambda: None)
 LIMIT_S = 40.0  # 3 s on a quiet machine
 
@@ -47,7 +47,8 @@ def test_a_driver_with_a_run_names_what_died_and_the_two_commands_that_go_on() -
     assert isinstance(error, RunUnfinishedError)
     assert str(error) == (
         f"the local Ray head at H:1 must live until run digits-1 has ended, got the death of gcs_server at {AT}. The "
-        "store keeps what was written. Start it again: orchestrator up. Then continue: orchestrator resume digits-1."
+        "store keeps what was written. Start it again: `orchestrator up`. Then continue: "
+        "`orchestrator resume digits-1`."
     )
 
 
@@ -56,7 +57,7 @@ def test_a_driver_without_a_run_is_told_to_repeat_its_command() -> None:
     assert isinstance(error, ClusterError)
     assert str(error) == (
         f"the local Ray head at H:1 must live as long as it is used, got no answer at {AT}. "
-        "Start it again: orchestrator up. Then repeat this command."
+        "Start it again: `orchestrator up`. Then repeat this command."
     )
 
 
@@ -139,7 +140,7 @@ def test_the_process_ends_with_its_releases_done_and_the_outermost_command_named
     assert found.returncode == 101
     assert found.stdout == "inner released\nouter released\n"
     told = r"error: the head must live until sweep s has ended, got its death at [\d:]{8}\. .* Bring it back\. "
-    assert re.fullmatch(told + r"Then continue: orchestrator sweep --resume s\.\n", found.stderr)
+    assert re.fullmatch(told + r"Then continue: `orchestrator sweep --resume s`\.\n", found.stderr)
 
 
 def test_a_head_that_comes_back_in_time_is_waited_for(capfd: pytest.CaptureFixture[str]) -> None:
@@ -161,7 +162,7 @@ def test_a_head_that_comes_back_in_time_is_waited_for(capfd: pytest.CaptureFixtu
     told = capfd.readouterr().err.splitlines()
     assert told == [
         "the head gives no answer. It is waited for until 300 s have passed; then this command ends, "
-        "to be continued by: orchestrator resume r",
+        "to be continued by: `orchestrator resume r`",
         "the head answers again",
     ]
 
@@ -223,7 +224,7 @@ def test_a_killed_gcs_is_told_within_seconds_and_run_and_endpoint_go_on(own_clus
     error = json.loads(told)
     assert (process.returncode, error["exit_code"], error["error"]) == (101, 101, "RunUnfinishedError"), noise
     assert re.search(r"must live until run killed has ended, got the death of gcs_server, exit code -9", told)
-    assert error["message"].endswith("Start it again: orchestrator up. Then continue: orchestrator resume killed.")
+    assert error["message"].endswith("Start it again: `orchestrator up`. Then continue: `orchestrator resume killed`.")
     lease = read_lease(store, run="killed")
     assert lease is not None
     assert lease.released

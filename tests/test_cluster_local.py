@@ -1,8 +1,10 @@
 """The local Ray head and store: started once, repaired, reachable from this machine alone, ended completely."""
 
 import json
+import signal
 import socket
 import stat
+import threading
 from pathlib import Path
 from urllib.error import HTTPError
 from urllib.request import Request, urlopen
@@ -11,10 +13,11 @@ import psutil
 import pytest
 
 from cluster import local
+from cluster.config import StoreSettings
 from cluster.errors import ClusterError, ConfigError
 from cluster.machine import processes
 from cluster.machine import store_server as local_store
-from cluster.machine.state import LocalState, ProcessRecord, RayState
+from cluster.machine.state import LocalState, ProcessRecord, RayState, StoreState
 from cluster.s3.connection import is_loopback
 from cluster.s3.store import Store
 from cluster.storage import open_store
@@ -187,3 +190,28 @@ def test_the_ports_of_the_store_are_distinct_and_leave_room_for_their_partners()
     both = {*ports.values(), *(port + 10000 for port in ports.values())}
     assert (len(ports), len(both)) == (5, 10)
     assert max(both) < 32768
+
+
+def test_who_gives_up_a_start_leaves_nothing_unknown(own_home: Path) -> None:
+    own_home.mkdir(mode=0o700)
+    here = psutil.Process()
+    started = StoreState(
+        process=ProcessRecord(pid=here.pid, created=here.create_time()), settings=StoreSettings(url="s3://bucket")
+    )
+    ended = threading.Event()
+
+    def start_store(_: threading.Event) -> StoreState:
+        signal.raise_signal(signal.SIGINT)  # it reaches the main thread, as Ctrl-C does
+        return started
+
+    def start_ray(stop: threading.Event) -> RayState:
+        stop.wait()
+        ended.set()
+        raise ClusterError("the start must not be given up, got an interrupt.")
+
+    with pytest.raises(KeyboardInterrupt):
+        local._started(LocalState(), start_ray, start_store)
+    assert ended.is_set()
+    found = local.status().store
+    assert found is not None
+    assert found.process.pid == here.pid

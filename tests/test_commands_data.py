@@ -74,16 +74,16 @@ SOURCES: dict[str, Any] = {
 }
 SHOWN = {
     "table": "target: one of 2 classes: no, yes",
-    "numbers": "numbers: 1 number target: number from",
+    "numbers": "numbers: 1 number: size target: a number from",
     "series": "target: the series itself, some steps ahead",
-    "ratings": "target: number from 1 to 5",
-    "boxes": "target: boxes of 2 classes: cat, dog",
+    "ratings": "target: a number from 1 to 5",
+    "boxes": "target: a box around each object of 2 classes: cat, dog",
     "pictures": "target: one of 2 classes: blue, red",
-    "texts": "text: text of up to",
-    "sounds": "Hz",
-    "rows": "sparse row of",
-    "digits": "picture, 1 × 8 × 8",
-    "china": "target: number from",
+    "texts": "text: a text, of which the first",
+    "sounds": "samples a second",
+    "rows": "sparse: a row of",
+    "digits": "a picture of 8 × 8, grey",
+    "china": "target: a number from",
     "elnino": "target: the series itself, some steps ahead",
 }
 

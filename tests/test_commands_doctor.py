@@ -1,16 +1,25 @@
 """The doctor finds what is wrong and names the cure, and finds nothing where nothing is."""
 
+import os
 import socket
 from collections.abc import Iterator
 from pathlib import Path
 
+import psutil
 import pytest
 
-from cluster.machine.state import RayState
+from cluster.machine.state import LocalState, ProcessRecord, RayState
 from cluster.s3.store import Store
 from orchestrator.commands import doctor
 from orchestrator.commands.doctor import Check, run_checks
 
+RAY = RayState(
+    process=ProcessRecord(pid=1, created=0.0),
+    address="127.0.0.1:1",
+    dashboard_url="http://127.0.0.1:2",
+    token_file="/t",
+    temp_dir="/tmp/none",
+)
 NAMES = ["python", "packages", "torch", "memory", "disk", "ports", "ray", "store"]
 
 
@@ -96,5 +105,21 @@ def taken_port(monkeypatch: pytest.MonkeyPatch) -> Iterator[int]:
 def test_a_taken_port_is_named(taken_port: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("ORCHESTRATOR_HOME", str(tmp_path))
     check = doctor.check_ports()
-    assert (check.ok, check.detail) == (False, f"{taken_port} is taken")
-    assert "--port 0" in check.cure
+    assert (check.ok, check.detail) == (False, f"{taken_port} is taken by another program")
+    assert check.cure.startswith("Name another port, as `orchestrator deploy NAME --port 0` does, or end the program")
+
+
+def test_a_port_that_the_local_cluster_serves_is_no_mistake(taken_port: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(doctor, "read_state", lambda: LocalState(ray=RAY))
+    monkeypatch.setattr(doctor, "ray_processes", lambda _: [psutil.Process()])
+    check = doctor.check_ports()
+    assert (check.ok, check.cure) == (True, "")
+    assert check.detail == f"{taken_port} serves the endpoints of the local cluster (process {os.getpid()})"
+
+
+def test_a_port_that_another_program_has_is_seen_beside_a_local_cluster(
+    taken_port: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(doctor, "read_state", lambda: LocalState(ray=RAY))
+    monkeypatch.setattr(doctor, "ray_processes", lambda _: [])
+    assert doctor.check_ports().detail == f"{taken_port} is taken by another program"

@@ -14,9 +14,10 @@ from cluster.session import ray_session
 from models.features import TARGET, CategoricalFeature, ClassTarget, ImageFeature, TextFeature, VectorFeature
 from orchestrator.data.columns import Columns, Ragged, image_statistics, join, row_statistics
 from orchestrator.data.dataset import manifest_key, open_dataset
+from orchestrator.data.layout import rows_per_group
 from orchestrator.data.manifest import Source
 from orchestrator.data.pieces import OnRay
-from orchestrator.data.push import ls, push, push_prepared, rows_per_group, show
+from orchestrator.data.push import ls, push, push_prepared, show
 from orchestrator.data.shards import sha256
 from orchestrator.data.sources import picture_files
 from orchestrator.data.sources.formats import prepare
@@ -91,7 +92,8 @@ def test_the_version_of_known_content_is_pinned():
         features={"image": ImageFeature(shape=(1, 4, 4), mean=(0.0,), std=(1.0,))},
         splits={"train": Part.of(columns), "test": Part.of(columns)},
     )
-    assert version(known) == "3b24e218a210"
+    assert version(known) == "35d1114605e2"
+    assert version(replace(known, keeps_order=True)) == "3b24e218a210", "as before rows were shuffled"
 
 
 @pytest.mark.parametrize("failing_write", [1, 2, 3])
@@ -267,6 +269,7 @@ def sentences(*train: Numbers) -> Prepared:
         target=ClassTarget(classes=("no", "yes")),
         splits={"train": Part(train), "test": Part((Numbers(5001, 1), Numbers(5002, 3)))},
         source=Source(format="test", uri="sentences.csv"),
+        keeps_order=True,
     )
 
 

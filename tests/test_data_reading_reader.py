@@ -31,7 +31,7 @@ from models.features import (
     VectorFeature,
 )
 from models.pictures import decode_picture
-from orchestrator.data import push as push_module
+from orchestrator.data import layout
 from orchestrator.data.columns import SPARSE, Ragged, number_target, take
 from orchestrator.data.dataset import Dataset, manifest_key, open_dataset
 from orchestrator.data.manifest import SeriesTarget, Source
@@ -60,6 +60,7 @@ def pictures(train_rows: int = 1000, test_rows: int = 130) -> Prepared:
         target=ClassTarget(classes=tuple("abcdefg")),
         splits={"train": part(train_rows), "test": part(test_rows)},
         source=SOURCE,
+        keeps_order=True,
     )
 
 
@@ -83,6 +84,7 @@ def mixed_rows(rows: int = 300) -> Prepared:
         target=number_target(train.columns[TARGET]),
         splits={"train": train, "test": part(20)},
         source=SOURCE,
+        keeps_order=True,
     )
 
 
@@ -95,6 +97,7 @@ def series(rows: int = 200, *, context_rows: int = 20) -> Prepared:
         target=SeriesTarget(),
         splits={"train": Part.of({"series": values}), "test": Part.of({"series": test}, context_rows=context_rows)},
         source=SOURCE,
+        keeps_order=True,
     )
 
 
@@ -125,6 +128,7 @@ def ragged(rows: int = 300) -> Prepared:
         target=ClassTarget(classes=("no", "yes")),
         splits={"train": part(rows), "test": part(40)},
         source=SOURCE,
+        keeps_order=True,
     )
 
 
@@ -153,6 +157,7 @@ def picture_files(rows: int = 60, *, boxes: bool = False) -> Prepared:
         target=BoxesTarget(classes=("no", "yes")) if boxes else ClassTarget(classes=("no", "yes")),
         splits={"train": part(rows), "test": part(9)},
         source=SOURCE,
+        keeps_order=True,
     )
 
 
@@ -163,8 +168,8 @@ def own_cache(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 
 @pytest.fixture(autouse=True)
 def small_row_groups(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(push_module, "_LEAST_GROUP_ROWS", 16)
-    monkeypatch.setattr(push_module, "SHARD_BYTES", 8000)
+    monkeypatch.setattr(layout, "_LEAST_GROUP_ROWS", 16)
+    monkeypatch.setattr(layout, "SHARD_BYTES", 8000)
 
 
 @pytest.fixture(autouse=True)

@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from cluster.errors import ConfigError, NotFoundError
+from cluster.errors import ConfigError
 from models.features import TARGET, NumberTarget
 from orchestrator.data.manifest import SeriesTarget
 from orchestrator.data.sources.bundles import pixel_fields
@@ -86,10 +86,11 @@ def test_malformed_ratings_are_named_with_file_and_row(tmp_path, text, message):
     assert "r.tsv" in str(raised.value)
 
 
-def test_a_file_in_another_encoding_is_refused(tmp_path):
-    source = written(tmp_path / "r.tsv", "Ann\t2\t3\t4\nÉva\t2\t3\t4\n", encoding="latin-1")
-    with pytest.raises(ConfigError, match=r"r\.tsv must be a text file in UTF-8, got .* in row 2"):
-        prepare(source)
+def test_ratings_in_latin_1_are_read_and_the_source_says_so(tmp_path):
+    text = "".join(f"{name}\t{i}\t3\t4\n" for name in ("Ann", "Éva") for i in range(9))
+    prepared = prepare(written(tmp_path / "r.tsv", text, encoding="latin-1"))
+    assert prepared.features["user"].vocabulary == ("Ann", "Éva")
+    assert prepared.source.format == "ratings (latin-1)"
 
 
 def hourly(rows: int, *, start: int = 0) -> str:
@@ -214,7 +215,7 @@ def test_el_nino_is_a_monthly_series():
 @pytest.mark.parametrize(
     ("source", "format", "options", "error", "message"),
     [
-        ("nowhere.csv", None, {}, NotFoundError, "got 'nowhere.csv', which does not exist"),
+        ("nowhere.csv", None, {}, ConfigError, "got 'nowhere.csv', which does not exist"),
         ("x", "xml", {}, ConfigError, "format must be one of huggingface-images, .*, bundle, got 'xml'"),
         ("x", "bundle", {}, ConfigError, "must be one of sklearn:digits, .* for format bundle, got 'x'"),
         ("sklearn:digits", None, {"side": 32}, ConfigError, "side must be left out for sklearn:digits, .* got 32"),

@@ -444,7 +444,7 @@ def labels_by_content(part: Part) -> list[tuple[bytes, int]]:
 
 
 def test_a_folder_with_splits_is_read_with_the_classes_of_its_folders(tmp_path):
-    root = folder(tmp_path, *given(), "val/dog/0.png", "val/.DS_Store", "_notes/cat/x.png")
+    root = folder(tmp_path, *given(), "val/dog/0.png", "val/.DS_Store", "__MACOSX/cat/x.png")
     prepared = prepare(str(root))
     assert prepared.target == ClassTarget(classes=("cat", "dog"))
     assert {split: part.rows for split, part in prepared.splits.items()} == {"train": 6, "validation": 1, "test": 6}
@@ -560,7 +560,9 @@ def test_neighbours_are_of_different_classes_though_the_folders_are_sorted(tmp_p
     )
     labels = prepare(str(root)).splits["train"].columns[TARGET]
     assert 20 < np.count_nonzero(np.diff(labels)) < 60
-    assert sorted(mixed(1000, seed=0).tolist()) == list(range(1000))
+    assert sorted(mixed(1000, SourceOptions()).tolist()) == list(range(1000))
+    kept = prepare(str(root), options=SourceOptions(order="keep")).splits["train"].columns[TARGET]
+    assert kept.tolist() == [0] * 40 + [1] * 40
 
 
 def test_pieces_have_so_many_files_and_bytes_at_most(monkeypatch):
@@ -602,9 +604,9 @@ FOLDER_ERRORS: list[tuple[FolderChange, dict, str]] = [
     (lambda root: folder(root, "train/0.png"), {}, r"must hold files as SPLIT/CLASS/PICTURE, got train/0\.png"),
     (lambda root: folder(root, "extra/cat/0.png"), {}, "must hold folders named train, val, .* got extra beside them"),
     (
-        lambda root: write_all(root, {"train/cat/Thumbs.db": b"x"}),
+        lambda root: write_all(root, {"train/cat/list.db": b"x"}),
         {},
-        r"must hold pictures .* got train/cat/Thumbs\.db",
+        r"must hold pictures .* got train/cat/list\.db",
     ),
     (
         lambda root: write_all(root, {"train/cat/0.png": b""}),

@@ -172,7 +172,11 @@ TABLES = [
     ("a,label\n" + "1,x\n1,y\n" * 50, "must hold enough different rows .* got 100 rows, 1 of them different"),
     ("numbers,label\n1,x\n2,y\n", "must not call a column 'numbers', a name that is taken"),
     ("label,\n1,2\n", "must begin with a name for each column, got '' for column 2"),
-    (b"a,label\n1,x\n2,\xe9\n", "must be a text file in UTF-8, got .* in row 3. Convert it"),
+    (
+        b"a,label\n1,\xc3\xa9\n2,\xe9\n",
+        "must be a text file in UTF-8, got .* in row 3, beside others in UTF-8. Convert it",
+    ),
+    (b"a,label\n1,x\n2,\x93\x81\n", "must be a text file in UTF-8 or Latin-1, got byte 0x81 in row 3. Convert it"),
     (b"a,label\n1,x\n2,y\0\n", "must be a text file in UTF-8, got a NUL byte in row 3"),
     ("a,label\n1,x\n".encode("utf-16"), "must be a text file in UTF-8, got a NUL byte in row 1"),
 ]

@@ -8,7 +8,7 @@ import pytest
 
 from cluster.errors import ConfigError
 from models.features import TARGET
-from models.preparing.steps import Step
+from models.preparing.steps import TimeStep
 from orchestrator.data.dataset import open_dataset
 from orchestrator.data.push import ls, push
 from orchestrator.data.reading.reader import Reader
@@ -46,24 +46,24 @@ def read(source: str, **options: Any) -> Prepared:
 
 TEN = range(10)
 SHAPES = {
-    "a year": ([f"year,x\n{2000 + i},{i}\n" for i in TEN], {}, Step(size=12, unit="months")),
-    "a month": ([f"month,x\n2000-{i + 1:02},{i}\n" for i in TEN], {}, Step(size=1, unit="months")),
-    "day first": ([f"date,x\n{i + 1}/2/2024,{i}\n" for i in TEN], {"dates": "day-first"}, Step(size=24 * HOUR)),
-    "month first": ([f"date,x\n2/{i + 1}/2024,{i}\n" for i in TEN], {"dates": "month-first"}, Step(size=24 * HOUR)),
-    "Unix seconds": ([f"timestamp,x\n{1704067200 + 3600 * i},{i}\n" for i in TEN], {}, Step(size=HOUR)),
-    "a date at the end": ([f"x,date\n{i},2024-01-{i + 1:02}\n" for i in TEN], {}, Step(size=24 * HOUR)),
-    "a date by its looks": ([f"x,when\n{i},2024-01-{i + 1:02}\n" for i in TEN], {}, Step(size=24 * HOUR)),
+    "a year": ([f"year,x\n{2000 + i},{i}\n" for i in TEN], {}, TimeStep(size=12, unit="months")),
+    "a month": ([f"month,x\n2000-{i + 1:02},{i}\n" for i in TEN], {}, TimeStep(size=1, unit="months")),
+    "day first": ([f"date,x\n{i + 1}/2/2024,{i}\n" for i in TEN], {"dates": "day-first"}, TimeStep(size=24 * HOUR)),
+    "month first": ([f"date,x\n2/{i + 1}/2024,{i}\n" for i in TEN], {"dates": "month-first"}, TimeStep(size=24 * HOUR)),
+    "Unix seconds": ([f"timestamp,x\n{1704067200 + 3600 * i},{i}\n" for i in TEN], {}, TimeStep(size=HOUR)),
+    "a date at the end": ([f"x,date\n{i},2024-01-{i + 1:02}\n" for i in TEN], {}, TimeStep(size=24 * HOUR)),
+    "a date by its looks": ([f"x,when\n{i},2024-01-{i + 1:02}\n" for i in TEN], {}, TimeStep(size=24 * HOUR)),
     "a named date": ([f"x;wann\n{i};2024010{i}\n" for i in range(1, 10)] + ["x;wann\n10;20240110\n"],
-                     {"date": "wann"}, Step(size=24 * HOUR)),
+                     {"date": "wann"}, TimeStep(size=24 * HOUR)),
     "date and time": ([f"Date;Time;x\n16/12/2006;{i:02}:24:00;{i}\n" for i in TEN], {"dates": "day-first"},
-                      Step(size=HOUR)),
+                      TimeStep(size=HOUR)),
     "year and month": ([f"year,month,x\n1949,{i + 1},{i}\n" for i in TEN], {"date": ["year", "month"]},
-                       Step(size=1, unit="months")),
+                       TimeStep(size=1, unit="months")),
     "year, month, day, hour": ([f"year,month,day,hour,x\n2010,1,2,{i},{i}\n" for i in TEN],
-                               {"date": ["year", "month", "day", "hour"]}, Step(size=HOUR)),
-    "tabs": ([f"date\tx\n2024-01-{i + 1:02}\t{i}\n" for i in TEN], {}, Step(size=24 * HOUR)),
+                               {"date": ["year", "month", "day", "hour"]}, TimeStep(size=HOUR)),
+    "tabs": ([f"date\tx\n2024-01-{i + 1:02}\t{i}\n" for i in TEN], {}, TimeStep(size=24 * HOUR)),
     "bars and text": ([f"date|x|note\n2024-01-{i + 1:02}|{i}|fine\n" for i in TEN], {"ignore": "note"},
-                      Step(size=24 * HOUR)),
+                      TimeStep(size=24 * HOUR)),
 }  # fmt: skip
 
 

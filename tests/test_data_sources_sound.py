@@ -157,7 +157,7 @@ FINE = wav(noise(20))
             r"must hold sounds in folders named after their classes, got 1\.wav in none",
         ),
         ({"a/1.wav": FINE}, {"label": "name"}, r"must hold sounds named CLASS_….wav, .* got a/1\.wav"),
-        ({"a/_1.wav": FINE}, {"label": "name"}, r"must hold sounds named CLASS_….wav, .* got b/1\.wav"),
+        ({"a/_1.wav": FINE}, {"label": "name"}, r"must hold sounds named CLASS_….wav, .* got a/_1\.wav"),
         ({"a\x07/1.wav": FINE}, {}, r"must hold files with plain names, got 'a\\x07/1\.wav'"),
         ({"a/1.wav": FINE}, {"side": 32}, "side must be left out for wav"),
         ({"train/a/1.wav": FINE, "test/c/1.wav": FINE}, {}, "must hold"),

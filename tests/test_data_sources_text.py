@@ -2,7 +2,6 @@
 
 from pathlib import Path
 
-import numpy as np
 import pytest
 
 from cluster.errors import ConfigError
@@ -48,7 +47,6 @@ def test_a_file_per_class_holds_a_text_a_line(tmp_path):
         assert all(("good" in text) == label for text, label in spoken(prepared, split))
         labels = prepared.splits[split].columns[TARGET]
         assert labels.mean() == 0.5
-        assert np.abs(np.diff(labels)).sum() > 2  # the classes are mixed
     feature = prepared.features["text"]
     assert feature.max_tokens == 9
     assert set(feature.vocabulary) >= {"a", "good", "bad", "plot", "cue", ",", "really", "sadly"}
@@ -151,7 +149,10 @@ def test_all_files_are_utf_8_or_all_are_latin_1(tmp_path):
         ({"a.csv": "text,stars\nx,1\n"}, "must have one column to predict, called label or target or class, got stars"),
         ({"a.csv": "text,label\nx,1\n,2\n"}, "text in .*a.csv must be given, got nothing in row 3"),
         ({"a.csv": "text,label\nx,1\n,\n"}, "label in .*a.csv must be given, got nothing in row 3"),
-        ({"a.csv": 'text,label\n"x,1\n'}, r"a\.csv must have 2 fields, separated by commas, got 1 in row 2"),
+        (
+            {"a.csv": 'text,label\n"x,1\n'},
+            "that begins with a quote must end with one, got .* in row 2",
+        ),
         ({"a.csv": "text,label\nx\n"}, r"a\.csv must have 2 fields, separated by commas, got 1 in row 2"),
     ],
 )

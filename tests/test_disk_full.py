@@ -23,8 +23,8 @@ from cluster.machine.state import LocalState, RayState, StoreState, write_state
 from cluster.s3.errors import fatal_error
 from cluster.s3.store import Store
 from cluster.storage import open_store
-from orchestrator.commands import app as cli
 from orchestrator.commands.doctor import check_store
+from orchestrator.commands.ending import CommandEnd, run_to_end
 from orchestrator.config import Experiment, TrainConfig
 from orchestrator.data.push import push
 from orchestrator.runs.log import RunLog
@@ -77,8 +77,11 @@ def test_what_cannot_fit_is_not_begun(tmp_path: Path) -> None:
 
 
 def test_the_command_line_tells_a_full_disk_in_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    def command() -> None:
+        raise OSError(errno.ENOSPC, "No space left on device", "/data/x")
+
     with pytest.raises(SystemExit, match="1"):
-        cli._fail_unexpectedly(OSError(errno.ENOSPC, "No space left on device", "/data/x"), as_json=False)
+        run_to_end(command, CommandEnd(as_json=False))
     assert capsys.readouterr().err.startswith(
         "error: the disk of /data/x must have room for what is to be written, got"
     )
@@ -158,7 +161,7 @@ def test_the_last_checkpoint_waits_for_room(monkeypatch: pytest.MonkeyPatch) -> 
 
 
 def test_a_run_without_room_is_unfinished_and_says_how_to_go_on() -> None:
-    message = r"run r stopped .* the disk of /d .* orchestrator resume r\."
+    message = r"run r stopped .* the disk of /d .* `orchestrator resume r`\."
     with pytest.raises(RunUnfinishedError, match=message), _unfinished_on_full_disk("r"):
         raise FULL
     assert RunUnfinishedError.exit_code == 101

@@ -7,7 +7,9 @@ import pytest
 from rich.progress import Progress
 
 from orchestrator.commands import terminal as display
-from orchestrator.commands.terminal import LogLines, note_damaged, print_log, print_traceback, shortened, table, visible
+from orchestrator.commands.printing.progress import _Words
+from orchestrator.commands.printing.tables import table
+from orchestrator.commands.terminal import LogLines, note_damaged, print_log, print_traceback, shortened, visible
 
 BAD = "\x1b[2J\x9b31m\u202e[bold]x[/] :smile:"
 SHOWN = r"\x1b[2J\x9b31m\u202e[bold]x[/] :smile:"
@@ -52,7 +54,7 @@ def test_lines_tables_logs_and_tracebacks_are_text_and_nothing_else(capsys: pyte
 
 
 def test_the_words_of_a_progress_bar_are_text(capsys: pytest.CaptureFixture[str]) -> None:
-    bar = Progress(display._Words("{task.description}"), console=display.err)
+    bar = Progress(_Words("{task.description}"), console=display.err)
     bar.add_task(BAD)
     display.err.print(bar.get_renderable())
     assert SHOWN in capsys.readouterr().err

@@ -11,7 +11,8 @@ from cluster.errors import ConfigError
 from cluster.failpoints import parse_failpoints
 from cluster.machine.state import RayState
 from cluster.s3.store import Store
-from orchestrator.commands.terminal import drill_verdict, plain, print_drill, print_receipt
+from orchestrator.commands.printing.runs import drill_verdict, print_drill, print_receipt
+from orchestrator.commands.terminal import plain
 from orchestrator.config import Experiment
 from orchestrator.data.push import push
 from orchestrator.drill import (

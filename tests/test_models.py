@@ -33,7 +33,6 @@ from models.features import (
 )
 from models.network import MODELS, Network, build, example_batch, example_target, summary
 from models.networks.fm import PAIRWISE_VARIANCE
-from models.techniques import set_random_state
 
 IMAGE = ImageFeature(shape=(3, 32, 32), mean=(125.0, 123.0, 114.0), std=(63.0, 62.0, 66.0))
 DIGIT = ImageFeature(shape=(1, 8, 8), mean=(78.0,), std=(96.0,))
@@ -102,8 +101,9 @@ def every_case(test: Callable[..., None]) -> Callable[..., None]:
 
 
 def train_mode(net: Network, *, step: int = 0) -> Network:
-    set_random_state(net, seed=0, epoch=0, step=step, logical_worker=0)
-    return net.train()
+    net.train()
+    net.begin_batch(2, seed=0, epoch=0, step=step, logical_worker=0)
+    return net
 
 
 def loss(net: Network, batch: dict[str, Tensor], target: Tensor) -> Tensor:

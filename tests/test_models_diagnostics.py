@@ -30,7 +30,6 @@ from models.network import Network, build, example_batch, example_target
 from models.networks.cnn import CNN
 from models.networks.mlp import MLP
 from models.networks.rnn import RNN
-from models.techniques import set_random_state
 
 CLASSES = ClassTarget(classes=("a", "b", "c"))
 VECTOR = VectorFeature(names=("x", "y", "z"), mean=(0.0,) * 3, std=(1.0,) * 3)
@@ -79,7 +78,7 @@ def step(
 ) -> None:
     """One step of training with one logical worker."""
     batch = batch_of(data, size=size, seed=number)
-    set_random_state(network, seed=0, epoch=0, step=number, logical_worker=0)
+    network.begin_batch(16, seed=0, epoch=0, step=number, logical_worker=0)
     optimizer.zero_grad()
     if why is None:
         outputs = network(batch)
@@ -175,7 +174,7 @@ def test_saturated_share_and_variance_equal_a_direct_count(choices: dict[str, st
     for number in numbers:
         found: list[Tensor] = []
         handles = [m.register_forward_hook(lambda _m, _i, o, found=found: found.append(o)) for m in activations]
-        set_random_state(network, seed=0, epoch=0, step=number, logical_worker=0)
+        network.begin_batch(16, seed=0, epoch=0, step=number, logical_worker=0)
         batch = batch_of(VECTORS, size=16, seed=number)
         network(batch)
         for handle in handles:
@@ -360,7 +359,7 @@ def test_other_logical_workers_are_not_looked_at() -> None:
     data, model, choices = NETWORKS["mlp"]
     network = network_of(data, model, choices)
     why = Diagnostics(network, num_steps=1)
-    set_random_state(network, seed=0, epoch=0, step=0, logical_worker=1)
+    network.begin_batch(16, seed=0, epoch=0, step=0, logical_worker=1)
     with why.look(0, logical_worker=1):
         network(batch_of(data, size=16, seed=0))
     with why.update():

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from models.preparing.dates import DateError, is_date, joined, parse_dates
 from models.preparing.gaps import fill, find_gaps, spread_out
-from models.preparing.steps import Step, described
+from models.preparing.steps import TimeStep, described
 
 
 def one(text: str, **order: str) -> str:
@@ -127,7 +127,7 @@ def test_the_usual_step_and_what_lacks_are_found(texts: list[str], step: str, mi
 def test_a_distance_is_said_in_words() -> None:
     sizes = [(12, "months"), (24, "months"), (7, "months"), (500_000, "microseconds"), (5_400_000_000, "microseconds")]
     assert [described(*size) for size in sizes] == ["1 year", "2 years", "7 months", "0.5 seconds", "1 hour 30 minutes"]
-    assert str(Step(size=86_400 * 10**6)) == "1 day"
+    assert str(TimeStep(size=86_400 * 10**6)) == "1 day"
 
 
 NAN = np.nan

@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from cluster.errors import ConfigError
-from orchestrator.commands.ledger import print_report
+from orchestrator.commands.printing.ledger import print_report
 from orchestrator.commands.terminal import plain
 from orchestrator.config import Experiment
 from orchestrator.configfile import parse_document, validate

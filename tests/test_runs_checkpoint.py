@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import random
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -23,9 +22,7 @@ from orchestrator.runs.checkpoint import (
     collect_garbage,
     list_checkpoints,
     load_checkpoint,
-    load_optimizer_tensors,
     newest_valid,
-    optimizer_tensors,
     prune,
     recover,
     save_checkpoint,
@@ -429,26 +426,3 @@ def test_foreign_folders_are_ignored() -> None:
     for name in ("..", "99999999-zzzzzzzz", "latest", "00000009"):
         store.objects[f"runs/{RUN}/checkpoints/{name}/{MARKER}"] = b"x"
     assert [p.split("/")[-2] for p in checkpoint_prefixes(store, run=RUN)] == ["00000001-00000001"]
-
-
-@pytest.mark.parametrize("kind", [torch.optim.SGD, torch.optim.Adam])
-def test_an_optimizer_continues_as_if_it_had_never_stopped(kind: Any) -> None:
-    source = random.Random(0)
-    gradients = [torch.tensor([source.gauss(0, 1) for _ in range(6)]).view(2, 3) for _ in range(6)]
-    options = {"momentum": 0.9} if kind is torch.optim.SGD else {}
-
-    def go(weight: torch.Tensor, optimizer: torch.optim.Optimizer, todo: list[torch.Tensor]) -> None:
-        for gradient in todo:
-            weight.grad = gradient.clone()
-            optimizer.step()
-
-    whole = torch.zeros(2, 3, requires_grad=True)
-    go(whole, kind([whole], lr=0.1, **options), gradients)
-    first = torch.zeros(2, 3, requires_grad=True)
-    optimizer = kind([first], lr=0.1, **options)
-    go(first, optimizer, gradients[:3])
-    second = first.detach().clone().requires_grad_()
-    resumed = kind([second], lr=0.1, **options)
-    load_optimizer_tensors(resumed, ["w"], optimizer_tensors(optimizer, ["w"]))
-    go(second, resumed, gradients[3:])
-    assert torch.equal(whole, second)

@@ -15,12 +15,12 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from models.config import FMConfig, ModelConfig, RNNConfig, Techniques, resolve_techniques
+from models.describe import describe_feature
 from models.features import AudioFeature, ClassTarget, NumberTarget, Signature, SparseFeature, TextFeature
 from models.network import Network, build, example_batch
 from models.pictures import decode_picture
 from models.preparing.sounds import decode_wav, resample
 from models.text import words
-from serving.card import describe_feature
 from serving.requests.inputs import join_batches, parse_file, parse_picture, parse_samples, read_json
 from serving.requests.outputs import describe_answers
 from serving.requests.protocol import describe_output, describe_tensors, output_tensor, parse_request, request_of
@@ -477,11 +477,11 @@ def test_a_text_is_answered_like_its_words(texts):
     ("signature", "expected"),
     [
         (TEXTS, "a text, of which the first 5 words are read; 5 words are known"),
-        (SOUNDS, "a sound, 8000 samples a second, of which the first 0.125 s are read"),
+        (SOUNDS, "a sound, 8,000 samples a second, of which the first 0.125 s are read"),
         (ROWS, "a row of 30 numbers, nearly all of them 0"),
     ],
 )
-def test_the_card_says_what_a_model_reads(signature, expected):
+def test_a_feature_is_told_in_words(signature, expected):
     assert [describe_feature(feature) for feature in signature.features.values()] == [expected]
 
 

@@ -8,14 +8,14 @@ import pytest
 
 from cluster.errors import ConfigError
 from models.features import Clock, ForecastTarget, SeriesFeature, Signature
-from models.preparing.steps import Step
+from models.preparing.steps import TimeStep
 from orchestrator.data.sources.formats import prepare
 from orchestrator.data.sources.options import SourceOptions
 from serving.requests.inputs import parse_samples
 from serving.requests.series import parse_series
 from serving.requests.values import InputError
 
-HOUR = Step(size=3600 * 10**6)
+HOUR = TimeStep(size=3600 * 10**6)
 
 
 def feature(missing: Any = "refuse", **clock: Any) -> SeriesFeature:

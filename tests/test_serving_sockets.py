@@ -5,7 +5,8 @@ import socket
 import psutil
 import pytest
 
-from cluster.errors import RunFailedError
+from cluster.errors import ConfigError, RunFailedError
+from serving.applications import require_free
 from serving.http.sockets import exposed_addresses, require_loopback
 
 HERE = psutil.Process()
@@ -35,3 +36,13 @@ def test_a_process_that_has_ended_listens_nowhere():
     ended = psutil.Popen(["true"])
     ended.wait()
     assert exposed_addresses(ended) == []
+
+
+def test_a_taken_port_names_the_flag_that_chooses_another() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+        with pytest.raises(
+            ConfigError, match=rf"got 127.0.0.1:{port}: .* Name another with --port, or let --port 0 find"
+        ):
+            require_free("127.0.0.1", port)
+    require_free("127.0.0.1", port)

@@ -14,10 +14,11 @@ from orchestrator.data.push import push
 from orchestrator.driving.plan import plan_run
 from orchestrator.runs.checkpoint import load_checkpoint
 from orchestrator.runs.record import RunRecord
-from orchestrator.training.epoch import evaluate
+from orchestrator.training.epoch import apply_update, evaluate
 from orchestrator.training.fit import fit
-from orchestrator.training.together import can_train_together, fit_together, most_at_once
-from orchestrator.training.trainer import Trainer, World
+from orchestrator.training.together import apply_update as apply_update_together
+from orchestrator.training.together import build_group, can_train_together, fit_together, most_at_once
+from orchestrator.training.trainer import Trainer, World, build_trainer
 from tests.fake_store import MemoryStore
 
 TOLERANCE = 1e-5
@@ -134,6 +135,31 @@ def test_each_run_ends_with_the_numbers_that_it_has_alone(
 @pytest.mark.parametrize(
     "train",
     [
+        {"l1": 0.001, "l2": 0.01},
+        {"clip_norm": 0.3, "weight_decay": 0.1, "l1": 0.001},
+        {"momentum": 0.9, "schedule": "cosine", "warmup": 0.5, "clip_norm": 1e9},
+        {"optimizer": "adam", "schedule": "one_cycle", "warmup": 0.3, "weight_decay": 0.1, "l2": 0.01},
+    ],
+)
+def test_networks_in_rows_are_changed_as_each_is_alone(store: Any, train: dict[str, Any]) -> None:
+    records = records_of(store, techniques={"regularization": "penalty"}, **train)
+    alone, together = ([build_trainer(record, store=store, world=World()) for record in records] for _ in range(2))
+    group, generator = build_group(together), torch.Generator().manual_seed(0)
+    for _ in range(3):
+        gradients_RP = torch.randn(group.network.gradients_RP.shape, generator=generator)
+        group.network.gradients_RP.copy_(gradients_RP)
+        apply_update_together(group)
+        for trainer, gradient_P, weights_P in zip(alone, gradients_RP, group.network.weights_RP, strict=True):
+            trainer.parts.gradient_P.copy_(gradient_P)
+            apply_update(trainer)
+            found_P = torch.nn.utils.parameters_to_vector(trainer.network.parameters())
+            torch.testing.assert_close(weights_P, found_P, rtol=1e-6, atol=1e-7)
+    assert [t.update for t in together] == [t.update for t in alone] == [3, 3, 3]
+
+
+@pytest.mark.parametrize(
+    "train",
+    [
         {"clip_norm": 0.3, "weight_decay": 0.01, "label_smoothing": 0.1},
         {"data": {"name": "digits", "augment": ["crop"]}, "momentum": 0.0, "schedule": "cosine"},
         {"data": {"name": "numbers"}, "batch_size": 128, "learning_rate": 0.01},
@@ -164,7 +190,9 @@ def test_a_last_batch_of_pieces_with_one_sample_or_none_trains_as_alone(store: A
     dataset = open_dataset(store, "digits")
     size = dataset.split("train").rows - left_over
     size -= size % 4
-    records = records_of(store, techniques={"regularization": "layers"}, batch_size=size, learning_rate=0.01, epochs=1)
+    settings = {"batch_size": size, "learning_rate": 0.01, "epochs": 1}
+    # with the next seed a unit is nearly the same for both samples of a piece, whose normalization enlarges rounding
+    records = records_of(store, seeds=2, techniques={"regularization": "layers"}, **settings)
     for ours, theirs in zip(trained_together(records, store), trained_alone(records, store), strict=True):
         require_same(ours, theirs)
 

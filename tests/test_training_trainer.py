@@ -133,9 +133,8 @@ def record_of(store: Any, name: str, *, workers: int = 1, **train: Any) -> RunRe
 
 def digest(trainer: Trainer) -> str:
     """Of weights, running statistics, optimizer state and metrics: everything that must not depend on anything."""
-    state = trainer.optimizer.state_dict()["state"]
     tensors = [*trainer.network.state_dict().values()]
-    tensors += [t for i in sorted(state) for _, t in sorted(state[i].items()) if isinstance(t, torch.Tensor)]
+    tensors += [tensor for _, tensor in sorted(trainer.updater.tensors().items())]
     timed = {"seconds", "samples_per_s", "waiting_share"}
     metrics = [{k: float(v) for k, v in entry.items() if k not in {*timed, "why"}} for entry in trainer.history]
     parts = [t.detach().contiguous().numpy().tobytes() for t in tensors] + [repr(metrics).encode()]

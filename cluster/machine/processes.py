@@ -7,7 +7,7 @@ import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from itertools import islice
 from pathlib import Path
 
@@ -93,6 +93,16 @@ def is_free(port: int) -> bool:
         except OSError:
             return False
         return True
+
+
+def listening_at(port: int, processes: Iterable[psutil.Process]) -> psutil.Process | None:
+    """Return which of the processes listens at a port; ``None`` if none of them does."""
+    for process in processes:
+        with contextlib.suppress(psutil.Error):
+            connections = process.net_connections("tcp")
+            if any(c.status == psutil.CONN_LISTEN and c.laddr.port == port for c in connections):
+                return process
+    return None
 
 
 def port_answers(port: int) -> bool:

@@ -10,6 +10,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -44,8 +45,8 @@ class Ports(NamedTuple):
     client: int
 
 
-def start_ray(cpus: int | None, gpus: int | None) -> RayState:
-    """Start the head and return where it is.
+def start_ray(cpus: int | None, gpus: int | None, stop: threading.Event) -> RayState:
+    """Start the head and return where it is; give up once ``stop`` is set.
 
     Raises:
         ClusterError: It did not start (the message ends with its last words), or its files are open to others.
@@ -69,7 +70,7 @@ def start_ray(cpus: int | None, gpus: int | None) -> RayState:
         temp_dir=temp_dir,
     )
     try:
-        _wait(process, state)
+        _wait(process, state, stop)
         require_closed(state)
     except ClusterError:
         stop_ray(state)
@@ -158,7 +159,7 @@ def _ray_dir(temp_dir: str) -> str:
     return f"{temp_dir}/ray"
 
 
-def _wait(process: subprocess.Popen[bytes], state: RayState) -> None:
+def _wait(process: subprocess.Popen[bytes], state: RayState, stop: threading.Event) -> None:
     """Return once the head has started all its processes and the dashboard answers our token."""
     deadline = time.monotonic() + START_S
     token = Path(state.token_file).read_text()
@@ -169,7 +170,8 @@ def _wait(process: subprocess.Popen[bytes], state: RayState) -> None:
                 f"{'no answer' if process.returncode is None else f'exit code {process.returncode}'}. "
                 f"See {log_file('ray')}; its last words: {last_words('ray')}"
             )
-        time.sleep(0.05)
+        if stop.wait(0.05):
+            raise ClusterError("the start of the local Ray head must not be given up, got an interrupt.")
 
 
 def _dashboard_answers(state: RayState, token: str) -> bool:

@@ -11,6 +11,7 @@ import secrets
 import shutil
 import subprocess
 import tempfile
+import threading
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -48,8 +49,8 @@ START_S = 30.0
 START_ATTEMPTS = 3  # another program may take a port between our look and the server's start
 
 
-def start_store() -> StoreState:
-    """Start the server, create its bucket and return where it is.
+def start_store(stop: threading.Event | None = None) -> StoreState:
+    """Start the server, create its bucket and return where it is; give up once ``stop`` is set.
 
     Raises:
         ClusterError: It did not start; the message ends with its last words.
@@ -67,10 +68,12 @@ def start_store() -> StoreState:
             credentials_file=str(home() / "credentials"),
         )
         try:
-            _wait(process, settings)
+            _wait(process, settings, stop or threading.Event())
         except StoreError:
             end_processes([psutil.Process(process.pid)] if process.poll() is None else [])
             _remove_sockets(temp_dir, ports)
+            if stop and stop.is_set():
+                raise
             continue
         write_private(home() / "ports.json", json.dumps(ports))
         return StoreState(process=record(process.pid), settings=settings, temp_dir=temp_dir)
@@ -166,7 +169,7 @@ def _security(folder: Path) -> str:
     )
 
 
-def _wait(process: subprocess.Popen[bytes], settings: StoreSettings) -> None:
+def _wait(process: subprocess.Popen[bytes], settings: StoreSettings, stop: threading.Event) -> None:
     """Return once the server has answered a signed request and has the bucket."""
     assert settings.endpoint_url is not None
     port = int(settings.endpoint_url.rsplit(":", 1)[1])
@@ -174,7 +177,8 @@ def _wait(process: subprocess.Popen[bytes], settings: StoreSettings) -> None:
     while not port_answers(port):
         if process.poll() is not None or time.monotonic() > deadline:
             raise StoreError("the local store must open its port.")
-        time.sleep(0.02)
+        if stop.wait(0.02):
+            raise StoreError("the start of the local store must not be given up, got an interrupt.")
     store = Store(settings, policy=RetryPolicy(total_s=START_S, longest_pause_s=0.2))
     store.create_bucket_if_missing()
     store.check()

@@ -1,6 +1,7 @@
 """How long and how often a call to the store is tried again, and what is logged of it."""
 
 import logging
+import random
 import threading
 import time
 from dataclasses import dataclass
@@ -49,6 +50,41 @@ class TimeBudget:
     def left_s(self) -> float:
         """Return the seconds that are left."""
         return self._ends - time.monotonic()
+
+
+class Retrying:
+    """Decides after each failure of one operation how long to pause, or that it is given up."""
+
+    def __init__(self, policy: RetryPolicy, patience: TimeBudget | None = None):
+        self.attempts = 0
+        """Attempts that have failed."""
+        self._policy = policy
+        self._patience = patience or TimeBudget(policy.total_s)
+        self._renewal: TimeBudget | None = None
+        self._began_s = time.monotonic()
+
+    @property
+    def spent_s(self) -> float:
+        """Seconds since the operation began."""
+        return time.monotonic() - self._began_s
+
+    def pause_s(self, *, expired: bool) -> float | None:
+        """Count a failure; return the pause before the next attempt, or ``None`` if that would come too late.
+
+        Args:
+            expired: The credentials have expired: new ones are waited for, but not for as long as for a server.
+        """
+        left_s = self._patience.left_s()
+        if expired:
+            self._renewal = self._renewal or TimeBudget(self._policy.expired_s)
+            left_s = min(left_s, self._renewal.left_s())
+        pause_s = self._policy.pause_s(self.attempts, jitter=random.random())
+        self.attempts += 1
+        return pause_s if pause_s <= left_s else None
+
+    def begin_again(self) -> None:
+        """Be as patient as at the beginning."""
+        self._patience = TimeBudget(self._policy.total_s)
 
 
 class Burst:

@@ -3,7 +3,6 @@
 import builtins
 import json
 import os
-import random
 import re
 import threading
 import time
@@ -29,7 +28,7 @@ from cluster.s3.errors import (
     is_without_credentials,
     required,
 )
-from cluster.s3.retries import Burst, RetryPolicy, TimeBudget
+from cluster.s3.retries import Burst, Retrying, RetryPolicy, TimeBudget
 from cluster.s3.stored_json import MOST_BYTES, parse_json
 from cluster.s3.transfers import Download, paced
 from cluster.s3.urls import shown_url
@@ -313,37 +312,39 @@ class Store:
 
     def _call(self, what: str, operation: Callable[[Any], T], patience: "TimeBudget | None" = None) -> T:
         """Run ``operation`` on the client until it succeeds, fails for good or the patience is at its end."""
-        patience = patience or TimeBudget(self.policy.total_s)
-        renewal: TimeBudget | None = None
-        began, attempt = time.monotonic(), 0
+        retrying = Retrying(self.policy, patience)
         while True:
             try:
                 result = operation(self._connect().s3)
             except (BotoCoreError, ClientError, BadAnswerError) as error:
-                fatal = fatal_error(error, settings=self.settings, what=what)
-                expired = has_expired(error) or (self._has_answered and is_without_credentials(error))
-                if fatal is not None and not expired:
-                    raise fatal from error
-                left_s = patience.left_s()
-                if expired:
-                    renewal = renewal or TimeBudget(self.policy.expired_s)
-                    left_s = min(left_s, renewal.left_s())
-                    self._disconnect()
-                pause_s = self.policy.pause_s(attempt, jitter=random.random())
-                attempt += 1
-                if pause_s > left_s:
-                    spent_s = time.monotonic() - began
-                    raise fatal or exhausted_error(
-                        error, settings=self.settings, what=what, attempts=attempt, spent_s=spent_s
-                    ) from error
-                self._burst.failed(what, error)
-                if attempt == MEND_ATTEMPT and error_code(error) and self._mend and self._mend(self.settings):
-                    patience = TimeBudget(self.policy.total_s)  # the server is another one now
-                time.sleep(pause_s)
+                self._pause(what, error, retrying)
             else:
                 self._has_answered = True
                 self._burst.answered()
                 return result
+
+    def _pause(self, what: str, error: Exception, retrying: Retrying) -> None:
+        """Wait after a failure until the next attempt.
+
+        Raises:
+            StoreError: There is none: it failed for good, or the time is up.
+        """
+        fatal = fatal_error(error, settings=self.settings, what=what)
+        expired = has_expired(error) or (self._has_answered and is_without_credentials(error))
+        if fatal is not None and not expired:
+            raise fatal from error
+        if expired:
+            self._disconnect()
+        pause_s = retrying.pause_s(expired=expired)
+        if pause_s is None:
+            attempts, spent_s = retrying.attempts, retrying.spent_s
+            raise fatal or exhausted_error(
+                error, settings=self.settings, what=what, attempts=attempts, spent_s=spent_s
+            ) from error
+        self._burst.failed(what, error)
+        if retrying.attempts == MEND_ATTEMPT and error_code(error) and self._mend and self._mend(self.settings):
+            retrying.begin_again()  # the server is another one now
+        time.sleep(pause_s)
 
     def _connect(self) -> "Connection":
         connection = self._connection

@@ -7,7 +7,7 @@ import numpy as np
 import numpy.typing as npt
 
 from models.preparing.dates import Micros
-from models.preparing.steps import Step, described
+from models.preparing.steps import TimeStep, described
 
 # T = steps, C = channels
 
@@ -24,7 +24,7 @@ _LONGEST_MONTH = 28 * 86_400 * 10**6  # dates on the same day of months are this
 class Gaps(NamedTuple):
     """Where steps are missing."""
 
-    step: Step
+    step: TimeStep
     """The usual one."""
     missing: Ints
     """[T - 1], steps that are missing between a row and the next."""
@@ -45,7 +45,7 @@ class Gaps(NamedTuple):
         return float(self.missing.sum() / (self.missing.sum() + len(self.missing) + 1))
 
 
-def find_gaps(times: Micros, step: Step | None = None) -> Gaps:
+def find_gaps(times: Micros, step: TimeStep | None = None) -> Gaps:
     """Return the usual step of increasing times, the most frequent one, and how many are missing between rows.
 
     A distance of less than one and a half steps is no gap, so that times may be inexact.
@@ -56,13 +56,13 @@ def find_gaps(times: Micros, step: Step | None = None) -> Gaps:
     return Gaps(step, np.maximum(0, np.floor(np.diff(ticks) / step.size + 0.5).astype(np.int64) - 1))
 
 
-def usual_step(series: Sequence[Micros]) -> Step:
+def usual_step(series: Sequence[Micros]) -> TimeStep:
     """Return the most frequent step of one or more series, in months if all rows are on the same day of them."""
     diffs = np.concatenate([np.diff(times) for times in series])
     if len(diffs) and diffs.min() >= _LONGEST_MONTH and all(map(_is_monthly, series)):
         diffs = np.concatenate([np.diff(_months(times)) for times in series])
-        return Step(size=_mode(diffs), unit="months")
-    return Step(size=_mode(diffs))
+        return TimeStep(size=_mode(diffs), unit="months")
+    return TimeStep(size=_mode(diffs))
 
 
 def spread_out(rows_TC: Floats, missing: Ints) -> tuple[Floats, Ints]:

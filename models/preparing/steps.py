@@ -9,7 +9,7 @@ from models.records import Frozen
 _UNITS = ((86_400 * 10**6, "day"), (3600 * 10**6, "hour"), (60 * 10**6, "minute"), (10**6, "second"))
 
 
-class Step(Frozen):
+class TimeStep(Frozen):
     """How far two rows of a series are apart."""
 
     size: int = Field(gt=0)

@@ -1,17 +1,15 @@
 """The command line as a whole: its options, its groups, and how an error ends it."""
 
-import gc
 import logging
 import sys
-import traceback
 from collections.abc import Callable
 from contextlib import nullcontext
-from functools import partial
-from typing import TYPE_CHECKING, Annotated, Any, NoReturn, TypeVar
+from functools import partial, wraps
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar, cast
 
 import typer
 
-from cluster.errors import OrchestratorError
+from cluster.machine.typed import give
 
 if TYPE_CHECKING:
     from cluster.s3.store import Store
@@ -27,15 +25,31 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
+
+def _give(context: typer.Context, parameter: typer.CallbackParam, value: str | None) -> str | None:
+    """Remember an option for the commands that messages name; what the environment holds need not be repeated."""
+    assert parameter.name is not None
+    source = context.get_parameter_source(parameter.name)
+    give(f"--{parameter.name}", value if source is not None and source.name == "COMMANDLINE" else None)
+    return value
+
+
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout; progress goes to stderr.")]
 StoreUrl = Annotated[
     str | None,
-    typer.Option("--store", envvar="ORCHESTRATOR_STORE", help="s3://BUCKET[/PREFIX]; default: the local one."),
+    typer.Option(
+        "--store",
+        envvar="ORCHESTRATOR_STORE",
+        callback=_give,
+        help="s3://BUCKET[/PREFIX]; default: the local one.",
+    ),
 ]
 Address = Annotated[
     str | None,
     typer.Option(
-        "--address", help="Ray cluster: HOST:PORT, ray://…, http://… or auto. Default: RAY_ADDRESS, or `up`'s."
+        "--address",
+        callback=_give,
+        help="Ray cluster: HOST:PORT, ray://…, http://… or auto. Default: RAY_ADDRESS, or `up`'s.",
     ),
 ]
 Config = Annotated[str, typer.Argument(metavar="CONFIG", help="YAML file, or the name of a recipe.")]
@@ -52,58 +66,15 @@ Command = TypeVar("Command", bound=Callable[..., Any])
 def main() -> None:
     """Run the command line; errors become one clear message and an exit code."""
     from cluster.head_watch import told_by
+    from orchestrator.commands.ending import CommandEnd, run_to_end
     from orchestrator.commands.terminal import LogLines, print_traceback, stdout_kept_for_json
 
     sys.excepthook = print_traceback
     logging.basicConfig(handlers=[LogLines()])
     as_json = "--json" in sys.argv[1:] and "--help" not in sys.argv[1:]
-    tell = partial(_tell, as_json=as_json)
-    try:
-        with stdout_kept_for_json() if as_json else nullcontext(), told_by(tell):
-            app(standalone_mode=True)
-    except OrchestratorError as error:
-        tell(error)
-        sys.exit(error.exit_code)
-    except KeyboardInterrupt:
-        _print_error("interrupted")
-        sys.exit(130)
-    except Exception as error:
-        _fail_unexpectedly(error, as_json=as_json)
-    finally:
-        gc.freeze()  # or the interpreter looks through a million objects of Ray's at its end, for 0.6 s
-
-
-def _tell(error: OrchestratorError, *, as_json: bool) -> None:
-    from cluster.s3.urls import masked
-    from orchestrator.commands.terminal import emit, stop_bars
-
-    stop_bars()  # this may be another thread than that which shows them
-    message = masked(str(error))
-    emit(
-        {"error": type(error).__name__, "message": message, "exit_code": error.exit_code},
-        as_json=as_json,
-        show=lambda: _print_error(message),
-    )
-
-
-def _fail_unexpectedly(error: Exception, *, as_json: bool) -> NoReturn:
-    """Tell a full disk by its name; anything else is a fault of ours, and a traceback helps to report it."""
-    from cluster.machine.disk import disk_full_error, is_disk_full
-    from cluster.s3.urls import masked
-
-    if isinstance(error, OSError) and is_disk_full(error):
-        full = disk_full_error(error)
-        _tell(full, as_json=as_json)
-        sys.exit(full.exit_code)
-    sys.stderr.write(masked("".join(traceback.format_exception(error))))
-    sys.exit(1)
-
-
-def _print_error(message: str) -> None:
-    from orchestrator.commands.terminal import err, shortened
-
-    err.print("error:", style="bold red", end=" ")
-    err.print(shortened(message))
+    ending = CommandEnd(as_json=as_json)
+    with stdout_kept_for_json() if as_json else nullcontext(), told_by(ending.tell), ending.answering_ctrl_c():
+        run_to_end(partial(app, standalone_mode=False), ending)
 
 
 def command(group: typer.Typer, example: str, *, name: str | None = None) -> Callable[[Command], Command]:
@@ -112,9 +83,25 @@ def command(group: typer.Typer, example: str, *, name: str | None = None) -> Cal
     def register(function: Command) -> Command:
         text = function.__doc__ or ""
         short = text.split(". ")[0].split(": ")[0].rstrip(".") + "."
-        return group.command(name, help=f"`{example}`\n\n{text}", short_help=short)(function)
+        group.command(name, help=f"`{example}`\n\n{text}", short_help=short)(_stoppable(function))
+        return function
 
     return register
+
+
+def _stoppable(function: Command) -> Command:
+    """Let Ctrl-C say what goes on; typer would end the process without a word."""
+
+    @wraps(function)
+    def run(*words: Any, **options: Any) -> Any:
+        from orchestrator.commands.ending import stopped
+
+        try:
+            return function(*words, **options)
+        except KeyboardInterrupt:
+            raise stopped() from None
+
+    return cast("Command", run)
 
 
 def store_at(url: str | None) -> "Store":

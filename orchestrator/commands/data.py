@@ -9,6 +9,7 @@ from cluster.errors import ConfigError
 from orchestrator.commands.app import Address, Json, StoreUrl, command, group, store_at
 
 commands = group()
+_ORDERS = {"random": "random", "source": "as in the source", "time": "in time"}
 data_commands = group("Datasets in the store.")
 recipe_commands = group("Experiments that ship with the package.", is_a_command=True)
 commands.add_typer(data_commands, name="data")
@@ -50,7 +51,9 @@ def data_push(
     store: StoreUrl = None,
 ) -> None:
     """Write a dataset into the store as verified Parquet shards. Pushing the same content twice changes nothing."""
-    from orchestrator.commands.terminal import emit, next_steps, out, push_progress
+    from cluster.s3.urls import masked
+    from orchestrator.commands.printing.progress import push_progress
+    from orchestrator.commands.terminal import emit, next_steps, out
     from orchestrator.configfile import parse_words
     from orchestrator.data.push import push
     from orchestrator.data.sources.files import SCHEME, Access, reading_with
@@ -64,7 +67,7 @@ def data_push(
     opened = store_at(store)
     opened.check()
     access = Access(profile=source_profile, endpoint_url=source_endpoint)
-    with push_progress() as (on_rows, on_download), reading_with(access):
+    with push_progress(f"push {name or masked(source)}") as (on_rows, on_download), reading_with(access):
         result = push(
             opened,
             source,
@@ -82,9 +85,10 @@ def data_push(
         verb = "pushed" if result.changed else "unchanged"
         out.print(f"{verb} {result.manifest.name} version {result.manifest.version}")
         _print_changes(result.manifest)
+        _print_notes(result.manifest)
         _print_splits(result.manifest)
         name = result.manifest.name
-        next_steps(f"orchestrator data show {name} --html {name}.html", "orchestrator recipes")
+        next_steps(("data", "show", name, "--html", f"{name}.html"), ("recipes",))
 
     emit({"changed": result.changed, "manifest": result.manifest}, as_json=json, show=show)
 
@@ -92,13 +96,15 @@ def data_push(
 @command(data_commands, "orchestrator data ls", name="ls")
 def data_ls(json: Json = False, store: StoreUrl = None) -> None:
     """List the datasets in the store."""
-    from orchestrator.commands.terminal import emit, note_damaged, table
+    from orchestrator.commands.printing.tables import table
+    from orchestrator.commands.terminal import emit, note_damaged
     from orchestrator.data.push import ls
 
     found, damaged = ls(store_at(store))
     rows = [(d.name, d.version, sum(d.rows.values()), ", ".join(d.features), d.source, d.created) for d in found]
     columns = ("dataset", "version", "rows", "features", "source", "created")
-    emit(found, as_json=json, show=lambda: table(columns, rows))
+    order = ("source", "created", "features", "version")
+    emit(found, as_json=json, show=lambda: table(columns, rows, least=order, prose=["features"]))
     note_damaged(damaged)
 
 
@@ -113,6 +119,7 @@ def data_show(
     store: StoreUrl = None,
 ) -> None:
     """Print a dataset's card: features, splits, source."""
+    from models.describe import describe_feature
     from orchestrator.commands.terminal import emit, out
     from orchestrator.data.dataset import open_dataset
 
@@ -127,49 +134,17 @@ def data_show(
         out.print(f"{manifest.name} version {manifest.version}, {manifest.source.format} from {manifest.source.uri}")
         out.print(f"created {manifest.created}; licence: {manifest.source.licence or 'not stated'}")
         for feature_name, feature in manifest.features.items():
-            out.print(f"  {feature_name}: {_feature(feature)}", markup=False)
-        out.print(f"  target: {_target(manifest.target)}", markup=False)
+            out.print(f"  {feature_name}: {describe_feature(feature)}", markup=False)
+        out.print(f"  target: {manifest.target_text}", markup=False)
+        if manifest.order:
+            out.print(f"  order of the rows: {_ORDERS[manifest.order]}", markup=False)
         _print_changes(manifest)
+        _print_notes(manifest)
         _print_splits(manifest)
         if html is not None:
             out.print(f"page: {html}", markup=False)
 
     emit(manifest, as_json=json, show=show)
-
-
-def _feature(feature: Any) -> str:
-    match feature.kind:
-        case "image":
-            kept = "" if feature.encoding == "raw" else ", scaled from files"
-            return "picture, {} × {} × {}".format(*feature.shape) + kept
-        case "vector":
-            return f"{len(feature.names)} number{'s' * (len(feature.names) > 1)}"
-        case "categorical":
-            return f"one of {len(feature.vocabulary):,} values"
-        case "series":
-            channels = f"channel{'s' * (len(feature.channels) > 1)}"
-            every = f", a row every {feature.clock.step}" if feature.clock else ""
-            return f"series of {len(feature.channels)} {channels}{every}: {', '.join(feature.channels[:8])}"
-        case "text":
-            return f"text of up to {feature.max_tokens:,} words, {len(feature.vocabulary):,} of them known"
-        case "audio":
-            return f"sound of up to {feature.max_samples / feature.sample_rate:.3g} s at {feature.sample_rate:,} Hz"
-        case "sparse":
-            return f"sparse row of {feature.columns:,} numbers"
-    raise AssertionError(feature.kind)
-
-
-def _target(target: Any) -> str:
-    match target.kind:
-        case "class":
-            return f"one of {len(target.classes)} classes: {', '.join(target.classes[:12])}"
-        case "number":
-            return f"number from {target.minimum:g} to {target.maximum:g}, mean {target.mean:.4g}"
-        case "boxes":
-            return f"boxes of {len(target.classes)} classes: {', '.join(target.classes[:12])}"
-        case "series":
-            return "the series itself, some steps ahead"
-    raise AssertionError(target.kind)
 
 
 def _print_changes(manifest: Any) -> None:
@@ -180,21 +155,29 @@ def _print_changes(manifest: Any) -> None:
         out.print(f"  {change.option}: {change.text}" + (f" {names}" if names else ""), markup=False)
 
 
+def _print_notes(manifest: Any) -> None:
+    from orchestrator.commands.terminal import out
+
+    for note in manifest.notes:
+        out.print(f"  {note}", markup=False)
+
+
 def _print_splits(manifest: Any) -> None:
-    from orchestrator.commands.terminal import table
+    from orchestrator.commands.printing.tables import table
     from orchestrator.reporting.words import size
 
     rows = [
         (name, split.rows, len(split.shards), size(sum(s.bytes for s in split.shards)))
         for name, split in manifest.splits.items()
     ]
-    table(("split", "rows", "shards", "size"), rows)
+    table(("split", "rows", "shards", "size"), rows, least=["shards"])
 
 
 @recipe_commands.callback(invoke_without_command=True)
 def recipes(context: typer.Context, json: Json = False) -> None:
     """List the experiments that ship with the package: `orchestrator recipes`."""
-    from orchestrator.commands.terminal import emit, next_steps, table
+    from orchestrator.commands.printing.tables import table
+    from orchestrator.commands.terminal import emit, next_steps
     from orchestrator.recipe import recipe_names, recipe_title
 
     if context.invoked_subcommand:
@@ -202,8 +185,8 @@ def recipes(context: typer.Context, json: Json = False) -> None:
     names = recipe_names()
 
     def show() -> None:
-        table(("recipe", "what it shows"), [(name, recipe_title(name)) for name in names])
-        next_steps("orchestrator recipes copy digits-cnn my.yaml", "orchestrator train digits-cnn")
+        table(("recipe", "what it shows"), [(name, recipe_title(name)) for name in names], prose=["what it shows"])
+        next_steps(("recipes", "copy", "digits-cnn", "my.yaml"), ("train", "digits-cnn"))
 
     emit({name: recipe_title(name) for name in names}, as_json=json, show=show)
 
@@ -220,4 +203,4 @@ def recipes_copy(name: str, file: Path) -> None:
     if file.exists():
         raise ConfigError(f"{file} must be a new file, got one that exists. Name another.")
     file.write_text(recipe_path(name).read_text())
-    next_steps(f"orchestrator check {file}", f"orchestrator train {file}")
+    next_steps(("check", str(file)), ("train", str(file)))

@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from cluster import local
+from cluster.machine.typed import typed
 from cluster.s3.store import Store
 from cluster.session import ray_session
 from orchestrator.commands.terminal import err
@@ -67,7 +68,7 @@ def run_demo(*, keep: bool = False) -> Report:
         report["runs"] = {recipe: result.run for recipe, result in runs.items()}
         report["endpoint"] = endpoint.url
         report["store"] = f"{store.settings.url} at {store.settings.endpoint_url}"
-    report["next"] = _next(report, keep=keep)
+    report["next"] = [typed(*words) for words in _next(report, keep=keep)]
     return report
 
 
@@ -197,6 +198,6 @@ def _png(pixels: npt.NDArray[np.uint8]) -> bytes:
     return body.getvalue()
 
 
-def _next(report: Report, *, keep: bool) -> list[str]:
-    begin = ["orchestrator predict digits PICTURE.png"] if keep else ["orchestrator up", "orchestrator deploy digits"]
-    return [*begin, f"orchestrator report {report['sweep']['name']}", "orchestrator runs", "orchestrator recipes"]
+def _next(report: Report, *, keep: bool) -> list[tuple[str, ...]]:
+    begin = [("predict", "digits", "PICTURE.png")] if keep else [("up",), ("deploy", "digits")]
+    return [*begin, ("report", report["sweep"]["name"]), ("runs",), ("recipes",)]

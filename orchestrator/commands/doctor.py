@@ -17,8 +17,10 @@ from cluster.address import resolve_address
 from cluster.errors import OrchestratorError, StoreError
 from cluster.machine.disk import full_store_error
 from cluster.machine.exposure import CURE, describe_danger
-from cluster.machine.processes import is_free
+from cluster.machine.processes import is_free, listening_at
+from cluster.machine.ray_head import ray_processes
 from cluster.machine.state import home, read_state
+from cluster.machine.typed import typed
 from cluster.s3.store import Store
 from cluster.s3.urls import masked
 from cluster.session import check_reachable, client_environment
@@ -142,10 +144,15 @@ def check_ports() -> Check:
     """Whether the port that endpoints get by default is free, or Ray Serve's own; all others are chosen."""
     if is_free(SERVE_PORT):
         return Check("ports", True, f"{SERVE_PORT} is free for endpoints; all others are chosen at start")
-    if read_state().ray is not None:
-        return Check("ports", True, f"{SERVE_PORT} is taken, by the running cluster or another program")
+    ours = read_state().ray
+    listener = listening_at(SERVE_PORT, ray_processes(ours) if ours else [])
+    if listener is not None:
+        return Check("ports", True, f"{SERVE_PORT} serves the endpoints of the local cluster (process {listener.pid})")
     return Check(
-        "ports", False, f"{SERVE_PORT} is taken", "Deploy with --port 0, or end the program that listens there."
+        "ports",
+        False,
+        f"{SERVE_PORT} is taken by another program",
+        f"Name another port, as `{typed('deploy', 'NAME', '--port', '0')}` does, or end the program that has it.",
     )
 
 

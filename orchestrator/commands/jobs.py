@@ -4,6 +4,8 @@ from typing import Annotated
 
 import typer
 
+from cluster.errors import RunInterruptedError
+from cluster.machine.typed import typed
 from orchestrator.commands.app import Address, Config, Json, Overrides, StoreUrl, command, group, store_at
 
 commands = group()
@@ -32,9 +34,7 @@ def submit(
 
     def show() -> None:
         out.print(f"job {submitted.job} {'submitted' if submitted.new else 'was there already'}")
-        next_steps(
-            f"orchestrator logs {submitted.job} --follow", f"orchestrator stop {submitted.job}", "orchestrator jobs"
-        )
+        next_steps(("logs", submitted.job, "--follow"), ("stop", submitted.job), ("jobs",))
 
     if follow:
         note("Ctrl-C stops watching, not the job")
@@ -46,11 +46,13 @@ def submit(
 def jobs(json: Json = False, address: Address = None) -> None:
     """List the cluster's jobs."""
     from cluster.jobs import jobs as list_jobs
-    from orchestrator.commands.terminal import emit, table
+    from orchestrator.commands.printing.tables import table
+    from orchestrator.commands.terminal import emit
 
     found = list_jobs(address)
     rows = [(j.job, j.status, j.started or "–", j.ended or "–", j.metadata.get("command", j.entrypoint)) for j in found]
-    emit(found, as_json=json, show=lambda: table(("job", "status", "started", "ended", "command"), rows))
+    columns = ("job", "status", "started", "ended", "command")
+    emit(found, as_json=json, show=lambda: table(columns, rows, least=("command", "ended"), prose=["command"]))
 
 
 @command(commands, "orchestrator logs JOB --follow")
@@ -62,14 +64,14 @@ def logs(
     """Print a job's log. With --follow, the exit code is the job's."""
     from cluster.jobs import logs as job_logs
     from cluster.jobs import require_success
-    from orchestrator.commands.terminal import note, print_log
+    from orchestrator.commands.terminal import print_log
 
     try:
         for text in job_logs(job, address=address, follow=follow):
             print_log(text)
     except KeyboardInterrupt:
-        note(f"\nthe job goes on. Watch again: orchestrator logs {job} --follow. End it: orchestrator stop {job}")
-        raise typer.Exit(130) from None
+        watch, end = typed("logs", job, "--follow"), typed("stop", job)
+        raise RunInterruptedError(f"the job goes on. Watch again: `{watch}`. End it: `{end}`.") from None
     if follow:
         require_success(job, address=address)
 

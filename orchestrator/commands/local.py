@@ -1,12 +1,15 @@
 """Commands for a first look and the local cluster: demo, doctor, up, down, status."""
 
+import shlex
 import time
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from cluster.errors import ConfigError, OrchestratorError
+from cluster.machine.typed import typed
 from orchestrator.commands.app import Address, DryRun, Json, StoreUrl, Yes, command, group
+from orchestrator.commands.ending import confirm
 
 if TYPE_CHECKING:
     from cluster.machine.state import LocalState
@@ -31,7 +34,7 @@ def demo(
         for query in report["queries"]:
             out.print(f"asked   {query['ask']}\nanswer  {query['answer']}\ntruth   {query['truth']}\n", markup=False)
         out.print(f"Everything is in {report['store']}; it took {sum(report['seconds'].values()):.0f} s.")
-        next_steps(*report["next"])
+        next_steps(*(tuple(shlex.split(line)) for line in report["next"]))
 
     emit(report, as_json=json, show=show)
 
@@ -82,7 +85,7 @@ def up(
     cluster, place = named_cluster(), named_store()
     if redeploy and (cluster is not None or not ray):
         found = cluster.address if cluster else "--no-ray"
-        raise ConfigError(f"--redeploy must have the local Ray head, got {found}. Use `orchestrator deploy NAME`.")
+        raise ConfigError(f"--redeploy must have the local Ray head, got {found}. Use `{typed('deploy', 'NAME')}`.")
     state = local.up(cpus=cpus, gpus=gpus, with_ray=ray and cluster is None, with_store=store and place is None)
     gone = gone_endpoints(state.ray)
     back = _redeploy(gone, state) if redeploy else []
@@ -105,9 +108,9 @@ def up(
         out.print(f"ready in {seconds:.1f} s", style="dim")
         if gone and not back:
             out.print(f"\n{gone_line(gone)}", style="yellow")
-            next_steps("orchestrator up --redeploy", "orchestrator down")
+            next_steps(("up", "--redeploy"), ("down",))
             return
-        next_steps("orchestrator data push sklearn:digits", "orchestrator train digits-cnn", "orchestrator down")
+        next_steps(("data", "push", "sklearn:digits"), ("train", "digits-cnn"), ("down",))
 
     emit({**state.model_dump(mode="json"), "gone_endpoints": gone, "redeployed": back}, as_json=json, show=show)
 
@@ -159,8 +162,8 @@ def down(
         found = [part for part in (state.ray, state.store) if part and part.running()]
         emit(state, as_json=json, show=lambda: out.print(f"would end {len(found)} servers, and no others"))
         return
-    if delete_data and not yes and not typer.confirm("Delete every dataset, run and model in the local store?"):
-        raise typer.Exit(1)
+    if delete_data:
+        confirm("Delete every dataset, run and model in the local store?", yes=yes)
     ended = local.down(delete_data=delete_data)
     clear_cache("memory")
     if delete_data:
@@ -180,6 +183,6 @@ def status(json: Json = False, address: Address = None, store: StoreUrl = None) 
         for check in checks:
             out.print(f"{check.name:<8}{'ok' if check.ok else 'not usable':<12}{check.detail}", markup=False)
         if not all(check.ok for check in checks):
-            next_steps("orchestrator up", "orchestrator doctor")
+            next_steps(("up",), ("doctor",))
 
     emit(checks, as_json=json, show=show)

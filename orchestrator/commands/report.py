@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from cluster.errors import ConfigError
+from cluster.machine.typed import typed
 from orchestrator.commands.app import Json, StoreUrl, command, group, store_at
 from orchestrator.commands.sweep import print_search
 
@@ -30,7 +31,7 @@ def report(
 
     Of a search: its trials. They have no effects to report, so there is no page and no Parquet of them.
     """
-    from orchestrator.commands.ledger import print_report
+    from orchestrator.commands.printing.ledger import print_report
     from orchestrator.commands.terminal import emit, note
     from orchestrator.reporting.tables import report_data, write_parquet
     from orchestrator.searching.record import is_search, read_result
@@ -41,7 +42,7 @@ def report(
         if html or parquet:
             raise ConfigError(
                 f"report must be of a sweep for --html or --parquet, got the search {sweep}. "
-                f"See its trials: orchestrator report {sweep} --json."
+                f"See its trials: `{typed('report', sweep, '--json')}`."
             )
         print_search(read_result(opened, sweep), as_json=json)
         return

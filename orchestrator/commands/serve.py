@@ -5,7 +5,9 @@ from typing import Annotated
 
 import typer
 
+from cluster.machine.typed import typed
 from orchestrator.commands.app import Address, DryRun, Json, StoreUrl, Yes, command, group, print_address, store_at
+from orchestrator.commands.ending import confirm
 from orchestrator.commands.local import gone_line
 
 commands = group()
@@ -23,7 +25,7 @@ def models_promote(run: str, name: str, json: Json = False, store: StoreUrl = No
 
     def show() -> None:
         out.print(f"{name} {version.version} is the champion (weights {version.weights_sha256[:12]})")
-        next_steps(f"orchestrator deploy {name}")
+        next_steps(("deploy", name))
 
     emit(version, as_json=json, show=show)
 
@@ -31,7 +33,8 @@ def models_promote(run: str, name: str, json: Json = False, store: StoreUrl = No
 @command(model_commands, "orchestrator models ls", name="ls")
 def models_ls(json: Json = False, store: StoreUrl = None) -> None:
     """List all models with their versions and metrics."""
-    from orchestrator.commands.terminal import emit, note_damaged, table
+    from orchestrator.commands.printing.tables import table
+    from orchestrator.commands.terminal import emit, note_damaged
     from orchestrator.reporting.words import metrics_line
     from serving import registry
 
@@ -40,10 +43,11 @@ def models_ls(json: Json = False, store: StoreUrl = None) -> None:
         (v.name, v.version, "champion" if is_champion else "", metrics_line(v.metrics), v.lineage.run)
         for v, is_champion in found
     ]
+    columns = ("model", "version", "alias", "metrics", "run")
     emit(
         [{"champion": is_champion, **version.model_dump(mode="json")} for version, is_champion in found],
         as_json=json,
-        show=lambda: table(("model", "version", "alias", "metrics", "run"), rows),
+        show=lambda: table(columns, rows, least=("run", "metrics"), prose=["metrics"]),
     )
     note_damaged(damaged)
 
@@ -90,7 +94,7 @@ def deploy(
     def show() -> None:
         out.print(f"{name} {endpoint.version} answers at {endpoint.url}/models/{name}/predict")
         out.print(f"page {endpoint.url}/   API {endpoint.url}/docs   token in {endpoint.token_file}")
-        next_steps(f"orchestrator predict {name} INPUT", f"orchestrator undeploy {name}")
+        next_steps(("predict", name, "INPUT"), ("undeploy", name))
 
     emit(endpoint, as_json=json, show=show)
 
@@ -125,8 +129,7 @@ def undeploy(
     if dry_run:
         out.print(f"would stop serving {name}")
         return
-    if not yes and sys.stdin.isatty() and not typer.confirm(f"Stop serving {name}?"):
-        raise typer.Exit(1)
+    confirm(f"Stop serving {name}?", yes=yes or not sys.stdin.isatty())  # a script means it: nothing is lost
     with ray_session(address, store=store_at(store).settings):
         serving.undeploy(name)
     emit({"undeployed": name}, as_json=json, show=lambda: out.print(f"{name} is no longer served"))
@@ -136,7 +139,8 @@ def undeploy(
 def endpoints(json: Json = False, address: Address = None, store: StoreUrl = None) -> None:
     """List what is served."""
     from cluster.session import local_head, ray_session
-    from orchestrator.commands.terminal import emit, note, table
+    from orchestrator.commands.printing.tables import table
+    from orchestrator.commands.terminal import emit, note
     from serving import deploy as serving
     from serving.deployed import gone_endpoints
 
@@ -144,9 +148,10 @@ def endpoints(json: Json = False, address: Address = None, store: StoreUrl = Non
     with ray_session(address, store=opened.settings):
         found, gone = serving.endpoints(), gone_endpoints(local_head())
     if gone:
-        note(f"{gone_line(gone)} Bring them back: orchestrator up --redeploy")
+        note(f"{gone_line(gone)} Bring them back: {typed('up', '--redeploy')}")
     rows = [(e.name, e.version, e.status, e.replicas, e.url) for e in found]
-    emit(found, as_json=json, show=lambda: table(("endpoint", "version", "status", "replicas", "url"), rows))
+    columns = ("endpoint", "version", "status", "replicas", "url")
+    emit(found, as_json=json, show=lambda: table(columns, rows, least=("replicas", "version")))
 
 
 @command(commands, "orchestrator predict movielens user=196 item=242")

@@ -1,6 +1,8 @@
 """The command that compares or searches: sweep."""
 
 import math
+from collections.abc import Callable
+from functools import partial
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -79,30 +81,30 @@ def _run_sweep(
     experiment: Any, resume: str | None, *, name: str | None, store: "Store", address: str | None, as_json: bool
 ) -> None:
     from orchestrator import sweep as orchestrator_sweep
-    from orchestrator.commands.terminal import counting_progress, note
+    from orchestrator.commands.printing.progress import counting_progress
+    from orchestrator.commands.terminal import note
     from orchestrator.sweeping import plan as sweeping_plan
     from orchestrator.sweeping import record as sweeping_record
 
+    fresh, again = orchestrator_sweep.sweep, orchestrator_sweep.resume_sweep
+    start: Callable[..., SweepResult] = (
+        partial(fresh, experiment, name=name) if experiment else partial(again, resume or "")
+    )
+    current: list[str] = []
+
     def on_start(record: "SweepRecord") -> None:
+        current.append(record.sweep)
         note(f"sweep {record.sweep}: {len(record.arms)} arms × {len(record.seeds)} seeds")
         for line in [*not_applicable_lines(record.arms), *sweeping_plan.plan_lines(record)]:
             note(line)
 
-    with counting_progress("cells") as bar:
+    with counting_progress(lambda: f"sweep {current[0]}", "cells") as bar:
 
         def on_progress(progress: sweeping_record.SweepProgress) -> None:
             failed = f"{progress.failed} failed" if progress.failed else ""
             bar(progress.done, progress.total, failed)
 
-        if experiment:
-            result = orchestrator_sweep.sweep(
-                experiment, store=store, address=address, name=name, on_start=on_start, on_progress=on_progress
-            )
-        else:
-            assert resume is not None
-            result = orchestrator_sweep.resume_sweep(
-                resume, store=store, address=address, on_start=on_start, on_progress=on_progress
-            )
+        result = start(store=store, address=address, on_start=on_start, on_progress=on_progress)
     _print_sweep(result, as_json=as_json)
 
 
@@ -110,31 +112,31 @@ def _run_search(
     experiment: Any, resume: str | None, *, name: str | None, store: "Store", address: str | None, as_json: bool
 ) -> None:
     from orchestrator import search as orchestrator_search
-    from orchestrator.commands.terminal import counting_progress, note
+    from orchestrator.commands.printing.progress import counting_progress
+    from orchestrator.commands.terminal import note
     from orchestrator.searching import plan as searching_plan
     from orchestrator.searching import record as searching_record
 
+    fresh, again = orchestrator_search.search, orchestrator_search.resume_search
+    start: Callable[..., SearchResult] = (
+        partial(fresh, experiment, name=name) if experiment else partial(again, resume or "")
+    )
+    current: list[str] = []
+
     def on_start(record: "SearchRecord") -> None:
+        current.append(record.search)
         settings = record.experiment.search
         assert settings is not None
         note(f"search {record.search}: {settings.trials} trials by {settings.method}")
         for line in searching_plan.plan_lines(record):
             note(line)
 
-    with counting_progress("trials") as bar:
+    with counting_progress(lambda: f"search {current[0]}", "trials") as bar:
 
         def on_progress(progress: searching_record.SearchProgress) -> None:
             bar(progress.done, progress.total, _search_detail(progress))
 
-        if experiment:
-            result = orchestrator_search.search(
-                experiment, store=store, address=address, name=name, on_start=on_start, on_progress=on_progress
-            )
-        else:
-            assert resume is not None
-            result = orchestrator_search.resume_search(
-                resume, store=store, address=address, on_start=on_start, on_progress=on_progress
-            )
+        result = start(store=store, address=address, on_start=on_start, on_progress=on_progress)
     print_search(result, as_json=as_json)
 
 
@@ -159,7 +161,8 @@ def not_applicable_lines(arms: Any) -> list[str]:
 
 def _print_plan(experiment: Any, *, store: str | None, address: str | None, as_json: bool) -> None:
     from orchestrator import sweep as orchestrator_sweep
-    from orchestrator.commands.terminal import emit, note, out, table
+    from orchestrator.commands.printing.tables import table
+    from orchestrator.commands.terminal import emit, note, out
     from orchestrator.sweeping import plan as sweeping_plan
 
     design, arms = sweeping_plan.plan_sweep(experiment)
@@ -175,16 +178,18 @@ def _print_plan(experiment: Any, *, store: str | None, address: str | None, as_j
 
     def show() -> None:
         names = list(experiment.sweep.vary)
-        table(("arm", *names), [(arm.name, *(arm.settings.get(n, "–") for n in names)) for arm in arms])
+        table(("arm", *names), [(arm.name, *(arm.settings.get(n, "–") for n in names)) for arm in arms], ids=names)
         out.print(f"{len(arms)} arms × {seeds} seeds = {len(arms) * seeds} trainings")
-        out.print(*not_applicable_lines(arms), *lines, sep="\n", markup=False)
+        for line in [*not_applicable_lines(arms), *lines]:
+            out.print(line)
 
     prediction = record.prediction if record else None
     emit({"arms": arms, "seeds": seeds, "prediction": prediction}, as_json=as_json, show=show)
 
 
 def _print_space(experiment: Any, *, store: str | None, address: str | None, as_json: bool) -> None:  # noqa: ARG001
-    from orchestrator.commands.terminal import emit, out, table
+    from orchestrator.commands.printing.tables import table
+    from orchestrator.commands.terminal import emit, out
     from orchestrator.searching.plan import space_rows
     from orchestrator.searching.space import probes
 
@@ -192,7 +197,7 @@ def _print_space(experiment: Any, *, store: str | None, address: str | None, as_
     rows, settings = space_rows(experiment), experiment.search
 
     def show() -> None:
-        table(("setting", "values"), rows)
+        table(("setting", "values"), rows, prose=["values"])
         epochs = experiment.train.epochs
         out.print(f"{settings.trials} trials by {settings.method}, of {epochs} epochs each unless stopped early")
 
@@ -204,7 +209,8 @@ SHOWN_TRIALS = 10
 
 def print_search(result: "SearchResult", *, as_json: bool) -> None:
     """Print the trials of a search, the best first, and what to do with the best."""
-    from orchestrator.commands.terminal import emit, out, table
+    from orchestrator.commands.printing.tables import table
+    from orchestrator.commands.terminal import emit, out
     from orchestrator.reporting.words import metrics_line
     from orchestrator.searching.record import counts_of
 
@@ -214,12 +220,13 @@ def print_search(result: "SearchResult", *, as_json: bool) -> None:
     counts = counts_of(result.trials)
 
     def show() -> None:
-        columns = (record.metric, *settings.space, "epochs", "seconds", "state", "run")
+        columns = ("run", record.metric, *settings.space, "epochs", "seconds", "state")
         rows = [
-            (t.value, *(t.values[name] for name in settings.space), t.epochs, t.seconds, t.state, t.run)
+            (t.run, t.value, *(t.values[name] for name in settings.space), t.epochs, t.seconds, t.state)
             for t in result.trials[:SHOWN_TRIALS]
         ]
-        table(columns, rows)
+        least = ("seconds", "epochs", *reversed(list(settings.space)), "state")
+        table(columns, rows, least=least, ids=list(settings.space))
         ended = ", ".join(f"{count} {state}" for state, count in counts.items())
         took = "" if math.isnan(result.seconds) else f" in {result.seconds:.1f} s"
         out.print(f"{sum(counts.values())} of {settings.trials} trials{took}: {ended}")
@@ -240,23 +247,22 @@ def _search_steps(result: "SearchResult") -> None:
 
     name, best = result.record.experiment.data.name, result.best
     if result.record.state == "running":
-        next_steps(f"orchestrator sweep --resume {result.search}")
+        next_steps(("sweep", "--resume", result.search))
     elif best:
-        promote = f"orchestrator models promote {best.run} {name}"
-        next_steps(f"orchestrator show {best.run}", promote, f"orchestrator deploy {name}")
+        next_steps(("show", best.run), ("models", "promote", best.run, name), ("deploy", name))
 
 
 def _print_sweep(result: "SweepResult", *, as_json: bool) -> None:
-    from orchestrator.commands.ledger import print_report
+    from orchestrator.commands.printing.ledger import print_report
     from orchestrator.commands.terminal import emit, next_steps, out
 
     def show() -> None:
         print_report(result)
         out.print(f"{len(result.cells)} trainings in {result.seconds:.1f} s")
         name = result.record.experiment.data.name
-        steps = [f"orchestrator report {result.sweep} --html report.html"]
+        steps: list[tuple[str, ...]] = [("report", result.sweep, "--html", "report.html")]
         if result.ledger.best_run:
-            steps += [f"orchestrator models promote {result.ledger.best_run} {name}", f"orchestrator deploy {name}"]
+            steps += [("models", "promote", result.ledger.best_run, name), ("deploy", name)]
         next_steps(*steps)
 
     emit(

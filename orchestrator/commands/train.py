@@ -1,6 +1,6 @@
 """Commands for single trainings: check, train, resume, runs, show, gc, drill."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
@@ -19,12 +19,13 @@ from orchestrator.commands.app import (
     print_address,
     store_at,
 )
+from orchestrator.commands.ending import confirm
 from orchestrator.reporting.run import arithmetic_lines, epoch_line, result_lines, techniques_text
 
 if TYPE_CHECKING:
     from cluster.s3.store import Store
     from orchestrator.runs.attempts import Receipt
-    from orchestrator.runs.record import RunRecord
+    from orchestrator.runs.record import EpochRecord, RunRecord
     from orchestrator.train import RunResult
     from orchestrator.training.worker import Arithmetic
 
@@ -100,21 +101,25 @@ def runs(
     store: StoreUrl = None,
 ) -> None:
     """List the runs in the store, newest first."""
-    from orchestrator.commands.terminal import emit, note_damaged, table
+    from orchestrator.commands.printing.tables import table
+    from orchestrator.commands.terminal import emit, note_damaged
     from orchestrator.runs.record import find_runs
 
     found = find_runs(store_at(store))
     records = [r for r in found.found if all or r.sweep is None]
     rows = [(r.run, r.state, r.primary_metric, r.metrics.get(r.primary_metric), r.seconds, r.created) for r in records]
     columns = ("run", "state", "metric", "value", "seconds", "created")
-    emit(records, as_json=json, show=lambda: table(columns, rows))
+    order = ("created", "seconds", "metric")
+    emit(records, as_json=json, show=lambda: table(columns, rows, least=order))
     note_damaged(found.damaged)
 
 
 @command(commands, "orchestrator show cifar10-cnn-20261122-101500-a1b2")
 def show(run: str, json: Json = False, store: StoreUrl = None) -> None:
     """Show one run: its state, its metrics per epoch, what it used."""
-    from orchestrator.commands.terminal import emit, out, print_receipt, table
+    from orchestrator.commands.printing.runs import print_receipt
+    from orchestrator.commands.printing.tables import table
+    from orchestrator.commands.terminal import emit, out
     from orchestrator.runs.record import read_history, read_run, read_status, with_live_state
 
     opened = store_at(store)
@@ -127,7 +132,8 @@ def show(run: str, json: Json = False, store: StoreUrl = None) -> None:
         out.print(f"techniques {techniques_text(record)}", markup=False)
         if history:
             columns = ["epoch", *(name for name in history[-1] if name not in ("epoch", "learning_rate", "why"))]
-            table(columns, [[entry.get(name) for name in columns] for entry in history])
+            order = ("seconds", "waiting_share", "samples_per_s")
+            table(columns, [[entry.get(name) for name in columns] for entry in history], least=order, ids=["epoch"])
         for line in result_lines(record):
             out.print(line)
         print_receipt(spent)
@@ -194,7 +200,9 @@ def drill(
 
     experiment = load_experiment(config, overrides or [])
     from orchestrator import drill as drills
-    from orchestrator.commands.terminal import emit, note, out, print_drill, training_progress
+    from orchestrator.commands.printing.progress import training_progress
+    from orchestrator.commands.printing.runs import print_drill
+    from orchestrator.commands.terminal import emit, note, out
 
     plan = drills.plan_drill(experiment, name="drill", kill=kill, workers=workers, epochs=epochs)
     if dry_run:
@@ -203,10 +211,13 @@ def drill(
         return
     print_address(address)
 
+    current: list[str] = []
+
     def on_start(record: "RunRecord", arithmetic: "Arithmetic") -> None:
+        current.append(record.run)
         note(f"run {record.run}: {arithmetic.updates:,} updates")
 
-    with training_progress(lambda _done: None) as on_progress:
+    with training_progress(lambda: f"train {current[-1]}", lambda done: [f"epoch {done}/{epochs}"]) as on_progress:
         result = drills.drill(
             experiment,
             store=store_at(store),
@@ -229,8 +240,7 @@ def _delete_drills(store: "Store", *, yes: bool, dry_run: bool, as_json: bool) -
 
     found = list_drills(store)
     if found and not dry_run:
-        if not yes and not typer.confirm(f"Delete {len(found)} runs of drills, with all that they left?"):
-            raise typer.Exit(1)
+        confirm(f"Delete {len(found)} runs of drills, with all that they left?", yes=yes)
         delete_drills(store, found)
     verb = "would delete" if dry_run else "deleted"
     lines = [f"{verb} {run}" for run in found] or ["no drill has left a run"]
@@ -245,27 +255,35 @@ def _receipt(store: "Store", record: "RunRecord") -> "Receipt":
 
 
 def _follow_training(store: "Store", start: Callable[..., "RunResult"], *, as_json: bool) -> None:
-    from orchestrator.commands.terminal import emit, next_steps, note, out, print_receipt, training_progress
+    from orchestrator.commands.printing.progress import say, training_progress
+    from orchestrator.commands.printing.runs import print_receipt
+    from orchestrator.commands.terminal import emit, next_steps, note, out
     from orchestrator.runs.record import read_history
 
     current: list[RunRecord] = []
+    told: list[EpochRecord] = []
 
     def on_start(record: "RunRecord", arithmetic: "Arithmetic") -> None:
         current.append(record)
         for line in arithmetic_lines(record, arithmetic):
             note(line)
 
-    def on_epoch(done: int) -> str | None:
-        history = read_history(store, current[0].run)
-        return epoch_line(history[done - 1], current[0]) if len(history) >= done else None
+    def subject() -> str:
+        return f"train {current[0].run}"
 
-    with training_progress(on_epoch) as on_progress:
+    def news(history: "Sequence[EpochRecord]") -> list[str]:
+        new = history[len(told) :]
+        told.extend(new)
+        return [epoch_line(epoch, current[0]) for epoch in new]
+
+    with training_progress(subject, lambda _done: news(read_history(store, current[0].run))) as on_progress:
         result = start(on_start, on_progress)
+    for line in news(result.history) if current else ():  # one that had finished before did not start
+        say(subject(), line)
     spent = _receipt(store, result.record)
 
     def show() -> None:
         record = result.record
-        out.print(epoch_line(result.history[-1], record), style="dim")
         first = f", first step after {record.first_step_s:.1f} s" if record.first_step_s else ""
         out.print(f"run {result.run} finished in {record.seconds:.1f} s{first}")
         for line in result_lines(record):
@@ -273,7 +291,7 @@ def _follow_training(store: "Store", start: Callable[..., "RunResult"], *, as_js
         print_receipt(spent)
         out.print(f"folder: {store.settings.url}/runs/{result.run}/")
         name = record.dataset.name
-        next_steps(f"orchestrator models promote {result.run} {name}", f"orchestrator deploy {name}")
+        next_steps(("models", "promote", result.run, name), ("deploy", name))
 
     found = {"run": result.run, "metrics": result.metrics, "history": result.history, "record": result.record}
     emit(found | {"receipt": spent}, as_json=as_json, show=show)

@@ -10,6 +10,7 @@ import numpy as np
 import pyarrow as pa
 
 from cluster.errors import ConfigError, IntegrityError, NotFoundError
+from cluster.machine.typed import typed
 from cluster.s3.records import named_folders, read_model
 from cluster.s3.stored_json import MANY_VALUES, Listing, listing
 from models.features import ForecastTarget, Signature
@@ -130,7 +131,7 @@ def open_dataset(store: "Store", name: str, version: str | None = None) -> Datas
     if not manifests:
         raise NotFoundError(
             f"data.name must be a dataset in the store, got {name!r}. "
-            f"{_there_are('Datasets', datasets(store))} Make one with `orchestrator data push`."
+            f"{_there_are('Datasets', datasets(store))} Make one with `{typed('data', 'push', 'SOURCE')}`."
         )
     return Dataset(store, newest(manifests))
 

@@ -5,6 +5,7 @@ from typing import Annotated, Literal, NamedTuple
 from pydantic import FailFast, Field, model_validator
 
 from cluster.config import Name
+from models.describe import describe_target
 from models.features import BoxesTarget, ClassTarget, Feature, NumberTarget
 from models.records import Frozen
 
@@ -136,8 +137,13 @@ class Manifest(Frozen):
     """First 12 hex digits of the SHA-256 of the content, so the same content is the same version."""
     features: dict[str, Feature]
     target: DatasetTarget
+    order: Literal["random", "source", "time"] | None = None
+    """How the rows lie: in a random order, as in the source (`order=keep`), or as a series in time. Datasets written
+    before the order was random do not say: theirs is the source's."""
     splits: dict[SplitName, Split]
     source: Source
+    notes: tuple[str, ...] = ()
+    """What was converted, filled or left out when the source was read, a sentence each, with its numbers."""
     created: str
     """UTC, ISO 8601."""
 
@@ -161,6 +167,16 @@ class Manifest(Frozen):
         return self
 
     @property
+    def target_text(self) -> str:
+        """What a model of it is to answer, in a few words."""
+        return describe_target(self.target) if self.target.kind != "series" else "the series itself, some steps ahead"
+
+    @property
     def judged_on(self) -> str:
         """The split that every epoch is judged on: the validation split where there is one, else the test split."""
         return "validation" if "validation" in self.splits else "test"
+
+    def __repr__(self) -> str:
+        """Name the dataset, its version, its rows and its folder; the fields hold the rest."""
+        rows = ", ".join(f"{split.rows} {name} rows" for name, split in self.splits.items())
+        return f"<Manifest {self.name} {self.version}: {rows}; datasets/{self.name}/{self.version}/>"

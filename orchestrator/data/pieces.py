@@ -8,10 +8,12 @@ from typing import Any, Literal, Protocol, TypeVar
 from cluster.address import resolve_address
 from cluster.errors import ClusterError, ConfigError, OrchestratorError
 from cluster.machine.files import MissingFileError
+from cluster.machine.scoped import scoped_level
 from cluster.s3.store import Store
 from cluster.session import ray_session
 from orchestrator.data.columns import Columns
-from orchestrator.data.sources.prepared import Piece
+from orchestrator.data.shuffling import Regrouping, cut, in_memory, on_disk, put_together
+from orchestrator.data.sources.prepared import InMemory, Piece
 
 KEPT_BYTES = 2**30  # rows read the first time that are not read again the second
 LARGE_BYTES = 2**30  # of a source, from which on the start of a cluster's workers pays
@@ -27,6 +29,11 @@ class Runner(Protocol):
     def map(self, function: Callable[[int, Columns], T], pieces: Sequence[Piece]) -> Iterator[tuple[int, T]]:
         """Yield each piece's number and result, in any order."""
 
+    def regroup(
+        self, function: Callable[[int, Columns], T], pieces: Sequence[Piece], regrouping: Regrouping
+    ) -> Iterator[tuple[int, T]]:
+        """Yield each part's number and the result of calling the function with its rows, in any order."""
+
 
 class Here:
     """This process. Decoding inside a piece uses several threads; small sources are read once and kept."""
@@ -39,6 +46,14 @@ class Here:
         """Yield each piece's number and result, in order."""
         for number, piece in enumerate(pieces):
             yield number, function(number, self._read(piece))
+
+    def regroup(
+        self, function: Callable[[int, Columns], T], pieces: Sequence[Piece], regrouping: Regrouping
+    ) -> Iterator[tuple[int, T]]:
+        """Yield each part's number and result, in order; what is not kept in memory waits on disk."""
+        if all(id(piece) in self._kept or isinstance(piece, InMemory) for piece in pieces):
+            return in_memory(function, [self._read(piece) for piece in pieces], regrouping)
+        return on_disk(function, pieces, regrouping, self._read)
 
     def _read(self, piece: Piece) -> Columns:
         if id(piece) in self._kept:
@@ -66,14 +81,34 @@ class OnRay:
                 return {"piece": number, "result": None, "error": error}
 
         ray.data.DataContext.get_current().enable_progress_bars = False
-        logging.getLogger("ray.data").setLevel(logging.CRITICAL)  # its news and traces; what matters is raised
         numbers = ray.data.from_items(
             [{"piece": number} for number in range(len(pieces))], override_num_blocks=len(pieces)
         )
-        for row in numbers.map(work).iter_rows():
-            if row["error"] is not None:
-                raise _for_the_person(row["error"])
-            yield row["piece"], row["result"]
+        with scoped_level("ray.data", logging.CRITICAL):  # its news and traces; what matters is raised
+            for row in numbers.map(work).iter_rows():
+                if row["error"] is not None:
+                    raise _for_the_person(row["error"])
+                yield row["piece"], row["result"]
+
+    def regroup(
+        self, function: Callable[[int, Columns], T], pieces: Sequence[Piece], regrouping: Regrouping
+    ) -> Iterator[tuple[int, T]]:
+        """Yield each part's number and result; the rows wait in Ray's object store, which goes on on disk."""
+        import ray
+
+        num_parts = regrouping.num_parts
+        dealt = ray.remote(_deal).options(num_returns=num_parts)
+        tables: list[Any] = [dealt.remote(piece, regrouping.of_piece(i, pieces)) for i, piece in enumerate(pieces)]
+        columns = [[table] for table in tables] if num_parts == 1 else tables
+        gathered = ray.remote(_gather)
+        waiting = [gathered.remote(function, part, *(table[part] for table in columns)) for part in range(num_parts)]
+        del tables, columns
+        while waiting:
+            (ready,), waiting = ray.wait(waiting, num_returns=1)
+            part, result, error = ray.get(ready)
+            if error is not None:
+                raise _for_the_person(error)
+            yield part, result
 
 
 @contextmanager
@@ -108,3 +143,20 @@ def _for_the_person(error: Exception) -> Exception:
         f"the source must be readable on every machine of the cluster, got {error}. Copy it to the bucket and push its "
         "s3:// address, or prepare it here with --cluster never."
     )
+
+
+def _deal(piece: Piece, regrouping: Regrouping) -> Any:
+    """Return a piece's rows for each part, or what is wrong with the piece: Ray loses the errors that it wraps."""
+    try:
+        cuts: list[Any] = list(cut(piece.read(), regrouping))
+    except (OrchestratorError, FileNotFoundError) as error:
+        cuts = [error] * regrouping.num_parts
+    return cuts if regrouping.num_parts > 1 else cuts[0]
+
+
+def _gather(function: Callable[[int, Columns], T], part: int, *cuts: Any) -> tuple[int, T | None, Exception | None]:
+    errors = [found for found in cuts if isinstance(found, Exception)]
+    try:
+        return (part, None, errors[0]) if errors else (part, function(part, put_together(cuts)), None)
+    except OrchestratorError as error:
+        return part, None, error

@@ -35,24 +35,20 @@ from orchestrator.data.dataset import (
 from orchestrator.data.fetching.archives import is_archive
 from orchestrator.data.fetching.download import LocalCopy, local_copy
 from orchestrator.data.fetching.http import Progress as DownloadProgress
-from orchestrator.data.manifest import FORMAT_VERSION, DatasetTarget, Lengths, Manifest, Shard, Split
+from orchestrator.data.layout import RowOrder, ShardLayout, layout_of
+from orchestrator.data.manifest import FORMAT_VERSION, DatasetTarget, Lengths, Manifest, SeriesTarget, Shard, Split
 from orchestrator.data.pieces import Here, OnCluster, Runner, runner_for
 from orchestrator.data.scan import Scan, copies, refuse_copies, scan, with_statistics
 from orchestrator.data.shards import sha256, write_shard
+from orchestrator.data.shuffling import Regrouping
 from orchestrator.data.sources.damaged import naming_all_damaged
 from orchestrator.data.sources.files import SCHEME, open_files
 from orchestrator.data.sources.formats import prepare
 from orchestrator.data.sources.options import SourceOptions, parse_options
-from orchestrator.data.sources.prepared import Part, Prepared, without
+from orchestrator.data.sources.prepared import Prepared, without
 
 if TYPE_CHECKING:
     from cluster.s3.store import Store
-
-SHARD_BYTES = 64 * 2**20
-_ROW_GROUP_BYTES = 8 * 2**20
-_LEAST_GROUP_ROWS = 1024  # below, the requests cost more than the bytes
-_MOST_GROUPS = 4096  # and less than twice as many, as their rows are a power of two
-_GROUPS_PER_SPLIT = 16  # small data still has row groups to shuffle and to deal out
 
 Progress = Callable[[int, int], None]
 """Called with the rows written so far and all rows."""
@@ -173,24 +169,18 @@ def push_prepared(
     runner = runner or Here()
     counter = _Counter(progress or _no_progress, total=2 * sum(part.rows for part in prepared.splits.values()))
     prepared, scans = _scanned(prepared, runner, leakage, counter)
-    layouts = {split: _layout(part, scans[split]) for split, part in prepared.splits.items()}
-    version = content_version(prepared, scans, layouts)
+    order = _order_of(prepared)
+    layouts = {split: layout_of(split, part, scans[split], order) for split, part in prepared.splits.items()}
+    version = content_version(prepared, scans, layouts, order)
     if not repair and store.exists(manifest_key(name, version)):
         return PushResult(read_manifest(store, name, version), changed=False)
-    manifest = Manifest(
-        name=name,
-        version=version,
-        features=dict(prepared.features),
-        target=prepared.target,
-        splits={
-            split: _write_split(
-                store, folder(name, version), split, prepared, layouts[split], scans[split], runner, counter
-            )
-            for split in prepared.splits
-        },
-        source=prepared.source.model_copy(update={"licence": licence} if licence else {}),
-        created=datetime.now(UTC).isoformat(),
-    )
+    splits = {
+        split: _write_split(
+            store, folder(name, version), split, prepared, layouts[split], scans[split], runner, counter
+        )
+        for split in prepared.splits
+    }
+    manifest = _manifest(prepared, name, version, order, splits, licence)
     try:
         store.write(manifest_key(name, version), manifest.model_dump_json(indent=1).encode(), only_if_absent=True)
     except PreconditionError:  # it was there, or somebody pushed the same content meanwhile
@@ -198,22 +188,31 @@ def push_prepared(
     return PushResult(manifest, changed=True)
 
 
-@dataclass(frozen=True)
-class ShardLayout:
-    """How the rows of a split are cut."""
+def _manifest(
+    prepared: Prepared, name: str, version: str, order: RowOrder, splits: dict[str, Split], licence: str | None
+) -> Manifest:
+    return Manifest(
+        name=name,
+        version=version,
+        features=dict(prepared.features),
+        target=prepared.target,
+        order=order,
+        splits=splits,
+        source=prepared.source.model_copy(update={"licence": licence} if licence else {}),
+        notes=prepared.notes,
+        created=datetime.now(UTC).isoformat(),
+    )
 
-    group_rows: int
-    shard_rows: int
-    first_shards: tuple[int, ...]
-    """Number of each piece's first shard; one more entry is the number of all shards."""
 
-
-def content_version(prepared: Prepared, scans: Mapping[str, Sequence[Scan]], layouts: Mapping[str, ShardLayout]) -> str:
-    """Return the first 12 hex digits of the SHA-256 of all that readers depend on: meaning, values, row groups."""
+def content_version(
+    prepared: Prepared, scans: Mapping[str, Sequence[Scan]], layouts: Mapping[str, ShardLayout], order: RowOrder
+) -> str:
+    """Return the first 12 hex digits of the SHA-256 of all that readers depend on: meaning, values, order, groups."""
     meaning = {
         "format_version": FORMAT_VERSION,
         "features": {name: feature.model_dump(mode="json") for name, feature in prepared.features.items()},
         "target": prepared.target.model_dump(mode="json"),
+        **({"order": order} if order == "random" else {}),
         "splits": {
             split: [
                 part.context_rows,
@@ -225,20 +224,6 @@ def content_version(prepared: Prepared, scans: Mapping[str, Sequence[Scan]], lay
         },
     }
     return hashlib.sha256(json.dumps(meaning).encode()).hexdigest()[:12]
-
-
-def rows_per_group(rows: int, size: int) -> int:
-    """Return the rows of each row group, a power of two: about 8 MiB, but several groups even of small data.
-
-    A split of more than 32 GiB has larger ones, so that the manifest of all splits stays one that can be read.
-
-    Args:
-        rows: of the split.
-        size: of the split in memory, in bytes.
-    """
-    by_bytes = max(1, int(max(_ROW_GROUP_BYTES, size / _MOST_GROUPS) * rows / size))
-    by_count = max(_LEAST_GROUP_ROWS, rows // _GROUPS_PER_SPLIT)
-    return 1 << (min(by_bytes, by_count).bit_length() - 1)
 
 
 def ls(store: "Store") -> Listing[DatasetSummary]:
@@ -322,14 +307,6 @@ def _scan_split(prepared: Prepared, split: str, runner: Runner, counter: _Counte
     return [scans[number] for number in range(len(pieces))]
 
 
-def _layout(part: Part, scans: Sequence[Scan]) -> ShardLayout:
-    rows, size = sum(scan.rows for scan in scans), sum(scan.bytes for scan in scans)
-    group_rows = rows_per_group(rows, size)
-    shard_rows = max(1, int(SHARD_BYTES * rows / (size * group_rows))) * group_rows
-    counts = [-(-piece.rows // shard_rows) for piece in part.pieces]
-    return ShardLayout(group_rows, shard_rows, tuple(np.concatenate([[0], np.cumsum(counts)]).tolist()))
-
-
 def _write_split(
     store: "Store",
     key: str,
@@ -341,19 +318,24 @@ def _write_split(
     counter: _Counter,
 ) -> Split:
     part, features, target = prepared.splits[split], dict(prepared.features), prepared.target
+    written_layout = replace(layout, places=None)  # which workers do not need
 
-    def write_piece(number: int, columns: Columns) -> list[Shard]:
-        return write_shards(store, key, split, columns, features, target, layout=layout, piece=number)
+    def write_part(number: int, columns: Columns) -> list[Shard]:
+        return write_shards(store, key, split, columns, features, target, layout=written_layout, part=number)
 
     shards: dict[int, list[Shard]] = {}
-    for number, written in runner.map(write_piece, part.pieces):
+    if layout.places is None:
+        results = runner.map(write_part, part.pieces)
+    else:
+        results = runner.regroup(write_part, part.pieces, Regrouping(layout.places, layout.edges))
+    for number, written in results:
         shards[number] = written
-        counter.add(part.pieces[number].rows)
+        counter.add(layout.edges[number + 1] - layout.edges[number])
     return Split(
         rows=part.rows,
         context_rows=part.context_rows,
-        lengths=_write_lengths(store, key, split, scans),
-        shards=tuple(shard for number in range(len(part.pieces)) for shard in shards[number]),
+        lengths=_write_lengths(store, key, split, scans, layout),
+        shards=tuple(shard for number in range(len(layout.edges) - 1) for shard in shards[number]),
     )
 
 
@@ -366,12 +348,12 @@ def write_shards(
     target: DatasetTarget,
     *,
     layout: ShardLayout,
-    piece: int,
+    part: int,
 ) -> list[Shard]:
-    """Write one piece as Parquet files, each of whole row groups, and return their records."""
+    """Write one part as Parquet files, each of whole row groups, and return their records."""
     shards = []
     rows = len(next(iter(columns.values())))
-    for number, start in enumerate(range(0, rows, layout.shard_rows), start=layout.first_shards[piece]):
+    for number, start in enumerate(range(0, rows, layout.shard_rows), start=layout.first_shards[part]):
         chosen = {name: column[start : start + layout.shard_rows] for name, column in columns.items()}
         path = f"{split}-{number:05}-of-{layout.first_shards[-1]:05}.parquet"
         data, shard = write_shard(to_table(chosen, features, target), path=path, rows_per_group=layout.group_rows)
@@ -380,10 +362,13 @@ def write_shards(
     return shards
 
 
-def _write_lengths(store: "Store", key: str, split: str, scans: Sequence[Scan]) -> Lengths | None:
-    data = np.concatenate([scan.lengths for scan in scans]).astype("<i4").tobytes()
-    if not data:
+def _write_lengths(store: "Store", key: str, split: str, scans: Sequence[Scan], layout: ShardLayout) -> Lengths | None:
+    lengths = np.concatenate([scan.lengths for scan in scans]).astype("<i4")
+    if not len(lengths):
         return None
+    if layout.places is not None:
+        lengths = lengths[np.argsort(layout.places)]
+    data = lengths.tobytes()
     path = f"{split}.lengths"
     store.write(f"{key}/{path}", data)
     return Lengths(path=path, bytes=len(data), sha256=sha256(data))
@@ -394,6 +379,12 @@ def _checked(name: str) -> str:
         return checked_name(name)
     except ValueError as error:
         raise ConfigError(f"name of the dataset {error}. Give another one.") from error
+
+
+def _order_of(prepared: Prepared) -> RowOrder:
+    if isinstance(prepared.target, SeriesTarget):
+        return "time"
+    return "source" if prepared.keeps_order else "random"
 
 
 def _no_progress(_done: int, _total: int) -> None:

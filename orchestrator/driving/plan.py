@@ -6,7 +6,7 @@ import platform
 
 from cluster.errors import ConfigError, NotFoundError
 from cluster.s3.store import Store
-from cluster.staging import stage
+from cluster.staging import packages_sha256
 from models.config import has_activation, resolve_techniques
 from models.records import DatasetRef
 from orchestrator.config import Experiment
@@ -29,7 +29,7 @@ def dataset_of(experiment: Experiment, store: Store) -> Dataset:
 def plan_run(
     experiment: Experiment, dataset: Dataset, *, run: str | None = None, gpus: float = 0, code: str | None = None
 ) -> RunRecord:
-    """Decide everything that a run depends on; pure but for the time and the random part of its name.
+    """Decide everything that a run depends on. Reads the clock and our own sources, and changes nothing.
 
     Args:
         experiment: what is asked for.
@@ -64,7 +64,7 @@ def plan_run(
 
 def code_version() -> str:
     """Version of this package, and a hash of the very files that the workers run."""
-    return f"{importlib.metadata.version('orchestrator')}+{stage().name[-8:]}"
+    return f"{importlib.metadata.version('orchestrator')}+{packages_sha256()[8:16]}"
 
 
 def versions() -> dict[str, str]:

@@ -9,7 +9,6 @@ of Ray is pinned.
 
 import asyncio
 import logging
-import os
 import secrets
 import tempfile
 import threading
@@ -31,6 +30,7 @@ from ray.train.v2._internal.execution.worker_group.worker import Worker as Train
 from ray.train.v2._internal.execution.worker_group.worker_group import WorkerGroup
 from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
 
+from cluster.machine.scoped import scoped_environment, scoped_level
 from cluster.nodes import closing_meeting
 from orchestrator.driving.failures import is_collateral, unwrapped
 from orchestrator.driving.workers import Worker, kill_workers, lease_workers, release_workers
@@ -73,10 +73,13 @@ def run_group(loop: Callable[[dict[str, Any]], Any], settings: dict[str, Any], *
         ray.train.TrainingFailedError: `worker_failures` holds each worker's error; see
             `orchestrator/driving/failures.py`.
     """
-    os.environ.update(ENVIRONMENT | {"RAY_TRAIN_WORKER_HEALTH_CHECK_TIMEOUT_S": str(plan.hang_timeout_s)})
-    logging.getLogger("ray.train").setLevel(logging.CRITICAL)  # what it would say, we say in our words
     backend = _ProcessGroup("nccl" if plan.resources.get("GPU") else "gloo")
-    with tempfile.TemporaryDirectory(prefix="orchestrator-train-") as folder, closing_meeting(backend.meeting):
+    with (
+        scoped_environment(ENVIRONMENT | {"RAY_TRAIN_WORKER_HEALTH_CHECK_TIMEOUT_S": str(plan.hang_timeout_s)}),
+        scoped_level("ray.train", logging.CRITICAL),  # what it would say, we say in our words
+        tempfile.TemporaryDirectory(prefix="orchestrator-train-") as folder,
+        closing_meeting(backend.meeting),
+    ):
         trainer = _Trainer(
             loop,
             train_loop_config=settings,

@@ -7,20 +7,21 @@ number, a store that refuses our keys) is final: it would come again.
 """
 
 import logging
-import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, NamedTuple
 
 from cluster.errors import ClusterError
-from cluster.lazy import imported
+from cluster.lazy import imported, importing
+from cluster.machine.typed import typed
 from cluster.nodes import living_nodes
 from cluster.s3.store import Store
 from cluster.session import store_environment
 from orchestrator.config import Experiment
 from orchestrator.driving.room import SMALLER_S, resources_of, room
 from orchestrator.driving.watch import Watch, classify
-from orchestrator.driving.worker_process import worker_loop
+from orchestrator.driving.worker_process import Look, worker_loop
 from orchestrator.driving.workers import kill_workers, lease_workers, release_workers
 from orchestrator.runs.attempts import begin_attempt
 from orchestrator.runs.lease import Lease
@@ -74,10 +75,9 @@ def run_to_end(record: RunRecord, job: Job, *, store: Store, lease: Lease | None
             _give_back(place)
 
 
-def import_ahead(experiment: Experiment) -> None:
-    """Import Ray Train, which takes seconds, while this process waits for others."""
-    if experiment.scaling.max_workers > 1:
-        threading.Thread(target=imported, args=("orchestrator.driving.ray_train",), daemon=True).start()
+def importing_ahead(experiment: Experiment) -> AbstractContextManager[None]:
+    """Import Ray Train, which takes seconds, while the block waits for others; one worker does without."""
+    return importing("orchestrator.driving.ray_train") if experiment.scaling.max_workers > 1 else nullcontext()
 
 
 def _reserve(record: RunRecord) -> tuple[Any, int]:
@@ -99,7 +99,7 @@ def _reserve(record: RunRecord) -> tuple[Any, int]:
         if count == scaling.min_workers:
             raise ClusterError(
                 f"the cluster must place {count} workers within scaling.start_timeout_s "
-                f"({scaling.start_timeout_s:g} s), got fewer. Is other work running? See `orchestrator status`."
+                f"({scaling.start_timeout_s:g} s), got fewer. Is other work running? See `{typed('status')}`."
             )
         count -= 1
 
@@ -143,14 +143,9 @@ def _run_alone(record: RunRecord, job: Job, place: Any, watch: Watch) -> dict[st
     actor, ended = leased[0].actor, False
     try:
         ray.get(actor.start.remote(job.function, settings=job.settings, rank=0, workers=1, device=device))
-        asked = actor.look.remote()
+        looks = _looks(actor)
         while True:
-            answered, _ = ray.wait([asked], timeout=LOOK_S)
-            try:
-                look = ray.get(asked) if answered else None
-            except ray.exceptions.ActorUnavailableError:  # asked again, it is dead once its node is known to be
-                look, asked = None, actor.look.remote()
-                time.sleep(LOOK_S)
+            look = next(looks)
             error = watch([look and look.pulse], leased)
             if look and not look.is_running:
                 ended = True
@@ -160,11 +155,29 @@ def _run_alone(record: RunRecord, job: Job, place: Any, watch: Watch) -> dict[st
                 return result
             if error:
                 raise error
-            if look:
-                time.sleep(LOOK_S)
-                asked = actor.look.remote()
     finally:
         (release_workers if ended else kill_workers)(leased)
+
+
+def _looks(actor: Any) -> Iterator[Look | None]:
+    """Ask a worker how it is, again and again; ``None`` stands for every `LOOK_S` in which it does not answer.
+
+    Raises:
+        ray.exceptions.RayActorError: it is dead.
+    """
+    ray: Any = imported("ray")
+    asked = actor.look.remote()
+    while True:
+        answered, _ = ray.wait([asked], timeout=LOOK_S)
+        if not answered:
+            yield None
+            continue
+        try:
+            yield ray.get(asked)
+        except ray.exceptions.ActorUnavailableError:  # asked again, it is dead once its node is known to be
+            yield None
+        time.sleep(LOOK_S)
+        asked = actor.look.remote()
 
 
 def fit_on_ray(

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 from cluster.errors import ClusterError, LeaseLostError, OrchestratorError, RunFailedError, StoreError
 from cluster.lazy import imported
 from cluster.local import mend_store
+from cluster.machine.typed import typed
 from cluster.nodes import alive_nodes, draining_nodes, free_resources
 from cluster.s3.store import Store
 from orchestrator.driving.failures import HungError, is_collateral, unwrapped
@@ -220,7 +221,7 @@ def _told(error: Exception, record: RunRecord) -> Exception:
         if isinstance(error, OrchestratorError)
         else "\n".join([f"{type(error).__name__}: {error}", *notes[:1]])
     )
-    return RunFailedError(f"run {record.run} failed: {text}\nContinue it: orchestrator resume {record.run}.")
+    return RunFailedError(f"run {record.run} failed: {text}\nContinue it: `{typed('resume', record.run)}`.")
 
 
 def _first_line(error: Exception) -> str:

@@ -8,6 +8,7 @@ from functools import partial
 from typing import Any, NamedTuple
 
 from cluster.lazy import imported
+from cluster.machine.scoped import set_environment
 from orchestrator.runs.pulse import PULSE, StopReason
 from orchestrator.training.worker import leave_group, train_worker, warm_up
 
@@ -48,7 +49,7 @@ class TrainingProcess:
         self._reserved_for = None
         self._owner, self._alone = owner, None
         self._before = {name: os.environ.get(name) for name in environment}
-        _set_environment(environment)
+        set_environment(environment)
         PULSE.begin()
         return True
 
@@ -57,7 +58,7 @@ class TrainingProcess:
         if not _training_has_ended(RELEASE_S / 2):
             return False
         leave_group()
-        _set_environment(self._before)
+        set_environment(self._before)
         PULSE.begin()  # who waits for work must not look like one that trains
         self._owner, self._idle_since = None, time.monotonic()
         return True
@@ -142,13 +143,6 @@ class _Outcome:
         except BaseException as error:
             self.error = _with_traceback(error)
         self.is_running = False
-
-
-def _set_environment(values: Mapping[str, str | None]) -> None:
-    for name, value in values.items():
-        os.environ.pop(name, None)
-        if value is not None:
-            os.environ[name] = value
 
 
 def _training_has_ended(patience_s: float) -> bool:

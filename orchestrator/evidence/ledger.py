@@ -14,6 +14,8 @@ How single effects are estimated is in `orchestrator/evidence/effects.py`. Here:
 import math
 import statistics
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, NamedTuple
 
 from orchestrator.evidence.crossover import Crossover, estimate_crossover
@@ -48,31 +50,30 @@ def summarize(
         parameters: of the model of every arm; without them nothing is said of the size from which a GPU pays.
         together: groups of seeds whose trainings, of at least some arms, shared the time of one batched model.
     """
-    cells = sorted((c for c in cells if c.arm in arms), key=lambda c: (c.arm, c.seed))
-    good = [c for c in cells if c.state == "finished" and math.isfinite(c.metrics.get(metric, math.nan))]
-    values = {arm: {c.seed: c.metrics[metric] for c in good if c.arm == arm} for arm in arms}
-    way = _way_to(target, good, metric=metric, higher_is_better=higher_is_better)
-    quality = _Measured(metric, "", higher_is_better, {(c.arm, c.seed): c.metrics[metric] for c in good})
+    trained = _Trainings(
+        tuple(sorted((c for c in cells if c.arm in arms), key=lambda c: (c.arm, c.seed))), arms, metric
+    )
+    way = _way_to(target, trained.good, metric=metric, higher_is_better=higher_is_better)
+    quality = _Measured(metric, "", higher_is_better, {(c.arm, c.seed): c.metrics[metric] for c in trained.good})
     packs = {seed: group[0] for group in together for seed in group if len(group) > 1}
-    measured = [quality, *(_pooled(cost, packs) for cost in _costs(good, way, dollars_per_hour))]
-    rows = [_row(arm, arms[arm], values[arm], [c for c in cells if c.arm == arm]) for arm in arms]
-    rows = [row.model_copy(update=_arm_responses(row.arm, measured, way)) for row in rows]
+    measured = [quality, *(_pooled(cost, packs) for cost in _costs(trained.good, way, dollars_per_hour))]
     sign = -1 if higher_is_better else 1
+    rows = [_row(trained, arm, measured, way) for arm in arms]
     rows.sort(key=lambda r: (r.mean is None, sign * (r.mean or 0.0), r.arm))
-    winner, reason = _verdict(rows, values, sign)
+    winner, reason = _verdict(rows, trained.values, sign)
     return Ledger(
         metric=metric,
         higher_is_better=higher_is_better,
         arms=rows,
         winner=winner,
         reason=reason,
-        best_run=_best_run(good, rows[0].arm, metric, sign) if rows and rows[0].mean is not None else None,
+        best_run=trained.best_run(rows[0].arm, sign) if rows and rows[0].mean is not None else None,
         target=target,
         factors=grid_of(arms, factors).levels,
-        responses=[_respond(one, arms, factors, planned=len(cells)) for one in measured],
+        responses=[_respond(one, arms, factors, planned=len(trained.cells)) for one in measured],
         traditional_against_deep=[c for one in measured if (c := _compare_presets(one, arms))],
-        crossover=_crossover(good, way, arms, parameters or {}, dollars_per_hour or {}, packs),
-        notes=[*_failures(cells, good, arms), *_target_notes(way, metric, target)],
+        crossover=_crossover(trained.good, way, arms, parameters or {}, dollars_per_hour or {}, packs),
+        notes=[*_failures(trained), *_target_notes(way, metric, target)],
     )
 
 
@@ -116,6 +117,36 @@ def restrict(found: Mapping[Key, float | None], spent: Mapping[Key, float]) -> t
     horizon = min((spent[key] for key, value in found.items() if value is None), default=None)
     limit = math.inf if horizon is None else horizon
     return {key: limit if value is None else min(limit, value) for key, value in found.items()}, horizon
+
+
+@dataclass(frozen=True)
+class _Trainings:
+    """The trainings of all arms."""
+
+    cells: tuple[Cell, ...]
+    arms: Mapping[str, dict[str, Any]]
+    metric: str
+
+    @cached_property
+    def good(self) -> list[Cell]:
+        """Those that finished with a number for the metric."""
+        return [c for c in self.cells if c.state == "finished" and math.isfinite(c.metrics.get(self.metric, math.nan))]
+
+    @cached_property
+    def values(self) -> dict[str, dict[int, float]]:
+        """The metric of the good ones, by arm and seed."""
+        found: dict[str, dict[int, float]] = {arm: {} for arm in self.arms}
+        for cell in self.good:
+            found[cell.arm][cell.seed] = cell.metrics[self.metric]
+        return found
+
+    def of(self, arm: str) -> list[Cell]:
+        """All of one arm."""
+        return [c for c in self.cells if c.arm == arm]
+
+    def best_run(self, arm: str, sign: int) -> str:
+        """The run of an arm's best training; ``sign`` is -1 where higher is better."""
+        return min((c for c in self.good if c.arm == arm), key=lambda c: (sign * c.metrics[self.metric], c.seed)).run
 
 
 class _Measured(NamedTuple):
@@ -180,25 +211,22 @@ def _pack_means(values: Mapping[Key, float], packs: Mapping[int, int]) -> dict[K
     return {key: statistics.fmean(shared) for key, shared in found.items()}
 
 
-def _row(arm: str, settings: dict[str, Any], values: Mapping[int, float], cells: Sequence[Cell]) -> ArmSummary:
-    bounds = interval(list(values.values()))
+def _row(trained: _Trainings, arm: str, measured: Sequence[_Measured], way: _Way | None) -> ArmSummary:
+    cells, values = trained.of(arm), list(trained.values[arm].values())
+    low, high = interval(values) or (None, None)
+    responses = {one.name: [value for key, value in one.values.items() if key[0] == arm] for one in measured}
     return ArmSummary(
         arm=arm,
-        settings=settings,
-        mean=statistics.fmean(values.values()) if values else None,
-        low=bounds and bounds[0],
-        high=bounds and bounds[1],
+        settings=trained.arms[arm],
+        mean=statistics.fmean(values) if values else None,
+        low=low,
+        high=high,
         seconds=statistics.fmean(c.seconds for c in cells) if cells else 0.0,
         finished=len(values),
         failed=len(cells) - len(values),
+        reached=way and sum(value is not None for key, value in way.found.items() if key[0] == arm),
+        responses={name: _mean(found) for name, found in responses.items() if found},
     )
-
-
-def _arm_responses(arm: str, measured: Sequence[_Measured], way: _Way | None) -> dict[str, Any]:
-    """What a row says beside the metric."""
-    found = {one.name: [value for key, value in one.values.items() if key[0] == arm] for one in measured}
-    reached = way and sum(value is not None for key, value in way.found.items() if key[0] == arm)
-    return {"reached": reached, "responses": {name: _mean(values) for name, values in found.items() if values}}
 
 
 def _mean(values: Sequence[float]) -> Mean:
@@ -240,16 +268,15 @@ def _measuring_notes(one: _Measured, trainings: int) -> Iterator[str]:
         )
 
 
-def _failures(cells: Sequence[Cell], good: Sequence[Cell], arms: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:
+def _failures(trained: _Trainings) -> Iterator[str]:
     """A sentence for each arm with failed cells."""
-    fine = {(c.arm, c.seed) for c in good}
-    for arm, settings in arms.items():
-        bad = [c for c in cells if c.arm == arm and (arm, c.seed) not in fine]
+    for arm, settings in trained.arms.items():
+        cells = trained.of(arm)
+        bad = [c for c in cells if c.seed not in trained.values[arm]]
         if bad:
-            total = sum(c.arm == arm for c in cells)
             chosen = ", ".join(f"{name} = {level_name(value)}" for name, value in settings.items())
             why = (bad[0].error or "its metric is no number").strip().splitlines()[-1]
-            yield f"{arm} ({chosen}): {len(bad)} of {total} trainings failed and are left out: {why}"
+            yield f"{arm} ({chosen}): {len(bad)} of {len(cells)} trainings failed and are left out: {why}"
 
 
 def _target_notes(way: _Way | None, metric: str, target: float | None) -> Iterator[str]:
@@ -286,10 +313,6 @@ def _verdict(
         named = ", ".join(close) if len(close) <= 3 else f"{len(close)} of {len(others)} others"
         return None, f"{best.arm} has the best mean, but {named} may be as good"
     return best.arm, f"its paired difference to every other arm excludes zero ({CONFIDENCE:.0%}, Bonferroni)"
-
-
-def _best_run(good: Sequence[Cell], arm: str, metric: str, sign: int) -> str:
-    return min((c for c in good if c.arm == arm), key=lambda c: (sign * c.metrics[metric], c.seed)).run
 
 
 def _compare_presets(one: _Measured, arms: Mapping[str, Mapping[str, Any]]) -> Comparison | None:

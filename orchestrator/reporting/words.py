@@ -15,6 +15,11 @@ def number(value: Any) -> str:
     return f"{value:.4g}"
 
 
+def data_value(value: float) -> str:
+    """A value of a dataset: as `number`, but with its digits together, for it may be a year or an id."""
+    return f"{value:.0f}" if abs(value) >= 1000 else f"{value:.4g}"
+
+
 def metrics_line(metrics: Mapping[str, float]) -> str:
     """`accuracy 0.9722 · loss 0.103`."""
     return " · ".join(f"{name} {number(value)}" for name, value in metrics.items())

@@ -20,7 +20,6 @@ import re
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
-import torch
 from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor
@@ -251,30 +250,6 @@ def collect_garbage(store: Store, *, run: str, dry_run: bool) -> list[StoredChec
     if not dry_run:
         _remove(store, garbage)
     return garbage
-
-
-def optimizer_tensors(optimizer: torch.optim.Optimizer, names: list[str]) -> dict[str, Tensor]:
-    """The optimizer's state as named tensors, ``PARAMETER.KEY``; numbers become 0-d tensors."""
-    tensors: dict[str, Tensor] = {}
-    for index, state in optimizer.state_dict()["state"].items():
-        for key, value in state.items():
-            if value is not None:
-                tensors[f"{names[index]}.{key}"] = (
-                    torch.as_tensor(value).detach().cpu().clone(memory_format=torch.contiguous_format)
-                )
-    return tensors
-
-
-def load_optimizer_tensors(optimizer: torch.optim.Optimizer, names: list[str], tensors: dict[str, Tensor]) -> None:
-    """The reverse of `optimizer_tensors`; what has a parameter's shape gets its memory layout too."""
-    parameters = [p for group in optimizer.param_groups for p in group["params"]]
-    state: dict[int, dict[str, Tensor]] = {}
-    for name, tensor in tensors.items():
-        parameter, _, key = name.rpartition(".")
-        index = names.index(parameter)
-        like = torch.empty_like(parameters[index]) if tensor.shape == parameters[index].shape else tensor.clone()
-        state.setdefault(index, {})[key] = like.detach().copy_(tensor)
-    optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
 
 
 def _checkpoints(run: str) -> str:

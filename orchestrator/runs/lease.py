@@ -22,6 +22,7 @@ from typing import Self
 from pydantic import BaseModel, ConfigDict
 
 from cluster.errors import ConfigError, LeaseLostError, NotFoundError, PreconditionError, StoreError
+from cluster.machine.typed import typed
 from cluster.s3.retries import RetryPolicy
 from cluster.s3.store import Store
 from cluster.s3.stored_json import MOST_BYTES, parse_model
@@ -193,7 +194,7 @@ def check_lease(store: Store, *, run: str, number: int) -> None:
     if found.number != number:
         raise LeaseLostError(
             f"run {run} must be written by its owner, got lease {number} where {_owner(found)} took it over with lease "
-            f"{found.number}. It goes on there: orchestrator show {run}."
+            f"{found.number}. It goes on there: `{typed('show', run)}`."
         )
     if found.released:
         raise LeaseLostError(f"run {run} must be written by its owner, got lease {number}, which was released.")
@@ -203,7 +204,7 @@ def _is_held(run: str, record: LeaseRecord | None) -> Exception:
     by = _owner(record) if record else "another"
     return ConfigError(
         f"run {run} must be stopped to be resumed, got one that works, driven by {by}. "
-        f"Follow it: orchestrator show {run}."
+        f"Follow it: `{typed('show', run)}`."
     )
 
 

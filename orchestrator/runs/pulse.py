@@ -39,6 +39,10 @@ class Pulse:
         """Say what begins now."""
         self.phase, self._since = phase, time.monotonic()
 
+    def end_step(self, step: int, *, seconds: float) -> None:
+        """Say which step of the run is done, and how long it took."""
+        self.step, self.slowest_step_s = step, max(self.slowest_step_s, seconds)
+
     def warn(self, warning: str) -> bool:
         """Keep a warning until it is cleared; return whether it is a new one."""
         is_new, self.warning = self.warning is None, self.warning or warning

@@ -17,6 +17,7 @@ from pydantic import AfterValidator
 
 from cluster.config import checked_name
 from cluster.errors import ConfigError, IntegrityError, NotFoundError
+from cluster.machine.typed import typed
 from cluster.s3.records import named_folders, read_model
 from cluster.s3.store import Store
 from cluster.s3.stored_json import MANY_VALUES, MOST_BYTES, Listing, listing, parse_json, require_bounded
@@ -107,6 +108,11 @@ def new_run_id(experiment: Experiment) -> str:
     return f"{experiment.data.name[:30]}-{experiment.model.type}-{time_utc}-{secrets.token_hex(2)}"
 
 
+def metrics_text(metrics: Metrics) -> str:
+    """The metrics in a few words, as the `repr` of a result has them: `accuracy 0.9722, loss 0.103`."""
+    return ", ".join(f"{name} {value:.4g}" for name, value in metrics.items()) or "no metrics"
+
+
 def utc_now() -> str:
     """The time in the form that records use."""
     return datetime.now(UTC).isoformat(timespec="seconds")
@@ -140,8 +146,8 @@ def read_run(store: Store, run: str) -> RunRecord:
         return _read_record(store, run)
     except NotFoundError:
         known = [r.run for r in list_runs(store)]
-        newest = f"The newest is {known[0]}." if known else "There are none yet: `orchestrator train CONFIG`."
-        raise NotFoundError(f"run must exist, got {run!r}. {newest} See `orchestrator runs`.") from None
+        newest = f"The newest is {known[0]}." if known else "There are none yet: `{typed('train', 'CONFIG')}`."
+        raise NotFoundError(f"run must exist, got {run!r}. {newest} See `{typed('runs')}`.") from None
 
 
 def list_runs(store: Store) -> list[RunRecord]:

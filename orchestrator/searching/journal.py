@@ -11,15 +11,10 @@ from ray import tune
 from cluster.s3.store import Store
 from models.config import has_activation, resolve_techniques
 from orchestrator.config import Experiment
-from orchestrator.driving.tune import FORGIVEN_LOSSES
+from orchestrator.driving.tune import lost_text
 from orchestrator.runs.record import RunRecord, read_run, update_run, utc_now
 from orchestrator.searching.record import TrialRecord, trial_name, write_trial
 from orchestrator.searching.space import Known, Values, suggest, with_values
-
-LOST = (
-    f"a training must not end its process, got {FORGIVEN_LOSSES + 1} deaths in a row. Its machine may be out of "
-    "memory: use a smaller model, batch or search.concurrency; or see the logs of the cluster."
-)
 
 
 class Journal(tune.Callback):
@@ -69,7 +64,7 @@ class Journal(tune.Callback):
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **_: Any) -> None:
         """Write down a trial whose process died more often than is forgiven."""
-        self._end(trial, error=LOST)
+        self._end(trial, error=lost_text(concurrency="search.concurrency"))
 
     def _end(self, trial: Any, *, error: str | None) -> None:
         number = _number(trial)

@@ -17,7 +17,7 @@ from cluster.s3.write_once import append, read_all
 from models.records import Frozen, StoredWithNaN
 from orchestrator.config import Experiment
 from orchestrator.configfile import near_miss
-from orchestrator.runs.record import EpochRecord, Metrics, read_run
+from orchestrator.runs.record import EpochRecord, Metrics, metrics_text, read_run
 from orchestrator.searching.space import Values
 
 
@@ -107,6 +107,12 @@ class SearchResult(NamedTuple):
     metrics: Metrics
     """Metrics of the best trial on the test split."""
     seconds: float
+
+    def __repr__(self) -> str:
+        """Name the search, how far it is, its best run with its metrics, and its folder; the fields hold the rest."""
+        found = f"best {self.best.run}, test {metrics_text(self.metrics)}" if self.best else "no best yet"
+        done = f"{len(self.trials)} trials"
+        return f"<SearchResult {self.search}: {self.record.state}, {done}, {found}; searches/{self.search}/>"
 
 
 def read_search(store: Store, name: str) -> SearchRecord:

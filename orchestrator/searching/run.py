@@ -1,17 +1,18 @@
 """Does the trials of a search that are open, judges the best one, and writes the result."""
 
-import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
+from functools import partial
 from typing import Any, NamedTuple
 
 from cluster.errors import RunInterruptedError, RunUnfinishedError
 from cluster.head_watch import continued_by
-from cluster.lazy import imported
+from cluster.lazy import imported, importing
+from cluster.machine.typed import typed
 from cluster.s3.store import Store
 from cluster.session import cluster_resources, require_resources
 from orchestrator.config import Experiment
-from orchestrator.driving.following import polling
+from orchestrator.driving.following import following
 from orchestrator.driving.plan import dataset_of, plan_run
 from orchestrator.driving.workers import call_in_worker
 from orchestrator.runs.record import Metrics, RunRecord, read_run, update_run
@@ -52,8 +53,8 @@ def finish_search(
         on_start(record)
     started = time.perf_counter()
     try:
-        again = continued_by(f"orchestrator sweep --resume {record.search}", what=f"search {record.search}")
-        with again, polling(_teller(store, record, on_progress)):
+        again = continued_by(typed("sweep", "--resume", record.search), what=f"search {record.search}")
+        with again, following(partial(_trials, store, record.search), _told(record, on_progress)):
             _run_open(record, plan, store)
     except KeyboardInterrupt:
         raise RunInterruptedError(f"search {record.search} was stopped. {how_to_continue(record.search)}") from None
@@ -120,15 +121,13 @@ def _this_node() -> tuple[str, dict[str, float]]:
 
 def planned(experiment: Experiment, tried: list[Experiment], store: Store) -> _Plan:
     """Check the ends of the space against the dataset and the cluster, as single trainings would be."""
-    ahead = threading.Thread(target=imported, args=("ray.tune",), daemon=True)
-    ahead.start()
-    dataset, gpus = dataset_of(experiment, store), cluster_resources().get("GPU", 0)
-    runs = [plan_run(one, dataset, gpus=gpus) for one in tried]
-    need = 1.0 if any(run.techniques.processor == "gpu" for run in runs) else 0.0
-    require_resources(cpus=experiment.scaling.cpus_per_worker, gpus=need)
-    bodies = [run.model_dump(mode="json") for run in runs]
-    described = call_in_worker(describe_all, bodies, store.settings.model_dump(mode="json"), threads=1)
-    ahead.join()  # a thread that imports must not outlive the process's other threads
+    with importing("ray.tune"):
+        dataset, gpus = dataset_of(experiment, store), cluster_resources().get("GPU", 0)
+        runs = [plan_run(one, dataset, gpus=gpus) for one in tried]
+        need = 1.0 if any(run.techniques.processor == "gpu" for run in runs) else 0.0
+        require_resources(cpus=experiment.scaling.cpus_per_worker, gpus=need)
+        bodies = [run.model_dump(mode="json") for run in runs]
+        described = call_in_worker(describe_all, bodies, store.settings.model_dump(mode="json"), threads=1)
     run = described[0].model_copy(update={"evaluated_on": dataset.manifest.judged_on})
     return _Plan(run, need, gpus >= 1)
 
@@ -164,26 +163,27 @@ def _summary(result: SearchResult) -> dict[str, Any]:
     }
 
 
-def _teller(
-    store: Store, record: SearchRecord, on_progress: Callable[[SearchProgress], None] | None
-) -> Callable[[], None]:
-    """A function that calls ``on_progress`` for every trial that has come into the store since the last call."""
-    seen: dict[int, TrialRecord] = {}
-    total = record.experiment.search.trials if record.experiment.search else 0
+def _trials(store: Store, search: str) -> dict[Hashable, TrialRecord]:
+    return {trial.number: trial for trial in read_trials(store, search)}
 
-    def look() -> None:
-        for trial in read_trials(store, record.search) if on_progress else ():
-            if trial.number in seen:
-                continue
-            seen[trial.number] = trial
-            trials = list(seen.values())
-            best = best_of(trials, higher_is_better=record.higher_is_better)
-            assert on_progress
-            on_progress(SearchProgress(len(trials), total, counts_of(trials), best))
 
-    return look
+def _told(
+    record: SearchRecord, on_progress: Callable[[SearchProgress], None] | None
+) -> Callable[[TrialRecord], None] | None:
+    """A function that calls ``on_progress`` when a trial has ended, with what all so far have come to."""
+    settings = record.experiment.search
+    if on_progress is None or settings is None:
+        return None
+    trials: list[TrialRecord] = []
+
+    def tell(trial: TrialRecord) -> None:
+        trials.append(trial)
+        best = best_of(trials, higher_is_better=record.higher_is_better)
+        on_progress(SearchProgress(len(trials), settings.trials, counts_of(trials), best))
+
+    return tell
 
 
 def how_to_continue(search: str) -> str:
     """Name the command that goes on with a stopped search."""
-    return f"Continue it: orchestrator sweep --resume {search}."
+    return f"Continue it: `{typed('sweep', '--resume', search)}`."

@@ -6,7 +6,7 @@ import secrets
 import tempfile
 import time
 import traceback
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -15,29 +15,56 @@ from cluster.config import StoreSettings
 from cluster.errors import OrchestratorError, RunFailedError, StoreUnavailableError
 from cluster.s3.store import Store
 from cluster.staging import check_packages
-from orchestrator.driving.tune import time_limit
+from models.records import Frozen
+from orchestrator.driving.tune import time_limit, timed_out_text
 from orchestrator.runs.log import RunLog
 from orchestrator.runs.record import RunRecord, read_run, update_run
 from orchestrator.searching.record import Stage
 from orchestrator.searching.space import Values
 
-SAVES_EVERY_EPOCH = ("asha", "pbt")  # any of whose epochs may be a trial's last, or the first of its copy
 TUNE_CHECKPOINT = "checkpoint.json"
+
+
+class Chosen(Frozen):
+    """What a trial is given of its own."""
+
+    number: int
+    values: Values
+    """The settings that `pbt` may change; with the other methods they are in the run's record alone."""
+
+
+class TrialPlan(Frozen):
+    """What Ray Tune hands to a trial; its `trial` goes over to those that copy it."""
+
+    store: StoreSettings
+    metric: str
+    method: str
+    timeout_minutes: float | None
+    trial: Chosen
+
+    @property
+    def saves_every_epoch(self) -> bool:
+        """Whether any epoch may be a trial's last, or the first of its copy."""
+        return self.method in ("asha", "pbt")
+
+    @property
+    def is_copied(self) -> bool:
+        """Whether trials go on from each other's checkpoints."""
+        return self.method == "pbt"
 
 
 def run_trial(config: Mapping[str, Any]) -> None:
     """Train one trial and report every epoch. Runs as a trial of Ray Tune, whose name is that of the run.
 
     Args:
-        config: `store` settings; the `metric`; the `method`; `timeout_minutes`, if there is a limit; and `trial`, whose
-            `values` are what `pbt` may change.
+        config: a `TrialPlan`.
     """
     from ray import tune
 
     check_packages()
-    store = Store(StoreSettings.model_validate(config["store"]))
+    plan = TrialPlan.model_validate(config)
     try:
-        _train(config, store, tune.get_context().get_trial_name())
+        _train(plan, Store(plan.store), tune.get_context().get_trial_name())
     except StoreUnavailableError as error:
         tune.report({"undone": str(error)})  # no fault of the trial, which stays to be done
     except OrchestratorError as error:
@@ -68,56 +95,65 @@ def finish_best(run: str, store: dict[str, Any], keep_only: list[str]) -> dict[s
     return evaluate(trainer, "test")
 
 
-def _train(config: Mapping[str, Any], store: Store, run: str) -> None:
-    import torch
-
-    from orchestrator.training.epoch import evaluate, train_epoch
-    from orchestrator.training.fit import report
-    from orchestrator.training.trainer import World, build_trainer, load_state
-
-    values = config["trial"]["values"]
+def _train(plan: TrialPlan, store: Store, run: str) -> None:
     copied, stages = _copied(store)
+    values = plan.trial.values
     if not stages or (stages[-1].run, stages[-1].values) != (run, values):  # else it was only paused
         stages.append(Stage(run=run, after_epoch=copied.progress.epoch if copied else 0, values=values))
+    record = _with_changes(_still_open(store, run), values)
+    with time_limit(plan.timeout_minutes, partial(_give_up, record, store, plan)), RunLog(store, run) as log:
+        trainer = _begun(record, store, log, copied)
+        _train_to_the_end(trainer, plan, stages)
+
+
+def _still_open(store: Store, run: str) -> RunRecord:
     found = read_run(store, run)
     if found.state == "failed":
         raise RunFailedError(found.error or "")  # by `_give_up`: Tune has started its trial once more
-    record = _with_changes(found, values)
-    with time_limit(config["timeout_minutes"], partial(_give_up, record, store, config)), RunLog(store, run) as log:
-        device = torch.device("cuda" if record.techniques.processor == "gpu" else "cpu")
-        trainer = build_trainer(record, store=store, world=World(device=device), log=log)
-        record = record.model_copy(update={"parameters": sum(p.numel() for p in trainer.network.parameters())})
-        update_run(store, record)
-        if copied:
-            load_state(trainer, copied)
-        for epoch in range(trainer.position.epoch, trainer.settings.epochs):
-            began = time.perf_counter()
-            trained = train_epoch(trainer, epoch)
-            metrics = evaluate(trainer, record.evaluated_on)
-            report(trainer, epoch, trained | metrics)
-            value = _finite(config["metric"], metrics, epoch)
-            if config["method"] in SAVES_EVERY_EPOCH or epoch + 1 == trainer.settings.epochs:
-                _save(trainer, prunes=config["method"] != "pbt")
-            _tell(
-                {
-                    "value": value,
-                    "epoch": epoch + 1,
-                    "metrics": metrics,
-                    "history": list(trainer.history),
-                    "checkpoint_prefix": trainer.checkpoint,
-                    "stages": [stage.model_dump(mode="json") for stage in stages],
-                    "epoch_seconds": time.perf_counter() - began,
-                },
-                with_checkpoint=config["method"] == "pbt",
-            )
+    return found
 
 
-def _give_up(record: RunRecord, store: Store, config: Mapping[str, Any]) -> None:
+def _begun(record: RunRecord, store: Store, log: RunLog, copied: Any) -> Any:
+    """The trial's trainer, at its start or where another trial's checkpoint leaves off."""
+    import torch
+
+    from orchestrator.training.trainer import World, build_trainer, load_state
+
+    device = torch.device("cuda" if record.techniques.processor == "gpu" else "cpu")
+    trainer = build_trainer(record, store=store, world=World(device=device), log=log)
+    update_run(store, record.model_copy(update={"parameters": sum(p.numel() for p in trainer.network.parameters())}))
+    if copied:
+        load_state(trainer, copied)
+    return trainer
+
+
+def _train_to_the_end(trainer: Any, plan: TrialPlan, stages: Sequence[Stage]) -> None:
+    """Train, save and report every epoch."""
+    from orchestrator.training.fit import train_epochs
+
+    began = time.perf_counter()
+    for metrics in train_epochs(trainer, judged_on=trainer.record.evaluated_on):
+        epoch = trainer.position.epoch
+        value = _finite(plan.metric, metrics, epoch)
+        if plan.saves_every_epoch or epoch == trainer.settings.epochs:
+            _save(trainer, prunes=not plan.is_copied)
+        result = {
+            "value": value,
+            "epoch": epoch,
+            "metrics": metrics,
+            "history": list(trainer.history),
+            "checkpoint_prefix": trainer.checkpoint,
+            "stages": [stage.model_dump(mode="json") for stage in stages],
+            "epoch_seconds": time.perf_counter() - began,
+        }
+        _tell(result, with_checkpoint=plan.is_copied)
+        began = time.perf_counter()
+
+
+def _give_up(record: RunRecord, store: Store, plan: TrialPlan) -> None:
     """Let the run fail whose time is over."""
-    error = (
-        f"a training must end within search.trial_timeout_minutes ({config['timeout_minutes']:g}), got no end. "
-        "Allow more, or find out where it hangs: train it alone."
-    )
+    assert plan.timeout_minutes is not None
+    error = timed_out_text(plan.timeout_minutes, setting="search.trial_timeout_minutes", what="it")
     update_run(store, record.model_copy(update={"state": "failed", "error": error}))
 
 
@@ -132,7 +168,7 @@ def _finite(metric: str, metrics: Mapping[str, float], epoch: int) -> float:
     value = metrics.get(metric, math.nan)
     if math.isfinite(value):
         return value
-    raise RunFailedError(f"{metric} must be a finite number, got {value} after epoch {epoch + 1}.")
+    raise RunFailedError(f"{metric} must be a finite number, got {value} after epoch {epoch}.")
 
 
 def _save(trainer: Any, *, prunes: bool) -> None:

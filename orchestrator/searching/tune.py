@@ -2,8 +2,6 @@
 
 # ruff: noqa: ARG002  (Tune passes its callbacks more than they need)
 
-import logging
-import os
 import tempfile
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
@@ -15,7 +13,7 @@ from ray.tune.search import Searcher
 
 from cluster.s3.store import Store
 from orchestrator.config import RangeConfig, SearchConfig
-from orchestrator.driving.tune import FORGIVEN_LOSSES, TUNE_ENVIRONMENT
+from orchestrator.driving.tune import FORGIVEN_LOSSES, quiet_tune
 from orchestrator.runs.record import RunRecord
 from orchestrator.searching.journal import Journal
 from orchestrator.searching.record import SearchRecord, TrialRecord
@@ -47,11 +45,9 @@ def run_trials(
         concurrency: trials at the same time.
         resources: that a trial reserves, by Ray's names.
     """
-    os.environ |= TUNE_ENVIRONMENT | {"TUNE_DISABLE_STRICT_METRIC_CHECKING": "1"}  # a failed trial has no metric
-    logging.getLogger("ray.tune").setLevel(logging.CRITICAL)  # of what it would say, we say what matters
     journal = Journal(record.experiment, base, known=known, gpu_available=gpu_available, store=store)
     epochs = record.experiment.train.epochs
-    with tempfile.TemporaryDirectory(prefix="orchestrator-search-") as folder:
+    with quiet_tune(), tempfile.TemporaryDirectory(prefix="orchestrator-search-") as folder:
         results = tune.Tuner(
             tune.with_resources(run_trial, PlacementGroupFactory([dict(resources)])),
             param_space=_settings_of_trials(record, journal, numbers, store),

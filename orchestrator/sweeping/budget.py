@@ -5,7 +5,9 @@ import math
 import statistics
 import time
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import NamedTuple
 
 from pydantic import BaseModel, ConfigDict
 
@@ -74,26 +76,26 @@ def probe(
         together: arm → how many of its trainings run as one batched model. The probe runs them the same way; arms that
             are not listed train one by one.
     """
-    name, started = f"{sweep}-probe", time.perf_counter()
-    arms = {f"{arm}-e{n}": _with_epochs(run, n) for arm, run in runs.items() for n in _epochs(run)}
-    tasks = [
-        Task(name=f"{arm}-e{n}-s{seed}", arm=f"{arm}-e{n}", seed=seed, pack=f"{arm}-e{n}" if arm in together else None)
-        for arm, run in runs.items()
-        for n in _epochs(run)
-        for seed in range(run.experiment.train.seed, run.experiment.train.seed + together.get(arm, 1))
-    ]
-    _remove(name, store)  # what a killed probe of this name has left may be of other settings
-    try:
-        finish_tasks(tasks, sweep=name, arms=arms, timeout_minutes=None, store=store, launch=launch)
+    started = time.perf_counter()
+    probes = [_Probe(arm, epochs, run) for arm, run in runs.items() for epochs in _epochs(run)]
+    with _probe_sweep(f"{sweep}-probe", store) as name:
+        finish_tasks(
+            [task for one in probes for task in one.tasks(together.get(one.arm))],
+            sweep=name,
+            arms={one.name: one.shortened for one in probes},
+            timeout_minutes=None,
+            store=store,
+            launch=launch,
+        )
         spent = defaultdict(list)
         for cell in read_stored(store, name).cells:
             spent[cell.arm].append(cell.seconds)
-    finally:
-        _remove(name, store)
     wall_s = time.perf_counter() - started
-    took = {arm: statistics.fmean(seconds) for arm, seconds in spent.items()}
+    took: dict[str, list[float]] = defaultdict(list)
+    for one in probes:
+        took[one.arm].append(statistics.fmean(spent[one.name]))
     return Prediction(
-        seconds={arm: _whole(run, [took[f"{arm}-e{n}"] for n in _epochs(run)]) for arm, run in runs.items()},
+        seconds={arm: _whole(run, took[arm]) for arm, run in runs.items()},
         dollars_per_hour=dict(prices),
         lanes=lanes,
         trials=trials,
@@ -102,17 +104,47 @@ def probe(
     )
 
 
+class _Probe(NamedTuple):
+    """An arm, trained for a few epochs."""
+
+    arm: str
+    epochs: int
+    run: RunRecord
+
+    @property
+    def name(self) -> str:
+        """What the probe calls it."""
+        return f"{self.arm}-e{self.epochs}"
+
+    @property
+    def shortened(self) -> RunRecord:
+        """What is trained."""
+        train = self.run.experiment.train.model_copy(update={"epochs": self.epochs})
+        return self.run.model_copy(update={"experiment": self.run.experiment.model_copy(update={"train": train})})
+
+    def tasks(self, together: int | None) -> list[Task]:
+        """One training, or as many as are one batched model."""
+        first, pack = self.run.experiment.train.seed, self.name if together else None
+        seeds = range(first, first + (together or 1))
+        return [Task(name=f"{self.name}-s{seed}", arm=self.name, seed=seed, pack=pack) for seed in seeds]
+
+
+@contextmanager
+def _probe_sweep(name: str, store: Store) -> Iterator[str]:
+    """A sweep of which nothing stays; what a killed probe of this name has left may be of other settings."""
+    _remove(name, store)
+    try:
+        yield name
+    finally:
+        _remove(name, store)
+
+
 def _remove(name: str, store: Store) -> None:
     store.delete([info.key for prefix in (f"sweeps/{name}/", f"runs/{name}.") for info in store.list(prefix)])
 
 
 def _epochs(run: RunRecord) -> range:
     return range(1, min(2, run.experiment.train.epochs) + 1)
-
-
-def _with_epochs(run: RunRecord, epochs: int) -> RunRecord:
-    train = run.experiment.train.model_copy(update={"epochs": epochs})
-    return run.model_copy(update={"experiment": run.experiment.model_copy(update={"train": train})})
 
 
 def _whole(run: RunRecord, found: Sequence[float]) -> float:

@@ -19,7 +19,7 @@ from cluster.s3.store import Store, all_at_once
 from cluster.session import store_environment
 from cluster.staging import check_packages
 from orchestrator.driving.recovery import fit_on_ray
-from orchestrator.driving.tune import time_limit
+from orchestrator.driving.tune import time_limit, timed_out_text
 from orchestrator.driving.worker_process import is_abandoned
 from orchestrator.driving.workers import call_in_worker
 from orchestrator.evidence.record import Cell
@@ -233,8 +233,5 @@ def _train(record: RunRecord, store: Store) -> tuple[Metrics, list[dict[str, Any
 
 def _timed_out(plan: LanePlan, task: CellTask, lane: int) -> Cell:
     assert plan.timeout_minutes is not None
-    error = (
-        f"a training must end within sweep.cell_timeout_minutes ({plan.timeout_minutes:g}), got no end. "
-        "Allow more, or find out where it hangs: train this arm alone."
-    )
+    error = timed_out_text(plan.timeout_minutes, setting="sweep.cell_timeout_minutes", what="this arm")
     return failed_cell(plan, task, error, seconds=plan.timeout_minutes * 60, lane=lane)

@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from typing import Any, Literal, NamedTuple
 
 from cluster.errors import NotFoundError
+from cluster.machine.typed import typed
 from cluster.s3.records import read_model
 from cluster.s3.store import Store
 from models.records import Frozen
@@ -84,6 +85,12 @@ class SweepResult(NamedTuple):
     seconds: float
     """Seconds that the sweep took. Of the time before a `resume`, only that in which trainings ran is known."""
 
+    def __repr__(self) -> str:
+        """Name the sweep, how far it is, what won and its folder; the fields hold the rest."""
+        found = f"winner {self.ledger.winner}" if self.ledger.winner else "no clear winner"
+        done = f"{len(self.cells)} trainings of {len(self.record.arms)} arms"
+        return f"<SweepResult {self.sweep}: {self.record.state}, {done}, {found}; sweeps/{self.sweep}/>"
+
 
 def dollars_spent(result: SweepResult) -> float | None:
     """On all trainings, those that chose learning rates too; ``None`` if the price of one is not known."""
@@ -150,7 +157,7 @@ def ledger_of(record: SweepRecord, cells: list[Cell]) -> Ledger:
 
 def how_to_continue(record: SweepRecord) -> str:
     """Name the command that goes on with a stopped sweep."""
-    return f"Continue it: orchestrator sweep --resume {record.sweep}."
+    return f"Continue it: `{typed('sweep', '--resume', record.sweep)}`."
 
 
 def body_of(record: SweepRecord) -> bytes:

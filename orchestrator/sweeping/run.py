@@ -1,25 +1,23 @@
 """Does what is open of a sweep: tunes learning rates, runs the lanes, writes the result."""
 
-import logging
 import math
-import os
 import tempfile
-import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from functools import partial
 
 from cluster.config import StoreSettings
 from cluster.errors import RunInterruptedError, RunUnfinishedError
 from cluster.head_watch import continued_by
-from cluster.lazy import imported
+from cluster.lazy import importing
+from cluster.machine.typed import typed
 from cluster.s3.store import Store
 from cluster.session import cluster_resources, num_nodes, require_resources
 from orchestrator.data.dataset import Dataset, open_dataset
-from orchestrator.driving.following import polling
+from orchestrator.driving.following import following
 from orchestrator.driving.plan import code_version, dataset_of, plan_run
 from orchestrator.driving.room import prepare
-from orchestrator.driving.tune import TUNE_ENVIRONMENT
+from orchestrator.driving.tune import quiet_tune
 from orchestrator.driving.workers import call_in_worker
 from orchestrator.evidence.record import Cell, busy_seconds
 from orchestrator.runs.record import RunRecord
@@ -64,10 +62,10 @@ def finish_sweep(
     tasks = _cell_tasks(record)
     trials = _tuning_tasks(record, runs, store)
     folders = sorted({task.folder for task in trials + tasks}, reverse=True)  # the tuning comes first
-    look = _teller(store, record.sweep, folders=folders, total=len(trials) + len(tasks), on_progress=on_progress)
+    read, tell = partial(_cells, store, record.sweep, folders=folders), _told(on_progress, total=len(trials + tasks))
     try:
-        again = continued_by(f"orchestrator sweep --resume {record.sweep}", what=f"sweep {record.sweep}")
-        with again, polling(look):
+        again = continued_by(typed("sweep", "--resume", record.sweep), what=f"sweep {record.sweep}")
+        with again, following(read, tell):
             if trials and any(arm.tuned is None for arm in record.arms):
                 record = _tune(record, runs, trials, store=store, launch=launch)
             _finish(record, runs, tasks, store=store, launch=launch)
@@ -185,15 +183,13 @@ def _finish(
 
 def launch_lanes(record: SweepRecord, runs: Mapping[str, RunRecord], store: StoreSettings, plan: LanePlan) -> str:
     """Run the lanes of one attempt to their end; return an error of one, if any had one."""
-    os.environ |= TUNE_ENVIRONMENT
-    logging.getLogger("ray.tune").setLevel(logging.CRITICAL)  # of what it would say, we say what matters
     from ray import tune
 
     lanes = num_lanes(record.experiment, runs, len(packs_of(plan)))
     each = lanes if trains_in_workers(runs) and num_nodes() == 1 else 1  # a trial's process takes seconds to start
     shared = {"store": store.model_dump(mode="json"), "plan": plan.key, "num_lanes": lanes}
     trials = [list(range(first, first + each)) for first in range(0, lanes, each)]
-    with tempfile.TemporaryDirectory(prefix="orchestrator-sweep-") as folder:
+    with quiet_tune(), tempfile.TemporaryDirectory(prefix="orchestrator-sweep-") as folder:
         results = tune.Tuner(
             tune.with_resources(run_lanes, _trial_resources(runs, lanes=each)),
             param_space={**shared, "lanes": tune.grid_search(trials)},
@@ -216,10 +212,25 @@ def _trial_resources(runs: Mapping[str, RunRecord], *, lanes: int) -> dict[str, 
 
 
 def planned_runs(arms: Sequence[Arm], store: Store) -> dict[str, RunRecord]:
-    """Validate every arm against its dataset and the cluster, as a single training would be."""
-    ahead = threading.Thread(target=imported, args=("ray.tune",), daemon=True)
-    ahead.start()
-    gpus = cluster_resources().get("GPU", 0)
+    """Validate every arm against its dataset and the cluster, as a single training would be.
+
+    Meanwhile Ray Tune is imported, and the processes that will train are started.
+    """
+    with importing("ray.tune"):
+        runs = _plan_runs(arms, store, gpus=cluster_resources().get("GPU", 0))
+        _start_lanes_ahead(arms, runs)
+        threads = next(iter(runs.values())).experiment.scaling.num_threads
+        records = [run.model_dump(mode="json") for run in runs.values()]
+        described = call_in_worker(describe_all, records, store.settings.model_dump(mode="json"), threads=threads)
+    return dict(zip(runs, described, strict=True))
+
+
+def _plan_runs(arms: Sequence[Arm], store: Store, *, gpus: float) -> dict[str, RunRecord]:
+    """What each arm trains.
+
+    Raises:
+        ConfigError, ClusterError: an arm does not fit its dataset or the cluster.
+    """
     datasets: dict[tuple[str, str | None], Dataset] = {}
     runs, code = {}, code_version()
     for arm in arms:
@@ -230,12 +241,7 @@ def planned_runs(arms: Sequence[Arm], store: Store) -> dict[str, RunRecord]:
         gpus_needed = scaling.max_workers if run.techniques.processor == "gpu" else 0
         require_resources(cpus=scaling.max_workers * scaling.cpus_per_worker, gpus=gpus_needed)
         runs[arm.name] = run
-    _start_lanes_ahead(arms, runs)
-    threads = next(iter(runs.values())).experiment.scaling.num_threads
-    records = [run.model_dump(mode="json") for run in runs.values()]
-    described = call_in_worker(describe_all, records, store.settings.model_dump(mode="json"), threads=threads)
-    ahead.join()  # a thread that imports must not outlive the process's other threads
-    return dict(zip(runs, described, strict=True))
+    return runs
 
 
 def _start_lanes_ahead(arms: Sequence[Arm], runs: Mapping[str, RunRecord]) -> None:
@@ -247,27 +253,18 @@ def _start_lanes_ahead(arms: Sequence[Arm], runs: Mapping[str, RunRecord]) -> No
     prepare(first, workers=lanes * first.experiment.scaling.max_workers)
 
 
-def _teller(
-    store: Store,
-    sweep: str,
-    *,
-    folders: Sequence[str],
-    total: int,
-    on_progress: Callable[[SweepProgress], None] | None,
-) -> Callable[[], None]:
-    """A function that calls ``on_progress`` for every cell that has come into the store since the last call."""
-    seen: set[str] = set()
-    failed = 0
+def _cells(store: Store, sweep: str, *, folders: Sequence[str]) -> dict[Hashable, Cell]:
+    return {cell.run: cell for folder in folders for cell in read_stored(store, sweep, folder=folder).cells}
 
-    def look() -> None:
-        nonlocal failed
-        for folder in folders if on_progress else ():
-            for cell in read_stored(store, sweep, folder=folder).cells:
-                if cell.run in seen:
-                    continue
-                seen.add(cell.run)
-                failed += cell.state == "failed"
-                assert on_progress
-                on_progress(SweepProgress(len(seen), failed, total, cell))
 
-    return look
+def _told(on_progress: Callable[[SweepProgress], None] | None, *, total: int) -> Callable[[Cell], None] | None:
+    """A function that calls ``on_progress`` with a new cell, and with how many have come before it."""
+    if on_progress is None:
+        return None
+    cells: list[Cell] = []
+
+    def tell(cell: Cell) -> None:
+        cells.append(cell)
+        on_progress(SweepProgress(len(cells), sum(c.state == "failed" for c in cells), total, cell))
+
+    return tell

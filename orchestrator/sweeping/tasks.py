@@ -19,7 +19,7 @@ from cluster.errors import RunUnfinishedError
 from cluster.s3.store import Store
 from cluster.s3.write_once import append, read_all
 from models.records import Frozen
-from orchestrator.driving.tune import FORGIVEN_LOSSES
+from orchestrator.driving.tune import FORGIVEN_LOSSES, lost_text
 from orchestrator.evidence.record import Cell
 from orchestrator.runs.record import RunRecord, utc_now
 
@@ -183,11 +183,7 @@ def read_stored(store: Store, sweep: str, *, folder: str = "cells") -> StoredCel
 
 
 def _lost(plan: LanePlan, task: CellTask) -> Cell:
-    error = (
-        f"a training must not end its process, got {FORGIVEN_LOSSES + 1} deaths in a row. Its machine may be out of "
-        "memory: use a smaller model, batch or sweep.concurrency; or see the logs of the cluster."
-    )
-    return failed_cell(plan, task, error)
+    return failed_cell(plan, task, lost_text(concurrency="sweep.concurrency"))
 
 
 def claims(plan: LanePlan) -> str:

@@ -3,16 +3,16 @@
 import math
 import time
 from collections.abc import Mapping, Sequence
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
+from typing import NamedTuple
 
 import torch
 import torch.distributed as dist
-from torch import Tensor, nn
+from torch import Tensor
 
 from cluster.errors import RunFailedError
 from cluster.failpoints import failpoint
 from models.features import TARGET, ImageFeature
-from models.techniques import penalty, set_random_state
 from orchestrator.config import TrainConfig
 from orchestrator.data.order import Plan
 from orchestrator.data.reading.augment import augment
@@ -45,10 +45,11 @@ def train_epoch(trainer: Trainer, epoch: int, writer: CheckpointWriter | None = 
     PULSE.enter("data")
     for step, micro_batches in enumerate(batches, first):
         began = time.monotonic()
-        trainer.is_stopping = train_step(trainer, micro_batches, plan, step=step, loss=loss)
+        taken = train_step(trainer, micro_batches, plan, step=step)
+        loss += taken.loss
+        trainer.is_stopping = taken.is_stopping
         position.step, position.samples = step + 1, position.samples + sum(plan.step_sizes(step))
-        PULSE.step = epoch * plan.num_steps + step + 1
-        PULSE.slowest_step_s = max(PULSE.slowest_step_s, time.monotonic() - began)
+        PULSE.end_step(epoch * plan.num_steps + step + 1, seconds=time.monotonic() - began)
         _report_step(trainer, plan, position.samples - trained, clock, waited_s)
         if writer and not _is_mid_update(trainer, plan) and step + 1 < plan.num_steps:  # after the last: _save_epoch
             _save_step(trainer, writer, loss)
@@ -65,8 +66,17 @@ def train_epoch(trainer: Trainer, epoch: int, writer: CheckpointWriter | None = 
     }
 
 
-def train_step(trainer: Trainer, micro_batches: Sequence[MicroBatch], plan: Plan, *, step: int, loss: Tensor) -> bool:
-    """One step of all workers together; adds to ``loss``, and returns whether any of them was asked to stop."""
+class Step(NamedTuple):
+    """What a step of all workers together came to."""
+
+    loss: Tensor
+    """Summed over the samples."""
+    is_stopping: bool
+    """Whether any worker was asked to stop."""
+
+
+def train_step(trainer: Trainer, micro_batches: Sequence[MicroBatch], plan: Plan, *, step: int) -> Step:
+    """Take one step of all workers together."""
     PULSE.enter("compute")
     rank, epoch = trainer.world.rank, trainer.position.epoch
     by_batch = trainer.record.techniques.gradient == "batch"
@@ -77,18 +87,17 @@ def train_step(trainer: Trainer, micro_batches: Sequence[MicroBatch], plan: Plan
     PULSE.enter("exchange")
     if PULSE.stop is not None:
         trainer.parts.vote()  # all must end after the same step
-    gradient_P, step_loss = trainer.parts.end_step(
-        with_gradient=not by_batch or step == plan.num_steps - 1,
+    is_update = not by_batch or step == plan.num_steps - 1
+    loss = trainer.parts.end_step(
+        with_gradient=is_update,
         workers=trainer.world.size,
         logical_workers=trainer.num_logical_workers,
         reduction=trainer.record.experiment.scaling.reduction,
     )
     failpoint("train.after_exchange", rank=rank)
-    if gradient_P is not None:
-        with trainer.why.update() if trainer.why else nullcontext():
-            apply_update(trainer, gradient_P)
-    loss += step_loss
-    return _is_vote_read(trainer, step, plan) and trainer.parts.votes.item() > 0
+    if is_update:
+        apply_update(trainer)
+    return Step(loss, _is_vote_read(trainer, step, plan) and trainer.parts.votes.item() > 0)
 
 
 def accumulate(trainer: Trainer, micro_batches: Sequence[MicroBatch], *, epoch: int, step: int, samples: int) -> None:
@@ -102,26 +111,10 @@ def accumulate(trainer: Trainer, micro_batches: Sequence[MicroBatch], *, epoch: 
         trainer.parts.end_row(row, loss)
 
 
-def apply_update(trainer: Trainer, gradient_P: Tensor) -> None:
-    """One step of the optimizer along the summed gradient, with penalty, clipping, decay and schedule.
-
-    Args:
-        trainer: whose parameters' gradients are views of ``gradient_P``.
-        gradient_P: the gradient of the mean loss.
-    """
-    settings, network = trainer.settings, trainer.network
-    if trainer.record.techniques.regularization == "penalty" and (settings.l1 or settings.l2):
-        penalty(network, l1=settings.l1, l2=settings.l2).backward()  # type: ignore[no-untyped-call]
-    if settings.clip_norm is not None:
-        gradient_P.mul_(torch.clamp(settings.clip_norm / gradient_P.norm(), max=1.0))
-    rate = learning_rate(settings, trainer.update, total_updates(trainer))
-    if settings.weight_decay:
-        decayed: list[Tensor] = [p for p in network.parameters() if p.ndim > 1]
-        with torch.no_grad():
-            torch._foreach_mul_(decayed, 1 - rate * settings.weight_decay)
-    for group in trainer.optimizer.param_groups:
-        group["lr"] = rate
-    trainer.optimizer.step()
+def apply_update(trainer: Trainer) -> None:
+    """One step of the optimizer along the summed gradient of the mean loss."""
+    with trainer.why.update() if trainer.why else nullcontext():
+        trainer.updater.apply([learning_rate(trainer.settings, trainer.update, total_updates(trainer))])
     trainer.update += 1
     trainer.first_step_at = PULSE.first_step_at = trainer.first_step_at or time.time()
 
@@ -200,25 +193,17 @@ def to_device(
     return batch
 
 
-def freeze_statistics_of_one(network: nn.Module, size: int) -> None:
-    """One sample has no variance: batch normalization uses its running statistics for it."""
-    for module in network.modules():
-        if isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d):
-            module.train(size > 1)
-
-
 def _backward(trainer: Trainer, micro_batch: MicroBatch, counters: Counters, samples: int) -> Tensor:
     experiment = trainer.record.experiment
     batch = to_device(micro_batch.tensors, trainer, augment_key=counters)
-    set_random_state(trainer.network, **counters._asdict())
-    freeze_statistics_of_one(trainer.network, micro_batch.size)
+    trainer.network.begin_batch(micro_batch.size, **counters._asdict())
     why = trainer.why
     look = why.look(counters.step, logical_worker=counters.logical_worker) if why else nullcontext()
     with _autocast(trainer), look:
         outputs = trainer.network(batch)
     smoothing = experiment.train.label_smoothing
     loss: Tensor = trainer.network.task.loss_sum(outputs, batch[TARGET], label_smoothing=smoothing)
-    (loss / samples).backward()  # type: ignore[no-untyped-call]
+    loss.backward(torch.full_like(loss, 1 / samples))  # type: ignore[no-untyped-call]
     return loss.detach()
 
 
@@ -246,9 +231,10 @@ def _save_step(trainer: Trainer, writer: CheckpointWriter, loss: Tensor) -> None
         raise TrainingStoppedError(PULSE.stop or "resized")
 
 
-def _autocast(trainer: Trainer) -> torch.autocast:
+def _autocast(trainer: Trainer) -> AbstractContextManager[object]:
     device = trainer.world.device
-    return torch.autocast(device.type, torch.bfloat16, enabled=precision(trainer.settings, device) == "bf16")
+    is_bf16 = precision(trainer.settings, device) == "bf16"
+    return torch.autocast(device.type, torch.bfloat16) if is_bf16 else nullcontext()
 
 
 def _report_step(trainer: Trainer, plan: Plan, samples: int, clock: float, waited_s: float) -> None:

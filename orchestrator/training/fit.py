@@ -2,6 +2,7 @@
 
 import secrets
 import time
+from collections.abc import Iterator
 from functools import partial
 from typing import Any, Literal
 
@@ -49,11 +50,28 @@ def fit(
         if checkpoints == "all":
             restore(trainer)
             writer.begin_at(trainer.update)
-        for epoch in range(trainer.position.epoch, trainer.settings.epochs):
-            trained = train_epoch(trainer, epoch, writer if checkpoints == "all" else None)
-            report(trainer, epoch, trained | evaluate(trainer, trainer.dataset.manifest.judged_on))
+        between_steps = writer if checkpoints == "all" else None
+        for _ in train_epochs(trainer, judged_on=trainer.dataset.manifest.judged_on, writer=between_steps):
             _save_epoch(trainer, writer, checkpoints)
     return trainer
+
+
+def train_epochs(trainer: Trainer, *, judged_on: str, writer: CheckpointWriter | None = None) -> Iterator[Metrics]:
+    """Train from where the trainer is to its last epoch; yield each epoch's metrics on a split, once they are reported.
+
+    Args:
+        trainer: changed in place.
+        judged_on: the split.
+        writer: see `train_epoch`.
+
+    Raises:
+        RunFailedError, TrainingStoppedError: see `train_epoch`.
+    """
+    for epoch in range(trainer.position.epoch, trainer.settings.epochs):
+        trained = train_epoch(trainer, epoch, writer)
+        metrics = evaluate(trainer, judged_on)
+        report(trainer, epoch, trained | metrics)
+        yield metrics
 
 
 def restore(trainer: Trainer) -> None:

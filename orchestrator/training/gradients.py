@@ -49,6 +49,8 @@ class GradientParts:
         self._counters = [b for name, b in network.named_buffers() if name.endswith("num_batches_tracked")]
         self._steps = [c.clone() for c in self._counters]
         self._gradients = [self._gradient_views(row_N) for row_N in self.rows_KN]
+        self.gradient_P = self.rows_KN[0, : self.num_gradient]
+        """The sum over all logical workers, where `end_step` leaves it."""
 
     def begin_step(self) -> None:
         """Clear what the last step summed; remember the running statistics, which every logical worker starts from."""
@@ -77,17 +79,16 @@ class GradientParts:
 
     def end_step(
         self, *, with_gradient: bool, workers: int, logical_workers: int, reduction: Reduction = "fixed_order"
-    ) -> tuple[Tensor | None, Tensor]:
-        """Sum over all logical workers, and average the running statistics.
+    ) -> Tensor:
+        """Sum over all logical workers, and average the running statistics; return the loss.
+
+        The gradient is `gradient_P` then, bound to the parameters until the next step begins.
 
         Args:
             with_gradient: ``False`` leaves the gradients to grow over several steps.
             workers: size of the default process group.
             logical_workers: over all workers.
             reduction: ``all_reduce`` gives bits that depend on the worker count.
-
-        Returns:
-            The gradient, flat and bound to the parameters until the next step begins, or ``None``; and the loss.
         """
         first = 0 if with_gradient else self.num_gradient
         if reduction == "fixed_order":
@@ -104,10 +105,8 @@ class GradientParts:
         for counter, steps in zip(self._counters, self._steps, strict=True):
             counter.copy_(steps + 1)  # a step counts once, however many logical workers ran here
         loss, self.votes = total_N[-1].clone(), total_N[-2].clone()
-        if not with_gradient:
-            return None, loss
         self._bind(self._gradients[0])
-        return total_N[: self.num_gradient], loss
+        return loss
 
     def _gradient_views(self, flat: Tensor) -> list[Tensor]:
         """Views with each parameter's own strides, so that channels_last gradients need no copy."""

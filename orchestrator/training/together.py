@@ -7,13 +7,12 @@ batch normalization over a handful of samples.
 
 import math
 import time
-from collections import defaultdict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.func import functional_call
 
 from cluster.errors import RunFailedError
@@ -22,7 +21,6 @@ from cluster.s3.store import Store, all_at_once
 from models.diagnostics import Diagnostics, look_steps
 from models.features import TARGET
 from models.networks.stacked import StackedNetwork
-from models.techniques import penalized_weights, set_random_state
 from orchestrator.config import TrainConfig
 from orchestrator.data.dataset import TRAIN, Dataset, open_dataset
 from orchestrator.data.order import Plan
@@ -31,14 +29,14 @@ from orchestrator.runs.record import Metrics, RunRecord
 from orchestrator.training.epoch import (
     evaluate,
     finite_loss,
-    freeze_statistics_of_one,
     learning_rate,
     to_device,
     total_updates,
 )
 from orchestrator.training.fit import report, write_checkpoint
 from orchestrator.training.packs import can_train_together
-from orchestrator.training.trainer import Counters, Trainer, World, build_optimizer, build_trainer, snapshot
+from orchestrator.training.trainer import Counters, Trainer, World, build_trainer, snapshot
+from orchestrator.training.updater import Updater
 
 # R = replicates, L = logical workers, P = numbers of a network's parameters
 
@@ -53,14 +51,7 @@ class Group:
     trainers: list[Trainer]
     network: StackedNetwork
     """Owns the weights; each trainer's network is a view of one row."""
-    rows: list[nn.Parameter]
-    """All numbers of each network as one parameter."""
-    optimizer: torch.optim.Optimizer
-    """Updates the rows, in groups of one learning rate; `places` tells whose."""
-    penalized_P: Tensor
-    """1 for a number that the penalty is on, else 0."""
-    decayed_P: Tensor
-    """1 for a number that `train.weight_decay` is on, else 0."""
+    updater: Updater
     failures: dict[int, RunFailedError] = field(default_factory=dict)
     """By the trainer's place. The others go on; a failed one's numbers are computed too, which harms nobody."""
 
@@ -113,20 +104,9 @@ def most_at_once(record: RunRecord, dataset: Dataset) -> int:
 def build_group(trainers: list[Trainer]) -> Group:
     """Put the networks of trainers, just built, side by side."""
     network, own = StackedNetwork([trainer.network for trainer in trainers]), trainers[0].network
-    rows = [nn.Parameter(weights_P) for weights_P in network.weights_RP]
-    places = defaultdict(list)
-    for place, (row, gradient_P) in enumerate(zip(rows, network.gradients_RP, strict=True)):
-        row.grad = gradient_P
-        places[trainers[place].settings.learning_rate].append(place)
-    groups = [{"params": [rows[i] for i in alike], "places": alike} for alike in places.values()]
-    return Group(
-        trainers=trainers,
-        network=network,
-        rows=rows,
-        optimizer=build_optimizer(groups, trainers[0].settings),
-        penalized_P=_marks(own, penalized_weights(own)),
-        decayed_P=_marks(own, (p for p in own.parameters() if p.ndim > 1)),
-    )
+    records = [trainer.record for trainer in trainers]
+    updater = Updater(records, own, weights_RP=network.weights_RP, gradients_RP=network.gradients_RP)
+    return Group(trainers, network, updater)
 
 
 def train_epoch(group: Group, epoch: int) -> list[Metrics]:
@@ -202,25 +182,13 @@ def backward(group: Group, batch: dict[str, Tensor], *, samples: int) -> Tensor:
     return losses_R.detach()
 
 
-@torch.no_grad()
 def apply_update(group: Group) -> None:
-    """One step of the optimizer for every replicate, as `orchestrator.training.epoch.apply_update` does for one."""
-    settings, weights_RP, gradients_RP = group.settings, group.network.weights_RP, group.network.gradients_RP
-    rates = [learning_rate(t.settings, t.update, total_updates(t)) for t in group.trainers]
+    """One step of the optimizer for every replicate."""
     with ExitStack() as looks:
         for trainer in group.trainers:
             looks.enter_context(_why(trainer).update())
-        if group.trainers[0].record.techniques.regularization == "penalty":
-            gradients_RP.addcmul_(weights_RP, group.penalized_P, value=2 * settings.l2)
-            gradients_RP.addcmul_(weights_RP.sign(), group.penalized_P, value=settings.l1)
-        if settings.clip_norm is not None:
-            gradients_RP.mul_(torch.clamp(settings.clip_norm / gradients_RP.norm(dim=1, keepdim=True), max=1.0))
-        if settings.weight_decay:
-            weights_RP.mul_(1 - torch.tensor(rates).unsqueeze(1) * settings.weight_decay * group.decayed_P)
-        for same in group.optimizer.param_groups:
-            same["lr"] = rates[same["places"][0]]
-        group.optimizer.step()
-    gradients_RP.zero_()
+        group.updater.apply([learning_rate(t.settings, t.update, total_updates(t)) for t in group.trainers])
+    group.network.gradients_RP.zero_()
     for trainer in group.trainers:
         trainer.update += 1
 
@@ -232,8 +200,8 @@ def _fit(group: Group) -> list[Trainer | RunFailedError]:
         if len(group.failures) == len(group.trainers):
             break
     living = list(_living(group))
-    for place, _ in living:
-        _hand_over_optimizer(group, place)
+    for place, trainer in living:
+        trainer.updater.load(group.updater.tensors(place))
     all_at_once(lambda one: write_checkpoint(one[1], snapshot(one[1])), living)
     return [group.failures.get(place, trainer) for place, trainer in enumerate(group.trainers)]
 
@@ -258,29 +226,10 @@ def _living(group: Group) -> Iterator[tuple[int, Trainer]]:
 def _look(trainer: Trainer, batch: dict[str, Tensor], key: Counters, *, size: int) -> None:
     """Show the why panel what this replicate's network makes of logical worker 0's samples; nothing is changed."""
     network = trainer.network
-    set_random_state(network, **key._asdict())
-    freeze_statistics_of_one(network, size)
+    network.begin_batch(size, **key._asdict())
     copies = {name: buffer.clone() for name, buffer in network.named_buffers()}  # batch normalization writes to them
     with torch.no_grad(), _why(trainer).look(key.step, logical_worker=key.logical_worker):
         functional_call(network, copies, (batch,))
-
-
-def _hand_over_optimizer(group: Group, place: int) -> None:
-    """Give a trainer's own optimizer the state of its row, cut into parameters."""
-    row, trainer = group.rows[place], group.trainers[place]
-    parameters = list(trainer.network.parameters())
-    for key, value in group.optimizer.state[row].items():
-        is_row = torch.is_tensor(value) and value.shape == row.shape
-        parts = value.split([p.numel() for p in parameters]) if is_row else [value] * len(parameters)
-        for parameter, part in zip(parameters, parts, strict=True):
-            own = part.view_as(parameter) if is_row else part
-            trainer.optimizer.state[parameter][key] = own.clone() if torch.is_tensor(own) else own
-
-
-def _marks(network: nn.Module, chosen: Iterable[nn.Parameter]) -> Tensor:
-    """A row with 1 for every number of the chosen parameters, else 0."""
-    names = {id(parameter) for parameter in chosen}
-    return torch.cat([torch.full((p.numel(),), float(id(p) in names)) for p in network.parameters()])
 
 
 def _common(record: RunRecord) -> tuple[object, ...]:

@@ -2,12 +2,10 @@
 
 import platform
 import secrets
-from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
-from torch import nn
 
 from cluster.s3.store import Store
 from models.diagnostics import Diagnostics
@@ -16,12 +14,13 @@ from orchestrator.config import TrainConfig
 from orchestrator.data.dataset import Dataset, open_dataset
 from orchestrator.data.order import Plan
 from orchestrator.data.reading.reader import Reader
-from orchestrator.runs.checkpoint import Progress, State, load_optimizer_tensors, optimizer_tensors
+from orchestrator.runs.checkpoint import Progress, State
 from orchestrator.runs.log import RunLog
 from orchestrator.runs.pulse import PULSE
 from orchestrator.runs.record import EpochRecord, RunRecord
 from orchestrator.training.gradients import GradientParts, share
 from orchestrator.training.saving import CheckpointWriter
+from orchestrator.training.updater import Updater, flat_weights
 
 # P = all numbers of a gradient
 
@@ -66,7 +65,7 @@ class Trainer:
     dataset: Dataset
     reader: Reader
     network: Network
-    optimizer: torch.optim.Optimizer
+    updater: Updater
     parts: GradientParts
     log: RunLog | None
     """Where metrics go; only the first worker has one."""
@@ -126,9 +125,11 @@ def build_trainer(
     network = build(experiment.model, record.techniques, record.signature, seed=experiment.train.seed).to(device)
     if channels_last(record):
         network = network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    weights_P = flat_weights(network)
     rows = len(share(experiment.scaling.num_logical_workers, rank=world.rank, workers=world.size))
     reader = build_reader(record, dataset, device=device)
     plan = epoch_plan(record, reader, epoch=0)
+    parts = GradientParts(network, rows=rows, device=device)
     return Trainer(
         record=record,
         world=world,
@@ -136,8 +137,10 @@ def build_trainer(
         dataset=dataset,
         reader=reader,
         network=network,
-        optimizer=build_optimizer(network.parameters(), experiment.train),
-        parts=GradientParts(network, rows=rows, device=device),
+        updater=Updater(
+            [record], network, weights_RP=weights_P.unsqueeze(0), gradients_RP=parts.gradient_P.unsqueeze(0)
+        ),
+        parts=parts,
         log=log,
         attempt=secrets.token_hex(4),
         steps_per_epoch=plan.num_steps,
@@ -177,20 +180,11 @@ def updates_per_epoch(record: RunRecord, plan: Plan) -> int:
     return 1 if record.techniques.gradient == "batch" else plan.num_steps
 
 
-def build_optimizer(parameters: Iterable[Any], settings: TrainConfig) -> torch.optim.Optimizer:
-    """The optimizer of parameters, or of groups of them; its learning rate is set before every update."""
-    if settings.optimizer == "adam":
-        return torch.optim.Adam(parameters, lr=settings.learning_rate)
-    return torch.optim.SGD(
-        parameters, lr=settings.learning_rate, momentum=settings.momentum, nesterov=settings.momentum > 0
-    )
-
-
 def load_state(trainer: Trainer, state: State) -> None:
     """Go on from a `snapshot`."""
     weights, optimizer, progress = state
     trainer.network.load_state_dict(weights)
-    load_optimizer_tensors(trainer.optimizer, _parameter_names(trainer.network), optimizer)
+    trainer.updater.load(optimizer)
     trainer.history, trainer.update = list(progress.history), progress.update
     trainer.position = Position(progress.epoch, progress.step, progress.loss_sum, progress.samples)
     if trainer.why:
@@ -213,7 +207,7 @@ def snapshot(trainer: Trainer) -> State:
         k: v.detach().cpu().clone(memory_format=torch.contiguous_format)
         for k, v in trainer.network.state_dict().items()
     }
-    return State(weights, optimizer_tensors(trainer.optimizer, _parameter_names(trainer.network)), progress)
+    return State(weights, trainer.updater.tensors(), progress)
 
 
 def environment(trainer: Trainer) -> dict[str, str]:
@@ -246,7 +240,3 @@ def save(trainer: Trainer, writer: CheckpointWriter, *, wait: bool) -> None:
     if wait:
         PULSE.enter("checkpoint")
     (writer.save_and_wait if wait else writer.save)(snapshot(trainer))
-
-
-def _parameter_names(network: nn.Module) -> list[str]:
-    return [name for name, _ in network.named_parameters()]

@@ -17,7 +17,6 @@ from torch.nn.parallel import DistributedDataParallel
 from models.config import ResolvedTechniques
 from models.features import Signature
 from models.network import build
-from models.techniques import set_random_state
 from orchestrator.config import Experiment
 
 
@@ -42,7 +41,7 @@ def main() -> None:
         order = torch.randperm(len(images), generator=torch.Generator().manual_seed(epoch))[rank::workers]
         started, samples = time.perf_counter(), 0
         for step, index in enumerate(order.split(each)):
-            set_random_state(network, seed=0, epoch=epoch, step=step, logical_worker=rank)
+            network.begin_batch(len(index), seed=0, epoch=epoch, step=step, logical_worker=rank)
             loss = torch.nn.functional.cross_entropy(parallel({"image": images[index]}), labels[index])
             optimizer.zero_grad(set_to_none=True)
             loss.backward()

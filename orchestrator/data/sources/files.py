@@ -11,13 +11,14 @@ from stat import S_ISDIR
 from typing import Protocol
 
 from cluster.config import StoreSettings
-from cluster.errors import ConfigError, IntegrityError, NotFoundError
+from cluster.errors import ConfigError, IntegrityError
 from cluster.machine.files import open_file, read_file, require_file
 from cluster.s3.store import ObjectInfo, Store, parse_url
 from cluster.s3.urls import shown_url
 from cluster.storage import open_store
 
 SCHEME = "s3://"
+_NO_DATA = ("thumbs.db", "desktop.ini", "_success")  # in lower case; what Windows and Hadoop leave in a folder
 MOST_BYTES = 2**33  # of a file that is read whole
 _CREDENTIALS = "~/.aws/credentials"  # where boto3 looks
 
@@ -35,6 +36,9 @@ class Files(Protocol):
 
     def sizes(self) -> dict[str, int]:
         """Return the bytes of every file by its name, in the names' order; hidden files are left out."""
+
+    def hidden(self) -> list[str]:
+        """Return the names of the hidden files; see `is_hidden`."""
 
     def read(self, name: str, *, most_bytes: int = MOST_BYTES) -> bytes:
         """Return a file's content.
@@ -62,8 +66,14 @@ class Folder:
 
     def sizes(self) -> dict[str, int]:
         """Return the bytes of every file below the folder."""
-        names = {path.relative_to(self.path).as_posix(): path for path in self.entries() if not path.is_dir()}
-        return dict(sorted((name, _size(path)) for name, path in names.items() if not _is_hidden(name)))
+        return dict(sorted((name, _size(path)) for name, path in self._paths().items() if not is_hidden(name)))
+
+    def hidden(self) -> list[str]:
+        """Return the names of the hidden files below the folder."""
+        return sorted(filter(is_hidden, self._paths()))
+
+    def _paths(self) -> dict[str, Path]:
+        return {path.relative_to(self.path).as_posix(): path for path in self.entries() if not path.is_dir()}
 
     def entries(self) -> Iterator[Path]:
         """Yield all that lies below the folder, however deep; folders that are linked to are not entered."""
@@ -101,7 +111,14 @@ class Bucket:
 
     def sizes(self) -> dict[str, int]:
         """Return the bytes of every object below the prefix."""
-        return {info.key: info.size for info in self._store.list() if not is_marker(info) and not _is_hidden(info.key)}
+        return {info.key: info.size for info in self._objects() if not is_hidden(info.key)}
+
+    def hidden(self) -> list[str]:
+        """Return the names of the hidden objects below the prefix."""
+        return sorted(info.key for info in self._objects() if is_hidden(info.key))
+
+    def _objects(self) -> Iterator[ObjectInfo]:
+        return (info for info in self._store.list() if not is_marker(info))
 
     def read(self, name: str, *, most_bytes: int = MOST_BYTES) -> bytes:
         """Return an object's content."""
@@ -177,14 +194,13 @@ def open_files(source: str) -> Files:
     """Return the files of a folder or an `s3://` prefix.
 
     Raises:
-        NotFoundError: if there is no such folder.
-        ConfigError: if it is a file.
+        ConfigError: if there is no such folder, or it is a file.
     """
     if source.startswith(SCHEME):
         return Bucket(open_source(source).settings)
     path = Path(source)
     if not path.exists():
-        raise NotFoundError(f"source must be a folder, got {source!r}, which does not exist.")
+        raise ConfigError(f"source must be a folder, got {source!r}, which does not exist.")
     if path.is_file():
         raise ConfigError(f"source must be a folder, got the file {source}. Give the folder that holds it.")
     if not path.is_dir():
@@ -198,6 +214,7 @@ def _size(path: Path) -> int:
     return found.st_size
 
 
-def _is_hidden(name: str) -> bool:
-    """Whether a file is not data: `.DS_Store`, `_SUCCESS`, `__MACOSX/…`."""
-    return any(part.startswith((".", "_")) for part in name.split("/"))
+def is_hidden(name: str) -> bool:
+    """Whether a file is not data: `.DS_Store`, `__MACOSX/…`, `Thumbs.db`, `_SUCCESS`; `_MG_1000.JPG` is."""
+    parts = name.split("/")
+    return parts[-1].lower() in _NO_DATA or any(part.startswith(".") or part == "__MACOSX" for part in parts)

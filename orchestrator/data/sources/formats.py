@@ -18,35 +18,38 @@
 """
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path, PurePosixPath
 
 from pydantic import ValidationError
 
-from cluster.errors import ConfigError, NotFoundError
+from cluster.errors import ConfigError
 from cluster.s3.stored_json import first_fault
 from models.preparing.dates import is_date
+from orchestrator.data.manifest import SeriesTarget
 from orchestrator.data.sources.bundles import BUNDLES, read_bundle
 from orchestrator.data.sources.cifar import read_cifar
+from orchestrator.data.sources.delimited.dialect import DELIMITERS
+from orchestrator.data.sources.delimited.ratings import FILES as RATING_FILES
+from orchestrator.data.sources.delimited.ratings import rating_columns, read_ratings
+from orchestrator.data.sources.delimited.table import SUFFIXES as TABLE_SUFFIXES
+from orchestrator.data.sources.delimited.table import read_table
 from orchestrator.data.sources.files import SCHEME, Files, Folder
 from orchestrator.data.sources.huggingface import read_huggingface_images
 from orchestrator.data.sources.idx import read_idx
 from orchestrator.data.sources.image_folder import read_image_folder
-from orchestrator.data.sources.located import SourceFile
+from orchestrator.data.sources.located import SourceFile, plain_name
 from orchestrator.data.sources.options import SourceOptions
-from orchestrator.data.sources.picture_files import SPLIT_NAMES, detect_pictures, list_files
+from orchestrator.data.sources.picture_files import SPLIT_NAMES, detect_pictures, left_out, list_files
 from orchestrator.data.sources.picture_files import SUFFIXES as PICTURE_SUFFIXES
 from orchestrator.data.sources.prepared import Prepared
-from orchestrator.data.sources.ratings import FILES as RATING_FILES
-from orchestrator.data.sources.ratings import rating_columns, read_ratings
-from orchestrator.data.sources.rows import DELIMITERS, as_number, first_rows, refuse_empty
+from orchestrator.data.sources.rows import as_number, first_rows, refuse_empty
 from orchestrator.data.sources.series.reading import read_series
 from orchestrator.data.sources.series.table import DATE_NAMES
 from orchestrator.data.sources.sound import read_wav
 from orchestrator.data.sources.svmlight import ROW as SVMLIGHT_ROW
 from orchestrator.data.sources.svmlight import SUFFIXES as SVMLIGHT_SUFFIXES
 from orchestrator.data.sources.svmlight import read_svmlight
-from orchestrator.data.sources.table import SUFFIXES as TABLE_SUFFIXES
-from orchestrator.data.sources.table import read_table
 from orchestrator.data.sources.targets import TARGET_NAMES
 from orchestrator.data.sources.text import read_text, text_column, text_files
 from orchestrator.data.sources.voc import read_voc
@@ -75,6 +78,8 @@ _SUFFIXES: Mapping[str, str] = {
 }
 """Files whose name says enough; most of these formats then ask for the folder."""
 
+_NAMED = 5  # files that are named of those left out
+
 
 def prepare(source: str, *, format: str | None = None, options: SourceOptions | None = None) -> Prepared:
     """Read and check a source.
@@ -85,22 +90,36 @@ def prepare(source: str, *, format: str | None = None, options: SourceOptions | 
         options: what the person says about it.
 
     Raises:
-        ConfigError: if the source is malformed (names the file and the row), fits no format or several, or an option
-            does not belong to it.
-        NotFoundError: if there is no such file.
+        ConfigError: if there is no such file, or the source is malformed (names the file and the row), fits no format
+            or several, or an option does not belong to it.
     """
     options = options or SourceOptions()
     if format is not None and format not in FORMATS:
         raise ConfigError(f"format must be one of {', '.join(FORMATS)}, got {format!r}.")
     is_here = format == "bundle" or source in BUNDLES or source.startswith(SCHEME) or Path(source).exists()
     if not is_here:
-        raise NotFoundError(
+        raise ConfigError(
             f"source must be a file, a folder or one of {', '.join(BUNDLES)}, got {source!r}, which does not exist."
         )
     try:
-        return FORMATS[format or detect(source, options)](source, options)
+        prepared = FORMATS[format or detect(source, options)](source, options)
     except ValidationError as error:  # a feature or a target that is larger than a model can read
         raise ConfigError(f"{source} must hold what a model can read, got {first_fault(error)}.") from None
+    if options.order and isinstance(prepared.target, SeriesTarget):
+        raise ConfigError(f"order must be left out for {source}, a series, whose rows stay in time. Remove it.")
+    notes = (*_left_out(source), *prepared.notes)
+    return replace(prepared, keeps_order=options.order == "keep", notes=notes)
+
+
+def _left_out(source: str) -> tuple[str, ...]:
+    """Say which files of a folder or prefix are not data."""
+    is_folder = source.startswith(SCHEME) or (source not in BUNDLES and Path(source).is_dir())
+    names = left_out(source) if is_folder else []
+    if not names:
+        return ()
+    more = ", …" if len(names) > _NAMED else ""
+    files = "1 file" if len(names) == 1 else f"{len(names):,} files"
+    return (f"left out {files} that {'is' if len(names) == 1 else 'are'} no data: {', '.join(names[:_NAMED])}{more}",)
 
 
 def detect(source: str, options: SourceOptions) -> str:
@@ -143,13 +162,13 @@ def _formats_of_tables(files: Files, names: Sequence[str], options: SourceOption
     if set(RATING_FILES) & set(names):
         return ["ratings"]
     suffixes = (*TABLE_SUFFIXES, *SVMLIGHT_SUFFIXES)
-    tables = [name for name in names if "/" not in name and name.lower().endswith(suffixes)]
-    first = sorted(tables, key=lambda name: SPLIT_NAMES.get(PurePosixPath(name).stem.lower()) != "train")[:1]
+    tables = [name for name in names if "/" not in name and plain_name(name).endswith(suffixes)]
+    first = sorted(tables, key=lambda name: SPLIT_NAMES.get(PurePosixPath(plain_name(name)).stem) != "train")[:1]
     return [format for name in first for format in _formats_of_file(SourceFile(files, name), options)]
 
 
 def _formats_of_file(file: SourceFile, options: SourceOptions) -> list[str]:
-    suffix = PurePosixPath(file.name).suffix.lower()
+    suffix = PurePosixPath(plain_name(file.name)).suffix
     if "-ubyte" in file.name:
         return ["idx"]
     return [_SUFFIXES[suffix]] if suffix in _SUFFIXES else _formats_of_rows(file, options)
@@ -163,7 +182,7 @@ def _formats_of_rows(file: SourceFile, options: SourceOptions) -> list[str]:
     if SVMLIGHT_ROW.match(line):
         return ["svmlight"]
     rows_of = {delimiter: first_rows(content, delimiter=delimiter) for delimiter in DELIMITERS}
-    delimiter = max(DELIMITERS, key=lambda delimiter: len(rows_of[delimiter][0]))
+    delimiter: str = options.delimiter or max(DELIMITERS, key=lambda delimiter: len(rows_of[delimiter][0]))
     header, row = rows_of[delimiter]
     checks = {
         "ratings": _is_rating(header, delimiter),

@@ -22,7 +22,7 @@ from orchestrator.data.manifest import Change, Source
 from orchestrator.data.order import Ints
 from orchestrator.data.sources.classes import check_class_names
 from orchestrator.data.sources.damaged import DamagedFilesError, refuse_or_skip
-from orchestrator.data.sources.files import Files, Folder
+from orchestrator.data.sources.files import Files, Folder, is_hidden
 from orchestrator.data.sources.options import SourceOptions, only
 from orchestrator.data.sources.picture_files import (
     SPLIT_NAMES,
@@ -63,7 +63,7 @@ def read_image_folder(source: str, options: SourceOptions) -> Prepared:
         name=default_name(files),
         features={"image": feature},
         target=ClassTarget(classes=classes),
-        splits={split: _part(files, names, sizes, labels, feature) for split, names in splits.items()},
+        splits={split: _part(files, names, sizes, labels, feature, options) for split, names in splits.items()},
         source=Source(format="image-folder", uri=source, changes=changes),
     )
 
@@ -96,9 +96,14 @@ class FolderPiece:
 
 
 def _part(
-    files: Files, names: Sequence[str], sizes: Mapping[str, int], labels: Mapping[str, int], feature: ImageFeature
+    files: Files,
+    names: Sequence[str],
+    sizes: Mapping[str, int],
+    labels: Mapping[str, int],
+    feature: ImageFeature,
+    options: SourceOptions,
 ) -> Part:
-    in_order = [names[row] for row in mixed(len(names), seed=0)]
+    in_order = [names[row] for row in mixed(len(names), options)]
     runs = [in_order[run] for run in cut_into_pieces([sizes[name] for name in in_order])]
     return Part(
         tuple(
@@ -110,7 +115,8 @@ def _part(
                 feature=feature,
             )
             for run in runs
-        )
+        ),
+        is_mixed=True,
     )
 
 
@@ -274,8 +280,7 @@ def _refuse_empty_folders(files: Files, names: Iterable[str]) -> None:
     filled = {parent for name in names for parent in PurePosixPath(name).parents}
     for path in sorted(files.path.rglob("*")):
         name = path.relative_to(files.path)
-        is_hidden = any(part.startswith((".", "_")) for part in name.parts)
-        if path.is_dir() and not is_hidden and PurePosixPath(name) not in filled:
+        if path.is_dir() and not is_hidden(name.as_posix()) and PurePosixPath(name) not in filled:
             raise ConfigError(
                 f"{files.uri} must hold pictures in every folder, got the empty folder {name}. Remove it."
             )

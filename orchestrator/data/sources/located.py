@@ -1,5 +1,6 @@
 """Where a source's text files lie: one file, or a file for each split in a folder or under an `s3://` prefix."""
 
+import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -12,7 +13,9 @@ from orchestrator.data.sources.rows import as_name
 ALL = "all"
 """The split of a file that is not split yet."""
 
+GZIPPED = ".gz"
 _HEAD_BYTES = 2**20
+_SMALL_BYTES, _MOST_RATIO = 2**26, 200  # a gzipped file may unpack to so many times its size; a bomb is a thousandth
 
 
 @dataclass(frozen=True)
@@ -26,12 +29,33 @@ class SourceFile:
         return f"{self.files.uri.rstrip('/')}/{self.name}"
 
     def read(self) -> bytes:
-        """Return the content."""
-        return self.files.read(self.name)
+        """Return the content, unpacked if it is gzipped."""
+        content = self.files.read(self.name)
+        return self._unpacked(content, whole=True) if self._is_gzipped else content
 
     def head(self) -> bytes:
         """Return the beginning of the content."""
-        return self.files.head(self.name, _HEAD_BYTES)
+        head = self.files.head(self.name, _HEAD_BYTES)
+        return self._unpacked(head, whole=False) if self._is_gzipped else head
+
+    @property
+    def _is_gzipped(self) -> bool:
+        return self.name.lower().endswith(GZIPPED)
+
+    def _unpacked(self, content: bytes, *, whole: bool) -> bytes:
+        most_bytes = _SMALL_BYTES + _MOST_RATIO * len(content) if whole else _HEAD_BYTES
+        unpacked = bytearray()
+        try:
+            while content and len(unpacked) < most_bytes:  # a file may be several, one after another
+                reader = zlib.decompressobj(wbits=31)
+                unpacked += reader.decompress(content, most_bytes - len(unpacked))
+                content = reader.unused_data
+                if whole and not reader.eof:
+                    reason = "one that ends early" if len(unpacked) < most_bytes else "more than it should unpack to"
+                    raise zlib.error(reason)
+        except zlib.error as error:
+            raise ConfigError(f"{self} must be a whole gzipped file, got {error}. Download it again.") from error
+        return bytes(unpacked)
 
 
 def split_files(source: str, *, suffixes: Sequence[str], known: Sequence[str] = ()) -> dict[str, SourceFile]:
@@ -40,7 +64,7 @@ def split_files(source: str, *, suffixes: Sequence[str], known: Sequence[str] = 
     Args:
         source: a file of any name; or a folder or prefix with one file of these suffixes, or with `train.*` and
             `test.*` (and `validation.*`).
-        suffixes: in lower case, with the dot.
+        suffixes: in lower case, with the dot; the files may be gzipped.
         known: names of files that are taken whatever lies beside them.
 
     Raises:
@@ -50,10 +74,10 @@ def split_files(source: str, *, suffixes: Sequence[str], known: Sequence[str] = 
     if not source.startswith(SCHEME) and path.is_file():
         return {ALL: SourceFile(Folder(path.parent), path.name)}
     files, sizes = list_files(source)
-    names = [name for name in sizes if "/" not in name and name.lower().endswith(tuple(suffixes))]
+    names = [name for name in sizes if "/" not in name and plain_name(name).endswith(tuple(suffixes))]
     names = next(([name] for name in known if name in sizes), names)
     splits: dict[str | None, SourceFile] = {
-        SPLIT_NAMES.get(PurePosixPath(name).stem.lower()): SourceFile(files, name) for name in names
+        SPLIT_NAMES.get(PurePosixPath(plain_name(name)).stem): SourceFile(files, name) for name in names
     }
     found: dict[str, SourceFile] = {
         split: splits[split] for split in ("train", "validation", "test") if split in splits
@@ -68,9 +92,14 @@ def split_files(source: str, *, suffixes: Sequence[str], known: Sequence[str] = 
     return found
 
 
+def plain_name(name: str) -> str:
+    """Return a file's name in lower case, without the suffix that says that it is gzipped."""
+    return name.lower().removesuffix(GZIPPED)
+
+
 def source_name(files: dict[str, SourceFile], *, generic: Sequence[str] = ()) -> str:
     """Return a dataset's name: that of its one file, or of the folder if there are several or its name is generic."""
     first = next(iter(files.values()))
     if ALL in files and first.name not in generic:
-        return as_name(PurePosixPath(first.name).stem)
+        return as_name(PurePosixPath(plain_name(first.name)).stem)
     return default_name(first.files)

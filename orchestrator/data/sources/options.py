@@ -61,14 +61,32 @@ class SourceOptions(BaseModel):
     """Where a split is drawn at random: share of the test split. Default: 0.2; ratings 0.1."""
     seed: Annotated[int, Field(ge=0, lt=2**32)] | None = None
     """Where a split is drawn at random. Default: 0."""
+    delimiter: Literal[",", ";", "|", "\t", "::"] | None = None
+    """Delimited text: what separates its fields; `tab` stands for a tab. Default: found from the first rows."""
+    quotes: Literal["fields", "letters"] | None = None
+    """Delimited text: whether `"` encloses fields or is a letter. Default: encloses, unless tabs separate the fields
+    and some field that begins with one does not end with one."""
+    order: Literal["random", "keep"] | None = None
+    """All but series: whether the rows are written in a random order (the default), or kept in that of the source."""
     leakage: Literal["refuse", "drop", "keep"] | None = None
     """All: what to do with rows of the test or validation split that are in the training split too: refuse them (the
     default), drop the copies in training, or keep them."""
+
+    @field_validator("delimiter", mode="before")
+    @classmethod
+    def _a_tab_has_a_name(cls, value: object) -> object:
+        return "\t" if value == "tab" else value
 
     @field_validator("classes", "ignore", "date", mode="before")
     @classmethod
     def _one_word_is_a_list(cls, value: object) -> object:
         return (value,) if isinstance(value, str) else value
+
+
+DELIMITED = ("delimiter", "quotes")
+"""Options of all files of rows with a delimiter."""
+
+_OF_PUSHING = ("leakage", "order")  # pushing looks for these, whatever the format
 
 
 def parse_options(values: Mapping[str, object]) -> SourceOptions:
@@ -93,8 +111,8 @@ def parse_options(values: Mapping[str, object]) -> SourceOptions:
 def only(options: SourceOptions, format: str, *allowed: str) -> None:
     """Refuse an option that was given and that the format has not."""
     for name, value in options.model_dump(exclude_none=True).items():
-        if name not in (*allowed, "leakage"):  # pushing looks for leakage, whatever the format
-            known = ", ".join((*allowed, "leakage"))
+        if name not in (*allowed, *_OF_PUSHING):
+            known = ", ".join((*allowed, *_OF_PUSHING))
             raise ConfigError(
                 f"{name} must be left out for {format}, which has no such option, got {value}. Its options: {known}."
             )

@@ -4,11 +4,14 @@ import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import PurePosixPath
 
+import numpy as np
+
 from cluster.errors import ConfigError
 from models.counters import counter_key
 from orchestrator.data.order import Ints, permutation
 from orchestrator.data.sources.classes import is_plain
 from orchestrator.data.sources.files import Files, Folder, open_files
+from orchestrator.data.sources.options import SourceOptions
 from orchestrator.data.sources.rows import as_name
 
 SUFFIXES = (".jpg", ".jpeg", ".jfif", ".jpe", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff")
@@ -23,6 +26,7 @@ SPLIT_NAMES: Mapping[str, str] = {
 
 PIECE_FILES, PIECE_BYTES = 4096, 64 * 2**20
 
+_NOTE = re.compile(r"(^|/)(readme|licen[cs]e|copying)(\.(md|txt|rst|html?|pdf))?$", re.IGNORECASE)
 _ORDER_KEY = 102  # first word of the key, so that mixing shares no random numbers with splitting
 _SIGNS: Mapping[str, re.Pattern[str]] = {
     "huggingface-images": re.compile(r"\.parquet$"),
@@ -42,7 +46,7 @@ def detect_pictures(names: Iterable[str]) -> str | None:
 def list_files(source: str) -> tuple[Files, dict[str, int]]:
     """Return the files of a folder or an `s3://` prefix, and the bytes of each by its name.
 
-    Hidden files, whose name or folder begins with '.' or '_', are left out.
+    Hidden files are left out, and notes beside pictures; `left_out` names them.
 
     Raises:
         ConfigError: if a name or a link leads out of the folder, or cannot be told to a person.
@@ -54,7 +58,16 @@ def list_files(source: str) -> tuple[Files, dict[str, int]]:
     sizes = files.sizes()
     for name in sizes:
         refuse_hostile(name, files.uri)
+    if any(name.lower().endswith(SUFFIXES) for name in sizes):
+        sizes = {name: size for name, size in sizes.items() if not _NOTE.search(name)}
     return files, sizes
+
+
+def left_out(source: str) -> list[str]:
+    """Return the names of the files of a folder or prefix that `list_files` leaves out."""
+    files, sizes = list_files(source)
+    notes = [name for name in files.sizes() if name not in sizes]
+    return sorted([*files.hidden(), *notes])
 
 
 def refuse_hostile(name: str, place: str) -> None:
@@ -81,12 +94,14 @@ def with_test_split(splits: Mapping[str, list[str]]) -> dict[str, list[str]]:
     return {name: found[name] for name in ("train", "validation", "test") if name in found}
 
 
-def mixed(count: int, *, seed: int) -> Ints:
-    """Return the numbers below `count` in the order in which the pictures of a folder are stored.
+def mixed(count: int, options: SourceOptions) -> Ints:
+    """Return the numbers below `count` in the order in which the files of a folder are stored.
 
-    Folders are sorted by class, while neighbours in a row group shall be as different as any two pictures.
+    Folders are sorted by class, while neighbours in a row group shall be as different as any two files.
     """
-    return permutation(count, key=counter_key(_ORDER_KEY, seed))
+    if options.order == "keep":
+        return np.arange(count)
+    return permutation(count, key=counter_key(_ORDER_KEY, options.seed or 0))
 
 
 def cut_into_pieces(sizes: Sequence[int]) -> Iterator[slice]:

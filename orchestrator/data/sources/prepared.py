@@ -92,6 +92,8 @@ class Part:
     pieces: tuple[Piece, ...]
     context_rows: int = 0
     """Series only: leading rows that belong to the split before."""
+    is_mixed: bool = False
+    """Whether the rows come in a random order already, as files do that can be read in any."""
 
     @classmethod
     def of(cls, columns: Columns, *, context_rows: int = 0) -> "Part":
@@ -121,3 +123,7 @@ class Prepared:
     target: DatasetTarget
     splits: Mapping[str, Part]
     source: Source
+    notes: tuple[str, ...] = ()
+    """What was converted, filled or left out, a sentence each, with its numbers."""
+    keeps_order: bool = False
+    """Whether the rows are written as they come, and not in a random order."""

@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import numpy as np
 import pyarrow as pa
@@ -17,17 +17,25 @@ from cluster.errors import ConfigError
 from models.features import MOST_COLUMNS, CategoricalFeature
 from orchestrator.data.columns import Array
 from orchestrator.data.order import Ints
+from orchestrator.data.sources.delimited.dialect import (
+    BOM,
+    DELIMITERS,
+    HEAD_BYTES,
+    QUOTING,
+    Quotes,
+    Quoting,
+    decoded,
+    find_delimiter,
+    head_rows,
+    quoting_of,
+    split_rows,
+)
+from orchestrator.data.sources.options import SourceOptions
 from orchestrator.data.sources.splitting import consecutive
 
-DELIMITERS: Mapping[str, str] = {",": "commas", "\t": "tabs", ";": "semicolons", "|": "bars", "::": "double colons"}
-
 _NUMBER = r"^[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?$"
-_BOM = b"\xef\xbb\xbf"
 _LARGEST = float(np.finfo(np.float32).max)  # numbers are stored in 32 bits
 _BLOCK_BYTES = 16 * 2**20  # a row may be as long as this
-_HEAD_BYTES = 2**20
-
-csv.field_size_limit(2**31 - 1)  # a text may be longer than 128 KiB
 
 
 class TextFile(Protocol):
@@ -51,6 +59,10 @@ class Delimited:
     delimiter: str
     has_header: bool
     table: pa.Table
+    quotes: Mapping[str, Quotes]
+    """What quotes mean in each file."""
+    encoding: str
+    """That all files are in."""
 
     def __len__(self) -> int:
         return int(self.table.num_rows)
@@ -70,11 +82,16 @@ class Delimited:
         """The rows of each file."""
         return consecutive(self.counts)
 
+    def in_encoding(self, format: str) -> str:
+        """Return the name of a format, with the encoding if it is not UTF-8."""
+        return format if self.encoding == "utf-8" else f"{format} ({self.encoding})"
+
     def where(self, index: int) -> tuple[str, int]:
         """Return the file of a row, and its number in it, counted from 1 with the header and empty rows."""
         for split, file in self.files.items():
             if index < self.counts[split]:
-                found = (row for row, _ in lines(file, delimiter=self.delimiter))
+                rows = lines(file, delimiter=self.delimiter, quotes=self.quotes[split], encoding=self.encoding)
+                found = (row for row, _ in rows)
                 return str(file), next(islice(found, index + self.has_header, None))
             index -= self.counts[split]
         raise IndexError(index)
@@ -115,6 +132,7 @@ class Delimited:
 def read_delimited(
     files: Mapping[str, TextFile],
     *,
+    options: SourceOptions | None = None,
     delimiter: str | None = None,
     names: Sequence[str] | None = None,
     types: Mapping[str, pa.DataType] | None = None,
@@ -123,19 +141,25 @@ def read_delimited(
 
     Args:
         files: one, or one for each split.
-        delimiter: one of `DELIMITERS`; found out from the first row when left out.
+        options: what the person says about delimiter and quotes.
+        delimiter: one of `DELIMITERS`; found out from the first rows when left out.
         names: of the columns; without them the first row is a header.
         types: of columns that shall be something else than `pa.string()`.
 
     Raises:
-        ConfigError: if a file is empty, not UTF-8 or not rectangular, or the files differ in their columns.
+        ConfigError: if a file is empty, no text or not rectangular, or the files differ in their columns.
     """
-    contents = {split: text_content(file) for split, file in files.items()}
+    options = options or SourceOptions()
+    contents, encoding = decoded({split: text_content(file) for split, file in files.items()}, files)
     first = next(iter(files))
-    delimiter = delimiter or sniff(contents[first], files[first])
+    delimiter = delimiter or options.delimiter or sniff(contents[first], files[first])
     tables: dict[str, pa.Table] = {}
+    quotes: dict[str, Quotes] = {}
     for split, file in files.items():
-        tables[split] = _read_table(file, contents.pop(split), delimiter, names, types or {})
+        content = contents.pop(split)
+        quoting = quoting_of(content, delimiter, file, options.quotes)
+        quotes[split] = quoting.quotes
+        tables[split] = _read_table(file, content, _Form(delimiter, quoting, encoding, names), types or {})
         require_rows(tables[split].num_rows, file)
         if set(tables[split].column_names) != set(tables[first].column_names):
             raise ConfigError(
@@ -149,49 +173,29 @@ def read_delimited(
         delimiter=delimiter,
         has_header=names is None,
         table=pa.concat_tables([table.select(columns) for table in tables.values()]),
+        quotes=quotes,
+        encoding=encoding,
     )
 
 
 def first_rows(content: bytes, *, delimiter: str) -> tuple[list[str], list[str]]:
     """Return the fields of the first two rows that are not empty, of what may be no table at all."""
-    text = io.StringIO(content[:_HEAD_BYTES].removeprefix(_BOM).decode(errors="replace"), newline="")
-    found = islice((fields for fields in _split(text, delimiter) if fields), 2)
-    first, second = [*found, [], []][:2]
+    first, second = [*head_rows(content, delimiter, count=2), [], []][:2]
     return [field.strip() for field in first], [field.strip() for field in second]
 
 
 def sniff(content: bytes, file: TextFile) -> str:
-    """Return the delimiter of which the first row has the most.
-
-    Raises:
-        ConfigError: if it has none, or there is no row.
-    """
+    """Return the delimiter of a file; see `find_delimiter` for the errors."""
     refuse_empty(content, file)
-    if b"::" in content[:_HEAD_BYTES].split(b"\n", 1)[0]:
-        return "::"
-    counts = {delimiter: len(first_rows(content, delimiter=delimiter)[0]) for delimiter in DELIMITERS}
-    delimiter = max(counts, key=lambda delimiter: counts[delimiter])
-    if counts[delimiter] < 2:
-        raise ConfigError(
-            f"{file} must have two columns or more, separated by {', '.join(DELIMITERS.values())}, got "
-            f"{' '.join(first_rows(content, delimiter=',')[0])[:80]!r}."
-        )
-    return delimiter
+    return find_delimiter(content, file)
 
 
-def lines(file: TextFile, *, delimiter: str) -> Iterator[tuple[int, list[str]]]:
-    """Yield the rows of a delimited file that are not empty, with their numbers, counted from 1; slowly.
-
-    Raises:
-        ConfigError: if it is not UTF-8.
-    """
-    content = file.read()
-    try:
-        text = io.StringIO(content.decode("utf-8-sig"), newline="")
-    except UnicodeDecodeError as error:
-        row = content.count(b"\n", 0, error.start) + 1
-        raise ConfigError(f"{file} must be a text file in UTF-8, got {error} in row {row}. Convert it.") from error
-    for row, fields in enumerate(_split(text, delimiter), start=1):
+def lines(
+    file: TextFile, *, delimiter: str, quotes: Quotes = "fields", encoding: str = "utf-8"
+) -> Iterator[tuple[int, list[str]]]:
+    """Yield the rows of a delimited file that are not empty, with their numbers, counted from 1; slowly."""
+    text = io.StringIO(file.read().removeprefix(BOM).decode(encoding), newline="")
+    for row, fields in enumerate(split_rows(text, delimiter, quotes=quotes), start=1):
         if fields:
             yield row, fields
 
@@ -252,7 +256,7 @@ def text_content(file: TextFile) -> bytes:
         ConfigError: if it is empty, or holds a NUL byte: then it is no text, or in UTF-16.
     """
     _refuse_nul(file.head(), file)  # a hole of a terabyte shows in its first bytes
-    content = file.read().removeprefix(_BOM)
+    content = file.read().removeprefix(BOM)
     refuse_empty(content, file)
     _refuse_nul(content, file)
     return content
@@ -277,43 +281,48 @@ def as_name(text: str) -> str:
     return cleaned[:63] or "dataset"
 
 
-def _read_table(
-    file: TextFile, content: bytes, delimiter: str, names: Sequence[str] | None, types: Mapping[str, pa.DataType]
-) -> pa.Table:
-    skip = 0
+class _Form(NamedTuple):
+    """How a file is written."""
+
+    delimiter: str
+    quoting: Quoting
+    encoding: str
+    names: Sequence[str] | None
+    """Names of its columns, if the first row does not hold them."""
+
+
+def _read_table(file: TextFile, content: bytes, form: _Form, types: Mapping[str, pa.DataType]) -> pa.Table:
+    names, skip = form.names, 0
     if names is None:
-        names, skip = _header(content, delimiter)
+        names, skip = _header(content, form)
         _check_header(names, file)
     columns = {name: types.get(name, pa.string()) for name in names}
     raw_names = list(names)
-    if delimiter == "::":  # for pyarrow, an empty column lies between every two
+    if form.delimiter == "::":  # for pyarrow, an empty column lies between every two
         raw_names = [part for name in names for part in (name, f"\0{name}")][:-1]
         columns |= {name: pa.null() for name in raw_names if name.startswith("\0")}
     try:
         table = arrow_csv.read_csv(
             pa.BufferReader(content),
             read_options=arrow_csv.ReadOptions(column_names=raw_names, skip_rows=skip, block_size=_BLOCK_BYTES),
-            parse_options=arrow_csv.ParseOptions(delimiter=delimiter[0], newlines_in_values=b'"' in content),
+            parse_options=arrow_csv.ParseOptions(
+                delimiter=form.delimiter[0],
+                quote_char='"' if form.quoting.quotes == "fields" else False,
+                newlines_in_values=form.quoting.spans_lines,
+            ),
             convert_options=arrow_csv.ConvertOptions(column_types=columns, null_values=[""]),
         )
     except pa.ArrowInvalid as error:
-        raise _fault(file, delimiter, len(names), error) from error
+        raise _fault(file, form, len(names), error) from error
     return table.select(list(names))
 
 
-def _header(content: bytes, delimiter: str) -> tuple[list[str], int]:
+def _header(content: bytes, form: _Form) -> tuple[list[str], int]:
     """Return the names of the columns, and the lines up to the end of that row."""
-    text = io.StringIO(content[:_HEAD_BYTES].decode(errors="replace"), newline="")
-    reader = csv.reader(text, delimiter=delimiter[0])
+    text = io.StringIO(content[:HEAD_BYTES].decode(errors="replace"), newline="")
+    reader = csv.reader(text, delimiter=form.delimiter[0], quoting=QUOTING[form.quoting.quotes])
     names = next(fields for fields in reader if fields)
-    return [name.strip() for name in names[:: len(delimiter)]], reader.line_num
-
-
-def _split(text: io.StringIO, delimiter: str) -> Iterator[list[str]]:
-    """Yield the fields of every row; none of an empty one."""
-    if delimiter == "::":
-        return (line.split("::") if (line := whole.rstrip("\r\n")) else [] for whole in text)
-    return csv.reader(text, delimiter=delimiter)
+    return [name.strip() for name in names[:: len(form.delimiter)]], reader.line_num
 
 
 def _check_header(names: Sequence[str], file: TextFile) -> None:
@@ -339,12 +348,12 @@ def _check_header(names: Sequence[str], file: TextFile) -> None:
             raise ConfigError(f"{file} must name each column once, got {name!r} {counts[name]} times. Rename one.")
 
 
-def _fault(file: TextFile, delimiter: str, width: int, error: pa.ArrowInvalid) -> ConfigError:
+def _fault(file: TextFile, form: _Form, width: int, error: pa.ArrowInvalid) -> ConfigError:
     """Look for what pyarrow refused, row by row."""
-    for row, fields in lines(file, delimiter=delimiter):
+    words = DELIMITERS[form.delimiter]
+    for row, fields in lines(file, delimiter=form.delimiter, quotes=form.quoting.quotes, encoding=form.encoding):
         if len(fields) != width:
             return ConfigError(
-                f"{file} must have {width} fields, separated by {DELIMITERS[delimiter]}, got {len(fields)} in row "
-                f"{row}."
+                f"{file} must have {width} fields, separated by {words}, got {len(fields)} in row {row}."
             )
-    return ConfigError(f"{file} must be a table with {DELIMITERS[delimiter]} between its fields, got {error}.")
+    return ConfigError(f"{file} must be a table with {words} between its fields, got {error}.")

@@ -74,7 +74,7 @@ def read_wav(source: str, options: SourceOptions) -> Prepared:
         features={"audio": _feature(looks, rate, options)},
         target=ClassTarget(classes=classes),
         splits={
-            split: Part(_pieces(files, sizes, names, labels, rate, rows[mixed(len(rows), seed=options.seed or 0)]))
+            split: Part(_pieces(files, sizes, names, labels, rate, rows[mixed(len(rows), options)]), is_mixed=True)
             for split, rows in splits.items()
         },
         source=Source(format="wav", uri=source, changes=(*skipped, *_resampled(looks, rate, options))),

@@ -16,9 +16,9 @@ from orchestrator.data.manifest import Source
 from orchestrator.data.order import Ints
 from orchestrator.data.sources.classes import check_class_names
 from orchestrator.data.sources.files import SCHEME, Files
-from orchestrator.data.sources.located import SourceFile, source_name, split_files
-from orchestrator.data.sources.options import SourceOptions, only
-from orchestrator.data.sources.picture_files import default_name, list_files, mixed
+from orchestrator.data.sources.located import SourceFile, plain_name, source_name, split_files
+from orchestrator.data.sources.options import DELIMITED, SourceOptions, only
+from orchestrator.data.sources.picture_files import default_name, list_files
 from orchestrator.data.sources.prepared import Part, Prepared
 from orchestrator.data.sources.rows import distinct, in_order, read_delimited
 from orchestrator.data.sources.sound import given_split
@@ -58,7 +58,7 @@ def read_text(source: str, options: SourceOptions) -> Prepared:
         name=found.name,
         features={"text": feature},
         target=found.labels.target(rows, found.place),
-        splits={s: _part(tokens_of, found.labels, r[mixed(len(r), seed=options.seed or 0)]) for s, r in rows.items()},
+        splits={s: _part(tokens_of, found.labels, r) for s, r in rows.items()},
         source=Source(format="text" if found.encoding == "utf-8" else f"text ({found.encoding})", uri=source),
     )
 
@@ -117,12 +117,12 @@ def _require_test(rows: Mapping[str, Ints], place: str) -> None:
 
 
 def _is_table(source: str) -> bool:
-    if PurePosixPath(source).suffix.lower() in TABLE_SUFFIXES:
+    if PurePosixPath(plain_name(source)).suffix in TABLE_SUFFIXES:
         return True
     if not source.startswith(SCHEME) and PurePosixPath(source).suffix:
         return False
     _, sizes = list_files(source)
-    return any(name.lower().endswith(TABLE_SUFFIXES) and "/" not in name for name in sizes)
+    return any(plain_name(name).endswith(TABLE_SUFFIXES) and "/" not in name for name in sizes)
 
 
 def text_column(names: Sequence[str], options: SourceOptions) -> str | None:
@@ -133,9 +133,9 @@ def text_column(names: Sequence[str], options: SourceOptions) -> str | None:
 
 
 def _from_table(source: str, options: SourceOptions) -> _Texts:
-    only(options, "text in a table", "text", "target", "task", "vocabulary", "seed", "test_share")
+    only(options, "text in a table", "text", "target", "task", "vocabulary", "seed", "test_share", *DELIMITED)
     files = split_files(source, suffixes=TABLE_SUFFIXES)
-    rows = read_delimited(files)
+    rows = read_delimited(files, options=options)
     column = text_column(rows.names, options)
     if column is None:
         raise ConfigError(
@@ -144,9 +144,9 @@ def _from_table(source: str, options: SourceOptions) -> _Texts:
         )
     name = target_column([name for name in rows.names if name != column], options, rows.place)
     labels = read_labels(rows, name, options)
-    return _Texts(
-        source_name(files), rows.place, rows.column(column).to_pylist(), labels, rows.rows if len(files) > 1 else None
-    )
+    splits = rows.rows if len(files) > 1 else None
+    texts = rows.column(column).to_pylist()
+    return _Texts(source_name(files), rows.place, texts, labels, splits, encoding=rows.encoding)
 
 
 # ---- files of text

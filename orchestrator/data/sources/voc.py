@@ -90,7 +90,7 @@ def read_voc(source: str, options: SourceOptions) -> Prepared:
         name=default_name(files),
         features={"image": feature},
         target=BoxesTarget(classes=classes),
-        splits={split: _part(files, samples, sizes, classes, feature) for split, samples in splits.items()},
+        splits={split: _part(files, samples, sizes, classes, feature, options) for split, samples in splits.items()},
         source=Source(format="voc", uri=source),
     )
 
@@ -161,14 +161,16 @@ def _part(
     sizes: Mapping[str, int],
     classes: tuple[str, ...],
     feature: ImageFeature,
+    options: SourceOptions,
 ) -> Part:
-    in_order = [samples[row] for row in mixed(len(samples), seed=0)]
+    in_order = [samples[row] for row in mixed(len(samples), options)]
     bytes_of = [sizes[sample.picture] + sizes[sample.annotation] for sample in in_order]
     return Part(
         tuple(
             ScenePiece(files, tuple(in_order[run]), sum(bytes_of[run]), classes, feature)
             for run in cut_into_pieces(bytes_of)
-        )
+        ),
+        is_mixed=True,
     )
 
 

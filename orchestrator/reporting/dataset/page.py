@@ -1,13 +1,13 @@
 """Writes one HTML page about a dataset: samples, checks, class balance and statistics."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from cluster.errors import ConfigError
 from cluster.machine.disk import naming_disk
-from models.features import BoxesTarget, ClassTarget, NumberTarget
+from models.describe import describe_feature
 from orchestrator.data.dataset import TRAIN, Dataset, open_dataset
 from orchestrator.reporting.dataset.checks import checks_of
 from orchestrator.reporting.dataset.sample import listed, percent_text, sample
@@ -15,7 +15,6 @@ from orchestrator.reporting.dataset.samples import sample_groups, table_of_sampl
 from orchestrator.reporting.dataset.sections import (
     balance_table,
     charts_of,
-    describe_feature,
     feature_section,
     target_section,
 )
@@ -79,22 +78,13 @@ def _card(dataset: Dataset) -> list[tuple[str, str]]:
         ("Source", manifest.source.uri),
         ("Format", manifest.source.format),
         ("Licence", manifest.source.licence or "not stated"),
+        ("Target", manifest.target_text),
         *((change.option, " ".join((change.text, listed(change.names)))) for change in manifest.source.changes),
-        ("Target", _describe_target(manifest.target)),
         *((f"Feature {name}", describe_feature(feature)) for name, feature in manifest.features.items()),
+        *(("Order of the rows", manifest.order) for _ in [0] if manifest.order),
+        *(("Prepared", note) for note in manifest.notes),
         ("Size in the store", size(sum(s.bytes for split in manifest.splits.values() for s in split.shards))),
     ]
-
-
-def _describe_target(target: Any) -> str:
-    match target:
-        case ClassTarget():
-            return f"one of {len(target.classes)} classes"
-        case NumberTarget():
-            return f"a number from {number(target.minimum)} to {number(target.maximum)}"
-        case BoxesTarget():
-            return f"boxes around objects of {len(target.classes)} classes"
-    return "the series itself, some steps ahead"
 
 
 def _hue(index: int) -> int:

@@ -28,7 +28,7 @@ from orchestrator.data.columns import Array, Ragged
 from orchestrator.data.dataset import Dataset
 from orchestrator.data.manifest import SeriesTarget
 from orchestrator.reporting.dataset.sample import Sampled, array_of, ragged_of
-from orchestrator.reporting.words import number
+from orchestrator.reporting.words import data_value
 
 _THUMBNAIL_SIDE = 160
 _MOST_CLASSES = 100  # shown with samples
@@ -113,7 +113,7 @@ def _tile(dataset: Dataset, train: Sampled, row: int) -> Tile:
             case _:
                 captions.append(f"{name}: {_cell(column[row], feature)}")
     if isinstance(target, NumberTarget):
-        captions.append(number(float(train.columns[TARGET][row])))
+        captions.append(data_value(float(train.columns[TARGET][row])))
     if isinstance(target, BoxesTarget):
         shown["boxes"] = tuple(_boxes(ragged_of(train, TARGET)[row], target))
     return Tile(caption=" · ".join(captions), **shown)
@@ -184,7 +184,8 @@ def table_of_samples(dataset: Dataset, train: Sampled) -> Table | None:
     for row in spread(train.rows, _MOST_ROWS):
         cells = [cell for name, f in features.items() for cell in _cells(train.columns[name][row], f)]
         answer = train.columns[TARGET][row]
-        rows.append((*cells, target.classes[int(answer)] if isinstance(target, ClassTarget) else number(float(answer))))
+        shown = target.classes[int(answer)] if isinstance(target, ClassTarget) else data_value(float(answer))
+        rows.append((*cells, shown))
     return Table(tuple(header), tuple(rows), named=False)
 
 
@@ -194,7 +195,7 @@ def _column_names(name: str, feature: Feature) -> tuple[str, ...]:
 
 def _cells(value: Any, feature: Feature) -> tuple[str, ...]:
     if isinstance(feature, VectorFeature):
-        return tuple(number(float(x)) for x in value[:MOST_NAMES])
+        return tuple(data_value(float(x)) for x in value[:MOST_NAMES])
     return (_cell(value, feature),)
 
 
@@ -203,9 +204,9 @@ def _cell(value: Any, feature: Feature) -> str:
         case CategoricalFeature():
             return feature.vocabulary[int(value) - 1] if value > 0 else "unseen"
         case SparseFeature():
-            pairs = [f"{column}: {number(float(x))}" for column, x in value[:8].tolist()]
+            pairs = [f"{column}: {data_value(float(x))}" for column, x in value[:8].tolist()]
             return ", ".join(pairs) + (", …" if len(value) > 8 else "")
-    return ", ".join(number(float(x)) for x in np.atleast_1d(value)[:8])
+    return ", ".join(data_value(float(x)) for x in np.atleast_1d(value)[:8])
 
 
 def spread(count: int, most: int) -> list[int]:

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from models.describe import describe_feature
 from models.features import (
     TARGET,
     UNKNOWN,
@@ -29,7 +30,7 @@ from orchestrator.data.columns import Array, Ragged
 from orchestrator.data.dataset import TRAIN, Dataset
 from orchestrator.reporting.dataset.sample import Sampled, array_of, class_counts, percent_text, ragged_of
 from orchestrator.reporting.dataset.samples import MOST_NAMES, Table, as_picture, spread
-from orchestrator.reporting.words import number
+from orchestrator.reporting.words import data_value
 
 _BINS = 40
 _PLOT_COLUMNS = 700  # of a series: one per pixel or so
@@ -72,29 +73,6 @@ class SeriesChart:
     """Name, beginning and width of each split."""
 
 
-def describe_feature(feature: Feature) -> str:
-    """Say in a few words what a feature is."""
-    match feature:
-        case ImageFeature():
-            channels, height, width = feature.shape
-            stored = "raw" if feature.encoding == "raw" else "JPEG or PNG, scaled when it is read"
-            return f"picture of {width} × {height} with {channels} channel{'s' * (channels > 1)}, {stored}"
-        case VectorFeature():
-            return f"{len(feature.names)} number{'s' * (len(feature.names) > 1)}"
-        case CategoricalFeature():
-            return f"one of {len(feature.vocabulary):,} values"
-        case SeriesFeature():
-            every = f", a row every {feature.clock.step}" if feature.clock else ""
-            return f"series of {len(feature.channels)} channel{'s' * (len(feature.channels) > 1)}{every}"
-        case TextFeature():
-            return f"text of at most {feature.max_tokens:,} words from {len(feature.vocabulary):,}"
-        case AudioFeature():
-            longest = number(feature.max_samples / feature.sample_rate)
-            return f"sound of at most {longest} s, {feature.sample_rate:,} samples a second"
-        case SparseFeature():
-            return f"{feature.columns:,} numbers, most of them 0"
-
-
 # ---- series
 
 
@@ -118,7 +96,7 @@ def _chart(channel: int, title: str, name: str, splits: Mapping[str, Sampled]) -
     low, high = float(values_T.min()), float(values_T.max())
     heights_T = 98 - 96 * (values_T - low) / ((high - low) or 1.0)
     path = _line(np.concatenate(places) / total, heights_T)
-    return SeriesChart(title=title, low=number(low), high=number(high), path=path, edges=tuple(edges))
+    return SeriesChart(title=title, low=data_value(low), high=data_value(high), path=path, edges=tuple(edges))
 
 
 def _line(places_T: Array, heights_T: Array) -> str:
@@ -222,7 +200,7 @@ def _image_section(title: str, feature: ImageFeature, column: Any) -> Section:
         values_PC = column[spread(len(column), _COUNTED)].transpose(0, 2, 3, 1).reshape(-1, len(names))
     statistics = zip(feature.mean, feature.std, strict=True)
     rows = tuple(
-        (channel, number(mean), number(std), _histogram(channel, values_PC[:, i], low=0, high=255))
+        (channel, data_value(mean), data_value(std), _histogram(channel, values_PC[:, i], low=0, high=255))
         for i, (channel, (mean, std)) in enumerate(zip(names, statistics, strict=True))
     )
     return Section(title, facts, histograms, Table(("channel", "mean", "std", "values"), rows))
@@ -286,12 +264,12 @@ def _histogram(title: str, values: Array, *, low: float | None = None, high: flo
     span = (low - margin, high + margin) if high > low or margin else (low - 0.5, high + 0.5)
     counts, _ = np.histogram(values, bins=bins, range=span)
     heights = tuple((counts / max(1, counts.max())).round(4).tolist())
-    return Histogram(title, number(low), number(high), heights, tuple(counts.tolist()))
+    return Histogram(title, data_value(low), data_value(high), heights, tuple(counts.tolist()))
 
 
 def _moments(values: Array) -> tuple[str, str, str, str]:
     values = values.astype(np.float64)
-    return number(values.mean()), number(values.std()), number(values.min()), number(values.max())
+    return data_value(values.mean()), data_value(values.std()), data_value(values.min()), data_value(values.max())
 
 
 def _areas(boxes_N5: Array) -> Array:

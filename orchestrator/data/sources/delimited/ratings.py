@@ -12,7 +12,7 @@ from orchestrator.data.columns import Array, number_target
 from orchestrator.data.manifest import Source
 from orchestrator.data.order import Ints, permutation
 from orchestrator.data.sources.located import ALL, SourceFile, source_name, split_files
-from orchestrator.data.sources.options import SourceOptions, only
+from orchestrator.data.sources.options import DELIMITED, SourceOptions, only
 from orchestrator.data.sources.prepared import Part, Prepared
 from orchestrator.data.sources.rows import (
     Delimited,
@@ -36,9 +36,9 @@ _TEST_SHARE = 0.1
 
 def read_ratings(source: str, options: SourceOptions) -> Prepared:
     """Read ratings, and hold 10 % of them, drawn at random, back as the test split."""
-    only(options, "ratings", "seed", "test_share")
+    only(options, "ratings", "seed", "test_share", *DELIMITED)
     files = split_files(source, suffixes=_SUFFIXES, known=FILES)
-    rows, names = _read(files)
+    rows, names = _read(files, options)
     require_rows(len(rows), rows.place, least=2)
     ids = {name: rows.table.column(names[name]) for name in ("user", "item")}
     _refuse_missing(rows, ids)
@@ -52,7 +52,7 @@ def read_ratings(source: str, options: SourceOptions) -> Prepared:
         features={"user": user, "item": item},
         target=number_target(columns[TARGET][splits["train"]]),
         splits={split: Part.of({k: v[chosen] for k, v in columns.items()}) for split, chosen in splits.items()},
-        source=Source(format="ratings", uri=source),
+        source=Source(format=rows.in_encoding("ratings"), uri=source),
     )
 
 
@@ -63,11 +63,11 @@ def rating_columns(fields: Sequence[str]) -> dict[str, str] | None:
     return {**found, "rating": plain["rating"]} if "rating" in plain and len(found) == len(_NAMES) else None
 
 
-def _read(files: Mapping[str, SourceFile]) -> tuple[Delimited, dict[str, str]]:
+def _read(files: Mapping[str, SourceFile], options: SourceOptions) -> tuple[Delimited, dict[str, str]]:
     """Return the rows, and what their columns are called."""
     first = next(iter(files.values()))
     content = first.head()
-    delimiter = sniff(content, first)
+    delimiter = options.delimiter or sniff(content, first)
     fields = first_rows(content, delimiter=delimiter)[0]
     header = rating_columns(fields)
     if header is None and (len(fields) not in (3, 4) or "rating" in [field.lower() for field in fields]):
@@ -79,6 +79,7 @@ def _read(files: Mapping[str, SourceFile]) -> tuple[Delimited, dict[str, str]]:
     category = pa.dictionary(pa.int32(), pa.string())  # 20 million rows have few different users and items
     rows = read_delimited(
         files,
+        options=options,
         delimiter=delimiter,
         names=None if header else _COLUMNS[: len(fields)],
         types={names["user"]: category, names["item"]: category},

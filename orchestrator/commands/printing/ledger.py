@@ -3,7 +3,8 @@
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
-from orchestrator.commands.terminal import out, table
+from orchestrator.commands.printing.tables import table
+from orchestrator.commands.terminal import out
 from orchestrator.evidence.effects import Response
 from orchestrator.evidence.record import Ledger
 from orchestrator.reporting.sentences import (
@@ -63,7 +64,9 @@ def _print_arms(ledger: Ledger, outcome: "Outcome | None") -> None:
     ]
     titles = ("arm", *names.values(), ledger.metric, "95 % interval", *(title_of(r) for r in costs))
     out.print()
-    table((*titles, *(["seconds predicted"] if predicted else []), "trainings"), rows)
+    columns = (*titles, *(["seconds predicted"] if predicted else []), "trainings")
+    least = ("seconds predicted", "trainings", *reversed([title_of(r) for r in costs]), *reversed(list(names.values())))
+    table(columns, rows, least=least, ids=list(names.values()))
 
 
 def _print_effects(response: Response, names: Mapping[str, str]) -> None:
@@ -83,7 +86,9 @@ def _print_effects(response: Response, names: Mapping[str, str]) -> None:
     ]
     out.print()
     columns = ("factor", "effect", "estimate", "95 % interval", "all together", "of differences", "conclusion")
-    table(columns, rows, title=f"effects on {title_of(response)}, {response.direction}")
+    least = ("all together", "of differences", "effect", "95 % interval")
+    title = f"effects on {title_of(response)}, {response.direction}"
+    table(columns, rows, title=title, least=least, prose=["factor", "effect", "conclusion"])
 
 
 def _say(text: str, *, style: str = "") -> None:

@@ -11,7 +11,7 @@ from orchestrator.data.columns import Array, Columns, row_statistics, take
 from orchestrator.data.manifest import Source
 from orchestrator.data.order import Ints
 from orchestrator.data.sources.located import ALL, source_name, split_files
-from orchestrator.data.sources.options import SourceOptions, only
+from orchestrator.data.sources.options import DELIMITED, SourceOptions, only
 from orchestrator.data.sources.prepared import Part, Prepared
 from orchestrator.data.sources.rows import Delimited, as_numbers, distinct, encoded, read_delimited
 from orchestrator.data.sources.splitting import drawn, equal_rows, refuse_draw
@@ -28,9 +28,9 @@ _ID_NAMES = ("id", "index", "uuid", "guid")
 
 def read_table(source: str, options: SourceOptions) -> Prepared:
     """Read a table; its rows are split stratified by class, or at random, unless the files are the splits."""
-    only(options, "table", "target", "ignore", "task", "seed", "test_share")
+    only(options, "table", "target", "ignore", "task", "seed", "test_share", *DELIMITED)
     files = split_files(source, suffixes=SUFFIXES)
-    rows = read_delimited(files)
+    rows = read_delimited(files, options=options)
     target_name = target_column(rows.names, options, rows.place)
     names = _feature_names(rows, target_name, options)
     labels = read_labels(rows, target_name, options)
@@ -51,7 +51,7 @@ def read_table(source: str, options: SourceOptions) -> Prepared:
         features=features,
         target=labels.target(splits, rows.place),
         splits={s: Part.of({n: take(column, chosen) for n, column in columns.items()}) for s, chosen in splits.items()},
-        source=Source(format="table", uri=source),
+        source=Source(format=rows.in_encoding("table"), uri=source),
     )
 
 

@@ -1,0 +1,1 @@
+"""Files of rows with a delimiter: tables and ratings, and what is written in their fields."""

@@ -1,0 +1,238 @@
+"""How a delimited file is written: in which encoding, with which delimiter, and what a quote means in it."""
+
+import csv
+import io
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from typing import Literal, NamedTuple
+
+import numpy as np
+
+from cluster.errors import ConfigError
+
+Quotes = Literal["fields", "letters"]
+
+DELIMITERS: Mapping[str, str] = {",": "commas", "\t": "tabs", ";": "semicolons", "|": "bars", "::": "double colons"}
+QUOTING: Mapping[Quotes, Literal[0, 3]] = {"fields": csv.QUOTE_MINIMAL, "letters": csv.QUOTE_NONE}
+HEAD_BYTES = 2**20
+BOM = b"\xef\xbb\xbf"
+
+_LOOKED_AT = 100  # rows that must agree on a delimiter
+_LINE_END = re.compile(r"\r\n|\n|\r")
+_QUOTE, _LF, _CR = b'"\n\r'
+_WINDOWS_BYTES = re.compile(rb"[\x80-\x9f]")  # letters of Windows, control characters of Latin-1
+
+csv.field_size_limit(2**31 - 1)  # a text may be longer than 128 KiB
+
+
+# ---- encoding
+
+
+def decoded(contents: Mapping[str, bytes], places: Mapping[str, object]) -> tuple[dict[str, bytes], str]:
+    """Return the contents in UTF-8, and the encoding that they were in, which is that of all of them.
+
+    Files that are not UTF-8 are Latin-1, or Windows' extension of it, unless one has characters beyond ASCII in UTF-8.
+
+    Raises:
+        ConfigError: if they are a mixture, or damaged.
+    """
+    faults = {split: fault for split, content in contents.items() if (fault := _utf8_fault(content))}
+    if not faults:
+        return dict(contents), "utf-8"
+    if any(not character.isascii() for content in contents.values() for character in content.decode(errors="ignore")):
+        split, error = next(iter(faults.items()))
+        row = contents[split].count(b"\n", 0, error.start) + 1
+        raise ConfigError(
+            f"{places[split]} must be a text file in UTF-8, got {error.reason} in row {row}, beside others in "
+            "UTF-8. Convert it."
+        ) from error
+    encoding = "cp1252" if any(_WINDOWS_BYTES.search(content) for content in contents.values()) else "latin-1"
+    found = {}
+    for split, content in contents.items():
+        try:
+            found[split] = content.decode(encoding).encode()
+        except UnicodeDecodeError as error:
+            row = content.count(b"\n", 0, error.start) + 1
+            raise ConfigError(
+                f"{places[split]} must be a text file in UTF-8 or Latin-1, got byte {content[error.start]:#x} in row "
+                f"{row}. Convert it."
+            ) from error
+    return found, encoding
+
+
+def _utf8_fault(content: bytes) -> UnicodeDecodeError | None:
+    try:
+        content.decode()
+    except UnicodeDecodeError as error:
+        return error
+    return None
+
+
+# ---- delimiter
+
+
+def split_rows(text: io.StringIO, delimiter: str, *, quotes: Quotes = "fields") -> Iterator[list[str]]:
+    """Yield the fields of every row; none of an empty one."""
+    if delimiter == "::":
+        return (line.split("::") if (line := whole.rstrip("\r\n")) else [] for whole in text)
+    return csv.reader(text, delimiter=delimiter, quoting=QUOTING[quotes])
+
+
+def head_rows(content: bytes, delimiter: str, *, count: int) -> list[list[str]]:
+    """Return the fields of the first rows that are not empty, of what may be no table at all."""
+    head = content[:HEAD_BYTES].removeprefix(BOM)
+    text = io.StringIO(head.decode(errors="replace"), newline="")
+    quotes: Quotes = "fields"
+    if delimiter == "\t" and not _every_quote_is_closed(head, "\t"):
+        quotes = "letters"
+    rows = list(islice((fields for fields in split_rows(text, delimiter, quotes=quotes) if fields), count + 1))
+    is_cut = len(content) > HEAD_BYTES and len(rows) <= count and len(rows) > 1
+    return rows[:-1] if is_cut else rows[:count]
+
+
+def find_delimiter(content: bytes, place: object) -> str:
+    """Return the delimiter that cuts every row at the head of a file into as many fields as the first.
+
+    Raises:
+        ConfigError: if there is none, or several would do.
+    """
+    rows_of = {delimiter: head_rows(content, delimiter, count=_LOOKED_AT) for delimiter in DELIMITERS}
+    wide = {delimiter: rows for delimiter, rows in rows_of.items() if rows and len(rows[0]) > 1}
+    even = {delimiter: rows for delimiter, rows in wide.items() if len({len(row) for row in rows}) == 1}
+    if "::" in even:
+        return "::"
+    if len(even) > 1 and len(next(iter(even.values()))) > 1:
+        raise ConfigError(
+            f"{place} must be cut into fields in one way, got {' and '.join(DELIMITERS[d] for d in even)} that all "
+            f"would do. Say which with {cure_of_delimiter(even)}."
+        )
+    found = even or wide
+    if not found:
+        raise ConfigError(
+            f"{place} must have two columns or more, separated by {', '.join(DELIMITERS.values())}, got "
+            f"{' '.join(rows_of[','][0] if rows_of[','] else [])[:80]!r}."
+        )
+    return max(found, key=lambda delimiter: len(found[delimiter][0]))
+
+
+def cure_of_delimiter(delimiters: Mapping[str, object]) -> str:
+    """Return what a person types to choose a delimiter."""
+    words = ["tab" if delimiter == "\t" else delimiter for delimiter in delimiters]
+    return " or ".join(f"--option 'delimiter=\"{word}\"'" for word in words)
+
+
+# ---- quotes
+
+
+class Quoting(NamedTuple):
+    """What quotes mean in a file."""
+
+    quotes: Quotes
+    spans_lines: bool
+    """Whether a quoted field holds a line end."""
+
+
+def quoting_of(content: bytes, delimiter: str, place: object, chosen: Quotes | None) -> Quoting:
+    """Return whether quotes enclose fields, or are letters.
+
+    In tab-separated files, a quote is a letter unless every field that begins with one ends with one. In others, a
+    field that begins with a quote must end with one.
+
+    Raises:
+        ConfigError: if a quote is not closed, or if both readings would do and differ in the number of rows.
+    """
+    if chosen == "letters" or delimiter == "::" or b'"' not in content:
+        return Quoting("letters", spans_lines=False)
+    if _every_quote_is_closed(content, delimiter):
+        return Quoting("fields", spans_lines=False)
+    text = content.decode()
+    fields, letters = _read_as_fields(text, delimiter), _read_as_letters(text, delimiter)
+    if chosen is None and fields.is_table and letters.is_table and fields.rows < letters.rows:
+        raise _unclear(place, fields, letters)
+    if chosen is None and delimiter == "\t" and (fields.fault or (letters.is_table and not letters.is_closed)):
+        return Quoting("letters", spans_lines=False)
+    if fields.fault:
+        cure = "Read quotes as letters with --option quotes=letters" if letters.is_table else "Double it"
+        raise ConfigError(
+            f"a field in {place} that begins with a quote must end with one, got {fields.fault} in row {fields.row}. "
+            f"{cure}, or close it."
+        )
+    return Quoting("fields", spans_lines=fields.rows < letters.rows)
+
+
+@dataclass(frozen=True)
+class _Reading:
+    """What a file is when its quotes are read in one way."""
+
+    rows: int
+    widths: frozenset[int]
+    is_closed: bool = True
+    """Whether every field that begins with a quote ends with one."""
+    fault: str = ""
+    row: int = 0
+    """Line at which the first field that goes over a line end, or the fault, is."""
+
+    @property
+    def is_table(self) -> bool:
+        return not self.fault and len(self.widths) == 1
+
+
+def _read_as_fields(text: str, delimiter: str) -> _Reading:
+    reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
+    rows, widths, before, spanning = 0, set(), 0, 0
+    try:
+        for fields in reader:
+            if fields:
+                rows += 1
+                widths.add(len(fields))
+            if not spanning and reader.line_num > before + 1:
+                spanning = before + 1
+            before = reader.line_num
+    except csv.Error as error:
+        return _Reading(rows, frozenset(widths), fault=str(error), row=before + 1)
+    return _Reading(rows, frozenset(widths), row=spanning)
+
+
+def _read_as_letters(text: str, delimiter: str) -> _Reading:
+    lines = [line for line in _LINE_END.split(text) if line]
+    widths = frozenset(line.count(delimiter) + 1 for line in lines)
+    quoted = (field for line in lines if '"' in line for field in line.split(delimiter) if field.startswith('"'))
+    return _Reading(len(lines), widths, is_closed=all(len(field) > 1 and field.endswith('"') for field in quoted))
+
+
+def _unclear(place: object, fields: _Reading, letters: _Reading) -> ConfigError:
+    return ConfigError(
+        f"{place} must say what its quotes mean, got a field that begins with a quote in row {fields.row} and goes "
+        f"over the end of the line: {fields.rows} rows if quotes enclose fields, {letters.rows} if they are letters. "
+        "Say which with --option quotes=letters or --option quotes=fields."
+    )
+
+
+def _every_quote_is_closed(content: bytes, delimiter: str) -> bool:
+    """Whether all quotes are in pairs, at the beginning and at the end of a field, on one line."""
+    data = np.frombuffer(content, np.uint8)
+    quotes = np.flatnonzero(data == _QUOTE)
+    if not len(quotes):
+        return True
+    if len(quotes) % 2:
+        return False
+    ends = (ord(delimiter[0]), _LF, _CR)
+    opening, closing = quotes[0::2], quotes[1::2]
+    before = np.where(opening == 0, _LF, data[opening - 1])
+    after = np.where(closing == len(data) - 1, _LF, data[np.minimum(closing + 1, len(data) - 1)])
+    if not (np.isin(before, ends).all() and np.isin(after, ends).all()):
+        return False
+    breaks = np.flatnonzero((data == _LF) | (data == _CR) | ((data == ends[0]) if delimiter == "\t" else False))
+    return bool((np.searchsorted(breaks, opening) == np.searchsorted(breaks, closing)).all())
+
+
+def quoted(words: Sequence[str]) -> str:
+    """Return column names as a list that can be pasted behind `--option`: see `cure`."""
+    return ", ".join(word if re.fullmatch(r"[A-Za-z_][\w-]*", word) else _yaml(word) for word in words)
+
+
+def _yaml(word: str) -> str:
+    escaped = word.replace("\\", "\\\\").replace('"', '\\"')
+    return f'"{escaped}"'
