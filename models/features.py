@@ -121,14 +121,19 @@ class SeriesFeature(Frozen):
     """Of a series without dates, nothing is known."""
 
 
+Tokens = Literal["words", "characters"]
+"""What a text is split into, see `models/text.py`."""
+
+
 class TextFeature(Frozen):
-    """Words, as `models/text.py` splits a text."""
+    """Words or characters, as `models/text.py` splits a text."""
 
     kind: Literal["text"] = "text"
     vocabulary: Words
-    """Word of token 2, 3, ...; see `PADDING` and `UNKNOWN`."""
+    """Word or character of token 2, 3, ...; see `PADDING` and `UNKNOWN`."""
     max_tokens: int = Field(gt=0, le=2**20)
-    """Words after it are left out."""
+    """Those after it are left out."""
+    tokens: Tokens = "words"
 
     @property
     def size(self) -> int:

@@ -47,6 +47,9 @@ class SourceOptions(BaseModel):
     """Tables, series: columns to leave out, such as an identifier. Text in folders: classes to leave out."""
     vocabulary: Annotated[int, Field(ge=10, le=1_000_000)] | None = None
     """Text: the most words that have a token of their own. Default: 20,000."""
+    tokens: Literal["words", "characters"] | None = None
+    """Text: what a text is split into. Default: characters where most letters are of a script without blanks (Chinese,
+    Japanese, Thai, …), else words."""
     label: Literal["folder", "name"] | None = None
     """Sounds: the class is the name of the folder, or what comes before the first `_` of the file's name.
     Default: the folder if there are several, else the name."""
