@@ -189,9 +189,12 @@ def test_texts_without_blanks_are_split_into_characters_and_that_is_said(tmp_pat
     assert parse_samples({"text": texts[3]}, Signature(features={"text": feature}, target=prepared.target))[
         "text"
     ].tolist() == [tokens(texts[3], feature)]
-    with pytest.raises(
-        ConfigError, match=r"differ in words that .* Add texts\. Or split them into .*tokens=characters"
-    ):
+
+
+def test_sentences_taken_for_words_are_refused_with_the_cure(tmp_path):
+    rows = [f"{text},{'good' if i % 2 else 'bad'}" for i, text in enumerate(CHINESE)]
+    written(tmp_path / "reviews.csv", "\n".join(["text,label", *rows]))
+    with pytest.raises(ConfigError, match=r"differ in words that .* Add texts\. Or split them into .*tokens=char"):
         read(str(tmp_path / "reviews.csv"), tokens="words")
 
 
