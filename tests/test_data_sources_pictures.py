@@ -602,7 +602,11 @@ FOLDER_ERRORS: list[tuple[FolderChange, dict, str]] = [
     (lambda root: write_all(root, {"train/bird/.keep": b""}), {}, "got the empty folder train/bird"),
     (lambda root: folder(root, "0.png"), {}, r"must hold files as SPLIT/CLASS/PICTURE, got 0\.png"),
     (lambda root: folder(root, "train/0.png"), {}, r"must hold files as SPLIT/CLASS/PICTURE, got train/0\.png"),
-    (lambda root: folder(root, "extra/cat/0.png"), {}, "must hold folders named train, val, .* got extra beside them"),
+    (
+        lambda root: folder(root, "extra/cat/0.png"),
+        {},
+        "must hold folders named train, .* val, .* got extra beside them",
+    ),
     (
         lambda root: write_all(root, {"train/cat/list.db": b"x"}),
         {},

@@ -1,6 +1,6 @@
 """What a person may say about a source: `--option KEY=VALUE`, each of which belongs to some formats only."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from difflib import get_close_matches
 from typing import Annotated, Literal
 
@@ -75,6 +75,9 @@ class SourceOptions(BaseModel):
     """All: what to do with rows of the test or validation split that are in the training split too: refuse them (the
     default), drop the copies in training, or keep them."""
 
+    unknown: tuple[str, ...] | None = None
+    """Names that no format knows; whatever reads the source answers them with those of its format."""
+
     @field_validator("delimiter", mode="before")
     @classmethod
     def _a_tab_has_a_name(cls, value: object) -> object:
@@ -92,27 +95,43 @@ DELIMITED = ("delimiter", "quotes")
 _OF_PUSHING = ("leakage", "order")  # pushing looks for these, whatever the format
 
 
-def parse_options(values: Mapping[str, object]) -> SourceOptions:
+def parse_options(values: Mapping[str, object], *, is_source_known: bool = False) -> SourceOptions:
     """Return the options that a person typed.
+
+    Args:
+        values: by name.
+        is_source_known: whether the source is at hand: then `only` answers an unknown name with those of its format.
 
     Raises:
         ConfigError: if there is no such option, or its value does not fit.
     """
+    unknown = tuple(name for name in values if name not in SourceOptions.model_fields)
+    if is_source_known and unknown:
+        known = {name: value for name, value in values.items() if name not in unknown}
+        return parse_options({**known, "unknown": unknown})
     try:
         return SourceOptions.model_validate(dict(values))
     except ValidationError as error:
         first = error.errors()[0]
         name = first["loc"][0] if first["loc"] else "options"
         if first["type"] == "extra_forbidden":
-            known = ", ".join(SourceOptions.model_fields)
-            near = get_close_matches(str(name), SourceOptions.model_fields, n=1)
-            meant = f" Did you mean {near[0]}?" if near else ""
-            raise ConfigError(f"option must be one of {known}, got {name!r}.{meant}") from error
+            names = [field for field in SourceOptions.model_fields if field != "unknown"]
+            raise ConfigError(f"option must be one of {', '.join(names)}, got {_meant(name, names)}") from error
         raise ConfigError(f"option {name} must fit: {first['msg']}, got {first['input']!r}.") from error
+
+
+def _meant(name: object, known: Sequence[str]) -> str:
+    near = get_close_matches(str(name), known, n=1)
+    return f"{name!r}." + (f" Did you mean {near[0]}?" if near else "")
 
 
 def only(options: SourceOptions, format: str, *allowed: str) -> None:
     """Refuse an option that was given and that the format has not."""
+    if options.unknown:
+        names = (*allowed, *_OF_PUSHING)
+        raise ConfigError(
+            f"option must be one of those of {format}, {', '.join(names)}, got {_meant(options.unknown[0], names)}"
+        )
     for name, value in options.model_dump(exclude_none=True).items():
         if name not in (*allowed, *_OF_PUSHING):
             known = ", ".join((*allowed, *_OF_PUSHING))

@@ -17,10 +17,12 @@ from orchestrator.data.sources.rows import as_name
 SUFFIXES = (".jpg", ".jpeg", ".jfif", ".jpe", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff")
 SPLIT_NAMES: Mapping[str, str] = {
     "train": "train",
+    "training": "train",
     "val": "validation",
     "valid": "validation",
     "validation": "validation",
     "test": "test",
+    "testing": "test",
 }
 """What files and folders are called, and the split that they hold."""
 
