@@ -1068,6 +1068,17 @@ def voc(root: Path, **change: bytes | None) -> Path:
     return write_all(root, {name: content for name, content in (VOC | change).items() if content is not None})
 
 
+def test_damaged_pictures_with_boxes_are_named_and_left_out_on_request(tmp_path):
+    broken = {name: VOC[name][:900] for name in ("JPEGImages/b.jpg", "JPEGImages/d.jpg")}
+    root = voc(tmp_path, **{"JPEGImages/b.jpg": broken["JPEGImages/b.jpg"]})
+    refused(root, r"JPEGImages/b\.jpg must be a whole picture .* Or leave it out with --option damaged=skip")
+    prepared = prepare(str(root), options=SourceOptions(damaged="skip"))
+    assert {split: part.rows for split, part in prepared.splits.items()} == {"train": 1, "validation": 1, "test": 1}
+    (change,) = prepared.source.changes
+    assert (change.names, change.numbers) == (("JPEGImages/b.jpg",), {"skipped": 1})
+    refused(voc(tmp_path, **broken), "split test of .* must hold a picture that can be read", damaged="skip")
+
+
 def test_boxes_of_voc_become_shares_of_the_sides(tmp_path):
     prepared = prepare(str(voc(tmp_path / "VOCdevkit" / "VOC2007").parent))
     assert prepared.target == BoxesTarget(classes=("cat", "dog"))
