@@ -106,6 +106,8 @@ class Clock(Frozen):
     """Between most rows and the next."""
     gaps: Literal["refuse", "keep", "interpolate", "split"] = "refuse"
     """What becomes of missing rows: there may be none; nothing; a straight line; or no window crosses them."""
+    decimal: Literal["point", "comma"] = "point"
+    """What stands before the decimals of a number in a file."""
 
 
 class SeriesFeature(Frozen):

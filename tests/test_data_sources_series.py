@@ -61,6 +61,10 @@ SHAPES = {
                        TimeStep(size=1, unit="months")),
     "year, month, day, hour": ([f"year,month,day,hour,x\n2010,1,2,{i},{i}\n" for i in TEN],
                                {"date": ["year", "month", "day", "hour"]}, TimeStep(size=HOUR)),
+    "year and month by themselves": ([f"Year,Month,x\n1949,{i + 1},{i}\n" for i in TEN], {},
+                                     TimeStep(size=1, unit="months")),
+    "decimal commas": ([f"date;x\n2024-01-{i + 1:02};{i},0\n" for i in TEN], {"decimal": "comma"},
+                       TimeStep(size=24 * HOUR)),
     "tabs": ([f"date\tx\n2024-01-{i + 1:02}\t{i}\n" for i in TEN], {}, TimeStep(size=24 * HOUR)),
     "bars and text": ([f"date|x|note\n2024-01-{i + 1:02}|{i}|fine\n" for i in TEN], {"ignore": "note"},
                       TimeStep(size=24 * HOUR)),
@@ -94,6 +98,7 @@ def test_dates_and_columns_are_read_as_people_write_them(tmp_path: Path, shape: 
         (hourly(TEN, value="red"), {}, r"load .* got 'red' in row 2\. Leave the column out with .* ignore=load, or"),
         (hourly(TEN, value="1,red", head="date,load,city"), {}, r"city .* got 'red' in row 2.* --option item=city"),
         ("date,x\n" + "2024-01-01,1\n" * 4, {}, r"must increase, got 2024-01-01 in row 3 after .* --option item=NAME"),
+        ("date;x\n2024-01-01;5,8\n", {}, r"x .* got '5,8' in row 2\. If its comma .* decimal=comma"),
         (hourly(TEN), {"side": 32}, r"side must be left out for series, .* Its options: split_sizes, date, dates,"),
     ],
 )  # fmt: skip

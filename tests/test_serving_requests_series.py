@@ -48,6 +48,13 @@ def test_delimiters_are_those_of_training(sep: str) -> None:
     assert parse_series(hourly(range(4), sep=sep), feature(gaps="refuse"), lookback=2) == [[2, 4], [3, 6]]
 
 
+def test_decimal_commas_are_those_of_training() -> None:
+    text = "date;b;a\n2024-01-01 00:00;1,5;2,5\n2024-01-01 01:00;3;4,25\n"
+    assert parse_series(text, feature(decimal="comma"), lookback=2) == [[2.5, 1.5], [4.25, 3]]
+    with pytest.raises(ConfigError, match=r"row 2 of the series must hold 2 numbers, got '2024-01-01 00:00,1,5,2,5'"):
+        parse_series(text, feature(decimal="point"), lookback=2)
+
+
 def test_missing_values_are_refused_left_out_or_filled_as_in_training() -> None:
     text = "a,b\n1,1\nNA,2\n3,?\n4,4\n"
     with pytest.raises(ConfigError, match=r"row 3 of the series must hold 2 numbers, got 'NA,2'"):

@@ -2,7 +2,7 @@
 
 2016-07-01 13:00   2016-07-01T13:00:00Z   20160701   ISO 8601
 2016   2016-07   2016Q3   Jul 2016                   a year, a month, a quarter: its first day
-1467378000   1467378000.5   1467378000000            Unix time, in seconds or milliseconds
+1467378000   1467378000.5   1467378000000            Unix time, in seconds, milliseconds and less
 2016/7/1   2016.7.1 1:05 PM   1-Jul-2016             other separators, names of months
 31/12/2016 13:00   12.31.2016                        only where the person says what comes first
 """
@@ -22,7 +22,7 @@ Micros = npt.NDArray[np.int64]
 
 _EPOCH = datetime(1970, 1, 1)
 _MONTHS = ("jan", "feb", "mar", "apr", "may", "jun", "jul", "aug", "sep", "oct", "nov", "dec")
-_UNIX_S, _UNIX_MS = re.compile(r"\d{9,11}([.,]\d+)?"), re.compile(r"\d{12,14}")
+_UNIX_S, _UNIX = re.compile(r"\d{9,11}([.,]\d+)?"), re.compile(r"\d{12,14}|\d{15,17}|\d{18,19}")
 _YEAR_MONTH = re.compile(r"(\d{4})(?:[-/. ](\d{1,2}))?")
 _QUARTER = re.compile(r"(\d{4})[-/. ]?[qQ]([1-4])")
 _NAMED = re.compile(r"(?:(\d{1,2})[-/. ]+)?([A-Za-z]{3,9})\.?[-/., ]+(\d{4})\b(.*)")  # 1-Jul-2016, July 2016
@@ -107,8 +107,8 @@ def _short(text: str) -> datetime | None:
         return datetime(int(found[1]), 3 * int(found[2]) - 2, 1)
     if _UNIX_S.fullmatch(text):
         return _EPOCH + timedelta(microseconds=round(float(text.replace(",", ".")) * 10**6))
-    if _UNIX_MS.fullmatch(text):
-        return _EPOCH + timedelta(milliseconds=int(text))
+    if _UNIX.fullmatch(text):  # milliseconds, microseconds, nanoseconds
+        return _EPOCH + timedelta(microseconds=int(text) * 1000 // 1000 ** ((len(text) - 12) // 3))
     return None
 
 

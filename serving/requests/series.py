@@ -29,7 +29,7 @@ def parse_series(text: str, feature: SeriesFeature, *, lookback: int) -> list[li
     Raises:
         ConfigError: naming the column or the row that is wrong.
     """
-    rows, header = _rows(text)
+    rows, header = _rows(text, feature)
     columns = _columns(header, feature.channels)
     if feature.missing == "drop":
         rows = [(line, row) for line, row in rows if not any(_is_missing(row, column) for column in columns)]
@@ -82,14 +82,19 @@ def _has_null(value: Any, width: int) -> bool:
     return None in cells and all(cell is None or type(cell) in (int, float) for cell in cells)
 
 
-def _rows(text: str) -> tuple[Rows, list[str] | None]:
+def _rows(text: str, feature: SeriesFeature) -> tuple[Rows, list[str] | None]:
     """Return the rows that are not empty, and the header if there is one."""
     first = next((line for line in text.splitlines() if line.strip()), "")
-    delimiter = max(DELIMITERS, key=first.count)
+    has_commas = feature.clock is not None and feature.clock.decimal == "comma"
+    delimiter = max(DELIMITERS[has_commas:], key=first.count)
     try:
         found = [row for row in csv.reader(io.StringIO(text), delimiter=delimiter) if any(cell.strip() for cell in row)]
     except csv.Error as error:
         raise ConfigError(f"the series must be a CSV text, got {error}.") from None
+    if has_commas:
+        found = [
+            [cell.replace(",", ".") if _is_number(cell.replace(",", ".")) else cell for cell in row] for row in found
+        ]
     rows = list(enumerate(found, start=1))
     if not rows or all(_is_number(cell) or _is_missing(rows[0][1], i) for i, cell in enumerate(rows[0][1])):
         return rows, None

@@ -20,12 +20,14 @@ class SourceOptions(BaseModel):
     """Series: rows of train, validation and test; what is left over is not used. Default: 70, 10 and 20 %."""
     date: tuple[str, ...] | None = None
     """Series: the column of dates, or several whose fields make one, `[date, time]` or `[year, month]`. Default: the
-    one called `date`, `time`, `datetime`, `timestamp`, `ds`, `period`, `month` or `year`, or else the first."""
+    one called `date`, `datetime`, `timestamp`, `time` and so on, or that looks like dates."""
     dates: Literal["day-first", "month-first"] | None = None
     """Series: what comes first in dates such as 1/2/2016."""
     item: str | None = None
     """Series: the column that says which of many series in one file a row belongs to. Default: the one called
     `item_id`, `unique_id`, `series_id` or `timeseries_id`, if there is one."""
+    decimal: Literal["point", "comma"] | None = None
+    """Series: what stands before the decimals of a number. Default: a point."""
     gaps: Literal["refuse", "keep", "interpolate", "split"] | None = None
     """Series: what becomes of steps that are missing: refuse them (the default), keep the rows as if nothing lacked
     (trading days), put a straight line there, or let no window cross them."""

@@ -19,7 +19,7 @@ from orchestrator.data.sources.series.cutting import assembled, gap_change, spli
 from orchestrator.data.sources.series.table import Columns, choose_columns, read_times, read_values
 
 SUFFIXES = (".csv", ".tsv", ".txt")
-OPTIONS = ("split_sizes", "date", "dates", "item", "ignore", "gaps", "missing")
+OPTIONS = ("split_sizes", "date", "dates", "item", "ignore", "decimal", "gaps", "missing")
 _LEAST_ROWS = 10
 
 
@@ -117,7 +117,14 @@ def _dropped(series: list[_Series], options: SourceOptions) -> tuple[list[_Serie
 def _clock(series: Sequence[_Series], columns: Columns, options: SourceOptions) -> Clock:
     step = usual_step([one.times for one in series])
     gaps = options.gaps or "refuse"
-    return Clock(dates=columns.dates, order=options.dates, item=columns.item, step=step, gaps=gaps)
+    return Clock(
+        dates=columns.dates,
+        order=options.dates,
+        item=columns.item,
+        step=step,
+        gaps=gaps,
+        decimal=options.decimal or "point",
+    )
 
 
 def _gap_changes(series: Sequence[_Series], gaps: Sequence[Gaps], clock: Clock) -> list[Change]:

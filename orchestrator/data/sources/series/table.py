@@ -1,5 +1,6 @@
 """What the columns of a series' file are: dates, numbers, and perhaps which of many series a row belongs to."""
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -14,8 +15,27 @@ from orchestrator.data.columns import Array
 from orchestrator.data.sources.options import SourceOptions
 from orchestrator.data.sources.rows import Delimited, as_numbers
 
-DATE_NAMES = ("date", "datetime", "timestamp", "time", "ds", "period", "month", "year")
+DATE_NAMES = (
+    "date",
+    "datetime",
+    "date_time",
+    "timestamp",
+    "time",
+    "ts",
+    "ds",
+    "period",
+    "quarter",
+    "month",
+    "week",
+    "day",
+    "year",
+)
 """What columns of dates are called; the first of these that is there counts."""
+
+_WHOLE = ("date", "datetime", "date_time", "timestamp", "ts", "ds")
+"""Names of columns that say all of a date; a time may lie beside the first."""
+
+_PARTS = ("year", "month", "day", "hour")
 
 ITEM_NAMES = ("item_id", "unique_id", "series_id", "timeseries_id")
 
@@ -64,13 +84,16 @@ def choose_columns(names: Sequence[str], first: Sequence[str], options: SourceOp
 def _date_column(names: Sequence[str], first: dict[str, str], place: str) -> tuple[str, ...]:
     lower = {name.lower(): name for name in reversed(names)}
     named = [lower[name] for name in DATE_NAMES if name in lower]
-    if len(named) > 1 and {name.lower() for name in named} == {"date", "time"}:
-        return tuple(named)  # the day, and the time of the day
+    parts = tuple(lower[name] for name in _PARTS if name in lower)
+    if {"year", "month"} <= lower.keys() and lower.keys().isdisjoint(_WHOLE):
+        return parts
+    if {"date", "time"} <= lower.keys() and lower.keys().isdisjoint(_WHOLE[1:]):
+        return lower["date"], lower["time"]
     shaped = [name for name in names if is_date(first.get(name, ""))]
     if not named and not shaped:
         raise ConfigError(
-            f"{place} must have a column of dates, called {' or '.join(DATE_NAMES)}, got {', '.join(names)}. Name it "
-            "with --option date=NAME, or several with --option date=[year, month]."
+            f"{place} must have a column of dates, called {' or '.join(DATE_NAMES[:5])}, got {', '.join(names)}. Name "
+            "it with --option date=NAME, or several with --option date=[year, month]."
         )
     return tuple((named or shaped)[:1])
 
@@ -104,6 +127,8 @@ def read_values(rows: Delimited, columns: Columns, options: SourceOptions) -> Ar
 
 def _column(rows: Delimited, name: str, options: SourceOptions) -> Array:
     texts = pc.utf8_trim_whitespace(rows.table.column(name))
+    if options.decimal == "comma":
+        texts = pc.replace_substring(texts, ",", ".")
     missing = pc.is_in(pc.utf8_lower(texts), value_set=pa.array(MISSING))
     numbers, _ = as_numbers(pc.if_else(missing, "nan", texts))
     is_missing = missing.to_numpy()
@@ -112,7 +137,9 @@ def _column(rows: Delimited, name: str, options: SourceOptions) -> Array:
         index = int(wrong.argmax())
         file, row = rows.where(index)
         cure = "Correct it."
-        if wrong.sum() > len(wrong) / 2:
+        if re.fullmatch(r"[+-]?\d+,\d+", texts[index].as_py()):
+            cure = "If its comma is a decimal point, say so with --option decimal=comma."
+        elif wrong.sum() > len(wrong) / 2:
             cure = f"Leave the column out with --option ignore={name}, or, if it says which of many series a row "
             cure += f"belongs to, name it with --option item={name}."
         raise ConfigError(
