@@ -31,12 +31,16 @@ def describe_feature(feature: Feature) -> str:
             return f"{_counted(names, 'number')}"
         case CategoricalFeature(vocabulary=vocabulary):
             return f"one of {_counted(vocabulary, 'value')}"
-        case SeriesFeature(channels=names):
-            return f"a series of {_counted(names, 'channel')}"
-        case TextFeature(vocabulary=vocabulary, max_tokens=max_tokens):
-            return f"a text, of which the first {max_tokens:,} words are read; {len(vocabulary):,} words are known"
-        case AudioFeature(sample_rate=rate, max_samples=max_samples):
-            return f"a sound, {rate:,} samples a second, of which the first {max_samples / rate:.3g} s are read"
+        case SeriesFeature(channels=names, clock=clock):
+            every = f", a row every {clock.step}" if clock else ""
+            return f"a series of {_counted(names, 'channel')}{every}"
+        case TextFeature(vocabulary=vocabulary, max_tokens=max_tokens, tokens=tokens):
+            return (
+                f"a text, of which the first {max_tokens:,} {tokens} are read; {len(vocabulary):,} {tokens} are known"
+            )
+        case AudioFeature(sample_rate=rate, max_samples=max_samples, resampled=resampled):
+            others = " (others are resampled)" if resampled else ""
+            return f"a sound, {rate:,} samples a second{others}, of which the first {max_samples / rate:.3g} s are read"
         case SparseFeature(columns=columns):
             return f"a row of {columns:,} numbers, nearly all of them 0"
 

@@ -24,6 +24,7 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import FailFast, Field, field_validator, model_validator
 
+from models.preparing.steps import TimeStep
 from models.records import Frozen
 
 HIGHER_IS_BETTER: Mapping[str, bool] = {"accuracy": True, "loss": False, "rmse": False, "mse": False, "mae": False}
@@ -92,6 +93,23 @@ class CategoricalFeature(Frozen):
         return len(self.vocabulary) + 1
 
 
+class Clock(Frozen):
+    """When the rows of a series are, and how its file says it."""
+
+    dates: Columns
+    """Columns of the date; of several, all fields together are one."""
+    order: Literal["day-first", "month-first"] | None = None
+    """Of dates such as 1/2/2016."""
+    item: str | None = None
+    """Column that says which of many series a row belongs to."""
+    step: TimeStep
+    """Between most rows and the next."""
+    gaps: Literal["refuse", "keep", "interpolate", "split"] = "refuse"
+    """What becomes of missing rows: there may be none; nothing; a straight line; or no window crosses them."""
+    decimal: Literal["point", "comma"] = "point"
+    """What stands before the decimals of a number in a file."""
+
+
 class SeriesFeature(Frozen):
     """Several numbers that change over time; a sample is a window of it."""
 
@@ -99,16 +117,25 @@ class SeriesFeature(Frozen):
     channels: Columns
     mean: Numbers
     std: Numbers
+    missing: Literal["refuse", "drop", "interpolate"] = "refuse"
+    """What becomes of a field without a value: there may be none, its row is left out, or a straight line."""
+    clock: Clock | None = None
+    """Of a series without dates, nothing is known."""
+
+
+Tokens = Literal["words", "characters"]
+"""What a text is split into, see `models/text.py`."""
 
 
 class TextFeature(Frozen):
-    """Words, as `models/text.py` splits a text."""
+    """Words or characters, as `models/text.py` splits a text."""
 
     kind: Literal["text"] = "text"
     vocabulary: Words
-    """Word of token 2, 3, ...; see `PADDING` and `UNKNOWN`."""
+    """Word or character of token 2, 3, ...; see `PADDING` and `UNKNOWN`."""
     max_tokens: int = Field(gt=0, le=2**20)
-    """Words after it are left out."""
+    """Those after it are left out."""
+    tokens: Tokens = "words"
 
     @property
     def size(self) -> int:

@@ -1,7 +1,5 @@
 """A client for deployed models: pictures, series, categories or JSON in, answers out."""
 
-import csv
-import io
 import json
 import math
 import time
@@ -29,6 +27,7 @@ from models.features import (
     VectorFeature,
 )
 from serving.http.access import TOKEN_VARIABLE, read_token, read_url, token_path
+from serving.requests.series import parse_series
 from serving.requests.values import InputError
 
 CONNECT_TIMEOUT_S = 5.0
@@ -37,7 +36,7 @@ RETRY_BUDGET_S = 30.0
 PAUSE_S = 0.25
 MOST_ANSWER = 32 * 2**20  # bytes
 MOST_INPUT = 32 * 2**20  # bytes of a file; the gateway takes no larger body
-PICTURE_SUFFIXES = (".png", ".jpg", ".jpeg")
+PICTURE_SUFFIXES = (".png", ".jpg", ".jpeg", ".jfif", ".jpe")
 
 
 class Client:
@@ -214,43 +213,6 @@ def parse_inputs(words: Sequence[str], signature: Signature) -> Any:
         text = _read_text(_single(words, "the path of a CSV file"))
         return {only[0]: parse_series(text, only[1], lookback=signature.target.lookback)}
     return _parse_pairs(words, signature)
-
-
-def parse_series(text: str, feature: SeriesFeature, *, lookback: int) -> list[list[float]]:
-    """The last ``lookback`` rows of a CSV text, in the order of the feature's channels.
-
-    With a header line the columns are found by name, and others (a date) are ignored; without one, there must be as
-    many columns as channels.
-
-    Raises:
-        ConfigError: naming the column or the line that is wrong.
-    """
-    try:
-        rows = [row for row in csv.reader(io.StringIO(text)) if any(cell.strip() for cell in row)]
-    except csv.Error as error:
-        raise ConfigError(f"the series must be a CSV text, got {error}.") from None
-    header = [cell.strip() for cell in rows[0]] if rows and not all(map(_is_number, rows[0])) else None
-    columns = _columns(header, feature.channels)
-    data = rows[1:] if header else rows
-    if len(data) < lookback:
-        raise ConfigError(f"the series must have {lookback} rows or more, got {len(data)}. Add earlier ones.")
-    first = len(rows) - lookback + 1
-    return [_row(row, columns, line=first + i) for i, row in enumerate(data[-lookback:])]
-
-
-def _columns(header: list[str] | None, channels: tuple[str, ...]) -> list[int]:
-    if header is None:
-        return list(range(len(channels)))
-    missing = [name for name in channels if name not in header]
-    if missing:
-        raise ConfigError(f"the series must have the columns {', '.join(channels)}, got none named {missing[0]!r}.")
-    return [header.index(name) for name in channels]
-
-
-def _row(row: list[str], columns: list[int], *, line: int) -> list[float]:
-    if len(row) <= max(columns) or not all(_is_number(row[column]) for column in columns):
-        raise ConfigError(f"row {line} of the series must hold {len(columns)} numbers, got {','.join(row)[:60]!r}.")
-    return [float(row[column]) for column in columns]
 
 
 def _is_number(cell: str) -> bool:

@@ -128,6 +128,21 @@ def test_what_push_suggests_works_for_every_kind_of_data(
     assert code == 0 and again.startswith(f"unchanged {kind}")
 
 
+def test_an_unknown_option_is_answered_with_those_of_the_source_s_format(
+    store: MemoryStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source = str(write_series(tmp_path / "series"))
+    code, said = typed(["data", "push", source, "--option", "gap=split"], monkeypatch, capsys)
+    assert code == 2
+    assert "option must be one of those of series, split_sizes, date, dates, item, ignore, decimal, gaps," in said
+    assert said.endswith("got 'gap'. Did you mean gaps?")
+    code, said = typed(["data", "push", "sklearn:digits", "-o", "seeds=1"], monkeypatch, capsys)
+    assert (code, "one of those of sklearn:digits, seed," in said) == (2, True)
+    code, said = typed(["data", "push", "s3://bucket/x", "-o", "gap=split"], monkeypatch, capsys)
+    assert (code, said.endswith("got 'gap'. Did you mean gaps?")) == (2, True)
+    assert store.objects == {}
+
+
 def test_keys_and_server_of_a_source_belong_to_a_bucket(
     store: MemoryStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -5,7 +5,9 @@ import pickle
 import pytest
 
 from cluster.config import StoreSettings
-from cluster.errors import ConfigError
+from cluster.errors import ConfigError, StoreAccessError
+from cluster.s3.store import Store
+from orchestrator.data.fetching.download import local_copy
 from orchestrator.data.sources.files import Access, Bucket, open_files, open_source, reading_with
 from orchestrator.data.sources.formats import prepare
 from orchestrator.data.sources.located import SourceFile, split_files
@@ -72,3 +74,21 @@ def test_a_source_has_the_store_s_keys_and_server_unless_it_has_its_own(opened: 
         open_source("s3://bucket/data")
     assert opened[-1] == team
     assert isinstance(found := open_files("s3://bucket/data"), Bucket) and found.settings == store
+
+
+@pytest.mark.store
+def test_a_folder_that_a_console_made_in_a_real_bucket_is_read(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    source = f"{store.settings.url}/data"
+    for key, data in {"data/": b"", "data/empty/": b"", "data/table.csv": TABLE}.items():
+        store.write(key, data)
+    assert prepare(source).splits["train"].rows == 32
+    assert local_copy(f"{source}/table.csv").uri == f"{source}/table.csv"
+    monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", str(store.settings.credentials_file))
+    profile = Access(profile=store.settings.profile, endpoint_url=store.settings.endpoint_url)
+    with reading_with(profile):
+        assert prepare(source).splits["train"].rows == 32
+    with (
+        reading_with(Access(profile="nobody", endpoint_url=store.settings.endpoint_url)),
+        pytest.raises(StoreAccessError),
+    ):
+        prepare(source)

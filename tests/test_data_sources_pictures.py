@@ -23,6 +23,7 @@ from cluster.errors import ConfigError
 from models.features import TARGET, BoxesTarget, ClassTarget
 from models.pictures import MAX_PIXELS, PictureError, decode_picture, fit_for
 from orchestrator.data.columns import Ragged
+from orchestrator.data.push import push
 from orchestrator.data.sources.cifar import read_cifar
 from orchestrator.data.sources.files import Bucket
 from orchestrator.data.sources.formats import prepare
@@ -32,6 +33,7 @@ from orchestrator.data.sources.picture_files import cut_into_pieces, mixed
 from orchestrator.data.sources.pictures import DEFAULT_SIDE
 from orchestrator.data.sources.prepared import Part
 from orchestrator.data.sources.voc import parse_annotation
+from tests.fake_store import MemoryStore
 
 SHARED = Path(__file__).parents[2] / "shared" / "data"
 random = np.random.default_rng(0)
@@ -453,15 +455,65 @@ def test_a_folder_with_splits_is_read_with_the_classes_of_its_folders(tmp_path):
     assert labels_by_content(prepared.splits["train"]) == expected
 
 
-@pytest.mark.parametrize("suffix", [".jpg", ".JPEG", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff"])
+@pytest.mark.parametrize("suffix", [".jpg", ".JPEG", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".jfif"])
 def test_every_suffix_is_read(tmp_path, suffix):
-    kind = {".jpg": "JPEG", ".tif": "TIFF"}.get(suffix, suffix[1:].upper())
+    kind = {".jpg": "JPEG", ".jfif": "JPEG", ".tif": "TIFF"}.get(suffix, suffix[1:].upper())
     files = {name.replace(".png", suffix): encoded(grey(20, 20), kind) for name in given()}
     prepared = prepare(str(write_all(tmp_path, files)))
     assert prepared.features["image"].shape[1:] == (20, 20)
     assert (
         prepare(str(tmp_path), options=SourceOptions(encoding="file")).splits["test"].columns["image"].lengths.min() > 0
     )
+
+
+def test_capitals_in_the_names_of_splits_do_not_matter(tmp_path):
+    names = [name.replace("train", "Train").replace("test", "TEST") for name in given()]
+    prepared = prepare(str(folder(tmp_path, *names, "Val/dog/0.png")))
+    assert prepared.source.format == "image-folder"
+    assert prepared.target == ClassTarget(classes=("cat", "dog"))
+    assert {split: part.rows for split, part in prepared.splits.items()} == {"train": 6, "validation": 1, "test": 6}
+    refused(
+        folder(tmp_path, "train/cat/9.png"), "must hold one folder for split train, got Train and train. Merge them"
+    )
+
+
+def test_folders_below_a_class_belong_to_it(tmp_path):
+    root = folder(tmp_path / "split", *given(), "train/cat/kitten/9.png", "test/dog/a/b/8.png")
+    prepared = prepare(str(root))
+    assert prepared.target == ClassTarget(classes=("cat", "dog"))
+    assert {split: part.rows for split, part in prepared.splits.items()} == {"train": 7, "test": 7}
+    kitten = np.asarray(Image.open(root / "train/cat/kitten/9.png")).transpose(2, 0, 1).tobytes()
+    assert dict(labels_by_content(prepared.splits["train"]))[kitten] == 0
+    names = [f"{name}/{place}{i}.png" for name in ("cat", "dog") for place in ("", "old/") for i in range(5)]
+    prepared = prepare(str(folder(tmp_path / "drawn", *names)))
+    assert prepared.target == ClassTarget(classes=("cat", "dog"))
+    assert sum(part.rows for part in prepared.splits.values()) == 20
+
+
+def test_all_damaged_pictures_are_named_in_one_run_and_left_out_on_request(tmp_path):
+    jpeg = encoded(noise(40, 40, 3), "JPEG")
+    files = {name: encoded(noise(40, 40, 3)) for name in given()}
+    cut = {"train/cat/cut.jpg": jpeg[:700], "train/dog/cut.jpg": jpeg[:600], "test/dog/cut.jpg": jpeg[:650]}
+    store = MemoryStore()
+    for damaged in (cut, cut | {"test/cat/empty.png": b"", "train/dog/text.png": b"text"}):
+        root = write_all(tmp_path / str(len(damaged)), files | damaged)
+        message = rf"{len(damaged)} files must be readable, got damaged ones\. Leave them out with .* damaged=skip, or"
+        for options in (None, SourceOptions(damaged="refuse")):
+            with pytest.raises(ConfigError, match=message) as raised:
+                push(store, str(root), options=options)
+            assert all(name in str(raised.value) for name in damaged)
+        manifest = push(store, str(root), options=SourceOptions(damaged="skip")).manifest
+        assert {split: found.rows for split, found in manifest.splits.items()} == {"train": 6, "test": 6}
+        (change,) = manifest.source.changes
+        assert change.text == f"{len(damaged)} of {12 + len(damaged)} pictures could not be read and were left out."
+        assert set(change.names) == set(damaged)
+
+
+def test_one_damaged_picture_is_named_with_what_it_is(tmp_path):
+    root = write_all(tmp_path, {name: encoded(noise()) for name in given()} | {"train/cat/9.png": b""})
+    refused(root, r"train/cat/9\.png must be a whole picture .* got nothing\. Replace or .* --option damaged=skip\.")
+    only_damaged = write_all(tmp_path / "none", dict.fromkeys(given(), b""))
+    refused(only_damaged, r"must hold pictures that can be read, .* got 12 damaged of 12", damaged="skip")
 
 
 def test_of_an_animation_the_first_frame_counts(tmp_path):
@@ -550,8 +602,11 @@ FOLDER_ERRORS: list[tuple[FolderChange, dict, str]] = [
     (lambda root: write_all(root, {"train/bird/.keep": b""}), {}, "got the empty folder train/bird"),
     (lambda root: folder(root, "0.png"), {}, r"must hold files as SPLIT/CLASS/PICTURE, got 0\.png"),
     (lambda root: folder(root, "train/0.png"), {}, r"must hold files as SPLIT/CLASS/PICTURE, got train/0\.png"),
-    (lambda root: folder(root, "train/cat/kitten/0.png"), {}, r"SPLIT/CLASS/PICTURE, got train/cat/kitten/0\.png"),
-    (lambda root: folder(root, "extra/cat/0.png"), {}, "must hold folders named train, val, .* got extra beside them"),
+    (
+        lambda root: folder(root, "extra/cat/0.png"),
+        {},
+        "must hold folders named train, .* val, .* got extra beside them",
+    ),
     (
         lambda root: write_all(root, {"train/cat/list.db": b"x"}),
         {},
@@ -1011,6 +1066,17 @@ VOC: dict[str, bytes] = {
 
 def voc(root: Path, **change: bytes | None) -> Path:
     return write_all(root, {name: content for name, content in (VOC | change).items() if content is not None})
+
+
+def test_damaged_pictures_with_boxes_are_named_and_left_out_on_request(tmp_path):
+    broken = {name: VOC[name][:900] for name in ("JPEGImages/b.jpg", "JPEGImages/d.jpg")}
+    root = voc(tmp_path, **{"JPEGImages/b.jpg": broken["JPEGImages/b.jpg"]})
+    refused(root, r"JPEGImages/b\.jpg must be a whole picture .* Or leave it out with --option damaged=skip")
+    prepared = prepare(str(root), options=SourceOptions(damaged="skip"))
+    assert {split: part.rows for split, part in prepared.splits.items()} == {"train": 1, "validation": 1, "test": 1}
+    (change,) = prepared.source.changes
+    assert (change.names, change.numbers) == (("JPEGImages/b.jpg",), {"skipped": 1})
+    refused(voc(tmp_path, **broken), "split test of .* must hold a picture that can be read", damaged="skip")
 
 
 def test_boxes_of_voc_become_shares_of_the_sides(tmp_path):

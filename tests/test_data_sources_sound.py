@@ -213,7 +213,7 @@ def test_all_damaged_sounds_are_named_at_once_and_left_out_on_request(tmp_path):
     files = some("ab", 10) | {"a/cut.wav": FINE[:-10], "b/empty.wav": b""}
     source = written(tmp_path, files)
     with pytest.raises(
-        ConfigError, match=r"2 files must be readable, .*damaged=skip:\n.*a/cut\.wav[^\n]*\n.*b/empty\.wav"
+        ConfigError, match=r"2 files must be readable, .*damaged=skip, .*:\n.*a/cut\.wav[^\n]*\n.*b/empty\.wav"
     ):
         read(source)
     prepared = read(source, damaged="skip")

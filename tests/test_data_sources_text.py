@@ -5,9 +5,11 @@ from pathlib import Path
 import pytest
 
 from cluster.errors import ConfigError
-from models.features import TARGET, UNKNOWN, ClassTarget, NumberTarget
+from models.features import TARGET, UNKNOWN, ClassTarget, NumberTarget, Signature
+from models.text import tokens
 from orchestrator.data.sources.formats import prepare
 from orchestrator.data.sources.options import SourceOptions
+from serving.requests.inputs import parse_samples
 
 SHARED = Path(__file__).parents[2] / "shared" / "data"
 NOUNS = ("plot", "cast", "music", "pace", "style", "humour")
@@ -161,6 +163,47 @@ def test_malformed_texts_are_named_with_file_and_row(tmp_path, files, message):
         written(tmp_path / name, content)
     with pytest.raises(ConfigError, match=message):
         prepare(str(tmp_path), format="text")
+
+
+CHINESE = [f"{start}{middle}{end}" for start in "这那此" for middle in "电影剧书画" for end in "很好看听"]
+THAI = [f"{start}{middle}ที่นี่" for start in ("ดี", "มาก", "น้อย") for middle in ("กิน", "นอน", "เดิน", "วิ่ง", "นั่ง")]
+
+
+@pytest.mark.parametrize("texts", [CHINESE, THAI])
+def test_texts_without_blanks_are_split_into_characters_and_that_is_said(tmp_path, texts):
+    rows = [f"{text},{'good' if i % 2 else 'bad'}" for i, text in enumerate(texts)]
+    written(tmp_path / "reviews.csv", "\n".join(["text,label", *rows]))
+    prepared = read(str(tmp_path / "reviews.csv"))
+    feature = prepared.features["text"]
+    assert feature.tokens == "characters" and set("".join(texts)) >= set("".join(feature.vocabulary))
+    (change,) = prepared.source.changes
+    assert change.option == "tokens=characters"
+    assert (
+        change.text
+        == "Texts are split into characters; 100% of the letters are of scripts without blanks between words."
+    )
+    of_text = {tuple(tokens(text, feature)) for text in texts}
+    stored = [part.columns["text"] for part in prepared.splits.values()]
+    assert {tuple(column[row].tolist()) for column in stored for row in range(len(column))} == of_text
+    assert {part.rows > 0 for part in prepared.splits.values()} == {True}
+    assert parse_samples({"text": texts[3]}, Signature(features={"text": feature}, target=prepared.target))[
+        "text"
+    ].tolist() == [tokens(texts[3], feature)]
+
+
+def test_sentences_taken_for_words_are_refused_with_the_cure(tmp_path):
+    rows = [f"{text},{'good' if i % 2 else 'bad'}" for i, text in enumerate(CHINESE)]
+    written(tmp_path / "reviews.csv", "\n".join(["text,label", *rows]))
+    with pytest.raises(ConfigError, match=r"differ in words that .* Add texts\. Or split them into .*tokens=char"):
+        read(str(tmp_path / "reviews.csv"), tokens="words")
+
+
+def test_a_person_may_say_what_a_text_is_split_into(tmp_path):
+    source = polarity(tmp_path)
+    assert read(source).features["text"].tokens == "words" and read(source).source.changes == ()
+    prepared = read(source, tokens="characters")
+    assert {len(word) for word in prepared.features["text"].vocabulary} == {1}
+    assert prepared.source.changes[0].text.startswith("Texts are split into characters; 0% of the letters")
 
 
 def test_a_single_file_of_lines_is_refused_with_the_cure(tmp_path):

@@ -14,8 +14,9 @@ from example_runs import PICTURES, RATINGS, SERIES, TABLE
 from cluster.errors import ClusterError, ConfigError, NotFoundError, RunFailedError
 from serving import client
 from serving.applications import _free_port
-from serving.client import Client, answer_line, parse_inputs, parse_series
+from serving.client import Client, answer_line, parse_inputs
 from serving.http import access
+from serving.requests.series import parse_series
 from serving.requests.values import InputError
 
 CSV = "date,heat,load,other\n" + "".join(f"2026-01-{d:02},{d}.5,{d},x\n" for d in range(1, 9))

@@ -59,6 +59,11 @@ MODELS: dict[str, dict[str, Any]] = {
         "model": {"type": "rnn", "hidden_size": 8},
         "train": {"epochs": 2, "batch_size": 16, "learning_rate": 0.1},
     },
+    "rnn on many series with gaps": {
+        "data": {"name": "panel", "lookback": 6, "horizon": 2},
+        "model": {"type": "rnn", "hidden_size": 8},
+        "train": {"epochs": 2, "batch_size": 16, "learning_rate": 0.05},
+    },
     "rnn on sounds": {
         "data": {"name": "tones"},
         "model": {"type": "rnn", "cell": "gru", "hidden_size": 8},
@@ -82,11 +87,29 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> MemoryStore:
     found, folder = MemoryStore(), tmp_path_factory.mktemp("sources")
     for source in ("sklearn:digits", "statsmodels:elnino", "sklearn:china"):
         push(found, source)  # type: ignore[arg-type]
-    options = {"colours": SourceOptions(side=16, encoding="file")}
-    writers = {"reviews": write_texts, "tones": write_sounds, "rows": write_rows, "colours": write_pictures}
+    options = {"colours": SourceOptions(side=16, encoding="file"), "panel": SourceOptions(gaps="split")}
+    writers = {
+        "panel": write_panel,
+        "reviews": write_texts,
+        "tones": write_sounds,
+        "rows": write_rows,
+        "colours": write_pictures,
+    }
     for name, write in writers.items():
         push(found, str(write(folder / name)), name=name, options=options.get(name))  # type: ignore[arg-type]
     return found
+
+
+def write_panel(path: Path) -> Path:
+    path.mkdir()
+    hours = [hour for hour in range(90) if hour not in (30, 31, 60)]
+    rows = [
+        f"{name},2024-01-{1 + h // 24:02} {h % 24:02}:00,{math.sin(h / 4) * k}"
+        for k, name in enumerate("abc")
+        for h in hours
+    ]
+    (path / "panel.csv").write_text("\n".join(["item_id,date,value", *rows]))
+    return path / "panel.csv"
 
 
 def write_texts(path: Path) -> Path:

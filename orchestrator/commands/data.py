@@ -56,6 +56,7 @@ def data_push(
     from orchestrator.commands.terminal import emit, next_steps, out
     from orchestrator.configfile import parse_words
     from orchestrator.data.push import push
+    from orchestrator.data.sources.bundles import BUNDLES
     from orchestrator.data.sources.files import SCHEME, Access, reading_with
     from orchestrator.data.sources.options import parse_options
 
@@ -63,7 +64,8 @@ def data_push(
         raise ConfigError(
             f"--source-profile and --source-endpoint must be left out unless the source is s3://…, got {source}."
         )
-    options = parse_options(parse_words(option or []))
+    is_known = source in BUNDLES or Path(source).exists()
+    options = parse_options(parse_words(option or []), is_source_known=is_known)
     opened = store_at(store)
     opened.check()
     access = Access(profile=source_profile, endpoint_url=source_endpoint)

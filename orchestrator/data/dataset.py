@@ -15,7 +15,7 @@ from cluster.s3.records import named_folders, read_model
 from cluster.s3.stored_json import MANY_VALUES, Listing, listing
 from models.features import ForecastTarget, Signature
 from orchestrator.data.columns import Columns, from_table
-from orchestrator.data.manifest import Manifest, SeriesTarget, Shard, Split
+from orchestrator.data.manifest import Manifest, Run, SeriesTarget, Shard, Split
 from orchestrator.data.order import Ints
 from orchestrator.data.shards import read_footer, read_row_group, require_rows, sha256
 
@@ -208,10 +208,13 @@ def signature(manifest: Manifest, lookback: int | None, horizon: int | None) -> 
             f"got {lookback} and {horizon}. For an hourly series: data.lookback=96 data.horizon=24."
         )
     for name, split in manifest.splits.items():
-        if lookback + horizon > split.rows:
+        runs = (target.runs or {}).get(name, (Run(split.rows, split.context_rows),))
+        longest = max(run.rows - max(0, run.context_rows - lookback) for run in runs)
+        if lookback + horizon > longest:
+            where = f"rows of split {name}" if len(runs) == 1 else f"rows between gaps that split {name} has at most,"
             raise ConfigError(
-                f"data.lookback + data.horizon must be at most the {split.rows} rows of split {name} of dataset "
-                f"{manifest.name}, got {lookback} + {horizon}. Lower one of them."
+                f"data.lookback + data.horizon must be at most the {longest} {where} of dataset {manifest.name}, got "
+                f"{lookback} + {horizon}. Lower one of them."
             )
     return Signature(features=manifest.features, target=ForecastTarget(lookback=lookback, horizon=horizon))
 

@@ -1,6 +1,6 @@
 """The manifest of a dataset: its features, its splits, and every shard with its size and SHA-256."""
 
-from typing import Annotated, Literal
+from typing import Annotated, Literal, NamedTuple
 
 from pydantic import FailFast, Field, model_validator
 
@@ -10,6 +10,7 @@ from models.features import BoxesTarget, ClassTarget, Feature, NumberTarget
 from models.records import Frozen
 
 FORMAT_VERSION = 1
+MOST_RUNS = 100_000  # of a split
 
 SplitName = Annotated[str, Field(pattern="^[a-z][a-z0-9_-]{0,62}$")]
 Sha256 = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
@@ -105,10 +106,23 @@ class Source(Frozen):
     """Nothing else was changed on the way."""
 
 
+class Run(NamedTuple):
+    """Rows of a series without a gap between them, all of one series where there are many."""
+
+    rows: int
+    context_rows: int = 0
+    """Leading ones that belong to the split before."""
+
+
+Runs = Annotated[tuple[Run, ...], FailFast(), Field(min_length=1, max_length=MOST_RUNS)]
+
+
 class SeriesTarget(Frozen):
     """The series itself is what is predicted; how far is the experiment's choice (`data.horizon`)."""
 
     kind: Literal["series"] = "series"
+    runs: dict[SplitName, Runs] | None = None
+    """By split, where windows must not cross from some rows to the next; all together they are its rows."""
 
 
 DatasetTarget = Annotated[ClassTarget | NumberTarget | BoxesTarget | SeriesTarget, Field(discriminator="kind")]
@@ -132,6 +146,25 @@ class Manifest(Frozen):
     """What was converted, filled or left out when the source was read, a sentence each, with its numbers."""
     created: str
     """UTC, ISO 8601."""
+
+    def own_rows(self, split: str) -> int:
+        """Rows of a split that do not belong to the split before."""
+        found = self.splits[split]
+        if isinstance(self.target, SeriesTarget) and self.target.runs:
+            return found.rows - sum(run.context_rows for run in self.target.runs[split])
+        return found.rows - found.context_rows
+
+    @model_validator(mode="after")
+    def _runs_fit(self) -> "Manifest":
+        runs = self.target.runs if isinstance(self.target, SeriesTarget) else None
+        for name, found in (runs or {}).items():
+            wrong = [run for run in found if not 0 <= run.context_rows <= run.rows]
+            rows = self.splits[name].rows if name in self.splits else 0
+            if wrong or rows != sum(run.rows for run in found):
+                raise ValueError(f"runs of split {name} must be its {rows} rows, got {sum(run.rows for run in found)}")
+        if runs is not None and runs.keys() != self.splits.keys():
+            raise ValueError(f"runs must be given for {', '.join(self.splits)}, got {', '.join(runs)}")
+        return self
 
     @property
     def target_text(self) -> str:

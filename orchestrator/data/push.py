@@ -41,6 +41,7 @@ from orchestrator.data.pieces import Here, OnCluster, Runner, runner_for
 from orchestrator.data.scan import Scan, copies, refuse_copies, scan, with_statistics
 from orchestrator.data.shards import sha256, write_shard
 from orchestrator.data.shuffling import Regrouping
+from orchestrator.data.sources.damaged import naming_all_damaged
 from orchestrator.data.sources.files import SCHEME, open_files
 from orchestrator.data.sources.formats import prepare
 from orchestrator.data.sources.options import SourceOptions, parse_options
@@ -119,7 +120,10 @@ def push(
     prepared = prepare(copy.source, format=format or copy.format, options=options)
     origin = {"uri": copy.uri, "licence": copy.licence or prepared.source.licence}
     pieces = [piece for part in prepared.splits.values() for piece in part.pieces]
-    with runner_for(pieces, on_cluster=on_cluster, address=address, store=store) as runner:
+    with (
+        naming_all_damaged(pieces),
+        runner_for(pieces, on_cluster=on_cluster, address=address, store=store) as runner,
+    ):
         return push_prepared(
             store,
             replace(prepared, source=prepared.source.model_copy(update=origin)),
@@ -247,7 +251,7 @@ def summarize(manifest: Manifest, num_versions: int) -> DatasetSummary:
         version=manifest.version,
         versions=num_versions,
         created=manifest.created,
-        rows={name: split.rows - split.context_rows for name, split in manifest.splits.items()},
+        rows={name: manifest.own_rows(name) for name in manifest.splits},
         bytes=sum(shard.bytes for split in manifest.splits.values() for shard in split.shards),
         features={name: feature.kind for name, feature in manifest.features.items()},
         target=manifest.target.kind,

@@ -24,6 +24,7 @@ from models.features import (
     TextFeature,
     VectorFeature,
 )
+from serving.requests.series import with_missing
 from serving.requests.values import (
     InputError,
     category_index,
@@ -192,6 +193,7 @@ def _parse_value(value: Any, feature: Feature, signature: Signature, *, field: s
             value = _in_order(value, feature.names, field)
         case SeriesFeature() if isinstance(value, list):
             value = [_row(step, feature.channels, f"{field}[{t}]") for t, step in enumerate(value)]
+            value = with_missing(value, feature, field=field)
     return torch.tensor(flat_numbers(value, shape, field=field), dtype=torch.float32).reshape(shape)
 
 

@@ -1,9 +1,10 @@
 """The samples of one split, as a model reads them: where each lies in the row groups, and how rows become tensors."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
+from typing import cast
 
 import numpy as np
 import torch
@@ -23,6 +24,8 @@ from models.features import (
 from models.pictures import Fit, decode_picture, fit_for
 from orchestrator.data.columns import Array, Column, Columns, Ragged, from_table, no_rows
 from orchestrator.data.dataset import Dataset
+from orchestrator.data.manifest import Run, SeriesTarget
+from orchestrator.data.order import Ints
 from orchestrator.data.reading.cache import Cache
 
 _DECODE_CHUNKS = 16  # of a batch, for the threads to share
@@ -41,12 +44,11 @@ class Samples:
         sizes = [shard.row_groups[i].rows for shard, i in self._locations]
         self._row_starts = np.concatenate([[0], np.cumsum(sizes)]).tolist()
         target = signature.target
-        self._first_row = 0
         self._sample_rows = 1
+        self._all_starts: Ints | None = None
         if isinstance(target, ForecastTarget):
-            # The first forecast begins where the split does, if enough rows before it are there to look back on.
-            self._first_row = max(0, record.context_rows - target.lookback)
             self._sample_rows = target.lookback + target.horizon
+            self._all_starts = _window_starts(_runs(dataset, split), target)
         self.per_group = [len(self._starts(group)) for group in range(len(sizes))]
         """Number of samples that begin in each row group."""
         self.columns = list(signature.features) if self._sample_rows > 1 else [*signature.features, TARGET]
@@ -67,7 +69,8 @@ class Samples:
         for name in self.signature.features:
             rows_TC = self._rows_until(stop, group, name)[starts.start - first : stop - first]
             windows_NCT = np.lib.stride_tricks.sliding_window_view(rows_TC, self._sample_rows, axis=0)
-            views[name] = windows_NCT.swapaxes(1, 2)
+            windows = Windows(windows_NCT.swapaxes(1, 2), starts.rows - starts.start)
+            views[name] = cast(Array, windows)  # of which no more is asked than it has
         return views
 
     @cached_property
@@ -86,11 +89,13 @@ class Samples:
                 none[name] = np.empty((0, self._sample_rows, rows.shape[1]), rows.dtype)
         return none
 
-    def _starts(self, group: int) -> range:
+    def _starts(self, group: int) -> "Starts":
         """Return the rows of a group at which samples begin."""
-        last = self._row_starts[-1] - self._sample_rows
-        start = max(self._row_starts[group], self._first_row)
-        return range(start, max(start, min(self._row_starts[group + 1], last + 1)))
+        edges = self._row_starts[group : group + 2]
+        if self._all_starts is None:
+            return Starts(np.arange(*edges))
+        first, last = np.searchsorted(self._all_starts, edges)
+        return Starts(self._all_starts[first:last])
 
     def _rows_until(self, stop: int, group: int, name: str) -> Array:
         parts = []
@@ -109,6 +114,64 @@ class Samples:
             if self._cache:
                 table = self._cache.put(key, table)
         return from_table(table, manifest.features, manifest.target)
+
+
+@dataclass(frozen=True, eq=False)
+class Starts:
+    """Rows at which samples begin, in their order."""
+
+    rows: Ints
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    @property
+    def start(self) -> int:
+        """The first."""
+        return int(self.rows[0])
+
+    @property
+    def stop(self) -> int:
+        """One more than the last."""
+        return int(self.rows[-1]) + 1
+
+
+@dataclass(frozen=True, eq=False)
+class Windows:
+    """Some of the windows of a series, as views of its rows until some are asked for; indexed as an array is."""
+
+    views: Array
+    """[all, T, C]"""
+    chosen: Ints
+
+    def __len__(self) -> int:
+        return len(self.chosen)
+
+    def __getitem__(self, rows: slice | Ints) -> "Windows | Array":
+        if isinstance(rows, slice):
+            return Windows(self.views, self.chosen[rows])
+        found: Array = self.views[self.chosen[rows]]
+        return found
+
+
+def _runs(dataset: Dataset, split: str) -> Sequence[Run]:
+    """Return the rows that windows may not leave."""
+    target, record = dataset.manifest.target, dataset.split(split)
+    runs = target.runs if isinstance(target, SeriesTarget) else None
+    return runs[split] if runs else (Run(record.rows, record.context_rows),)
+
+
+def _window_starts(runs: Sequence[Run], target: ForecastTarget) -> Ints:
+    """Return the rows at which windows begin: all of a window lies in one run, and its forecast in this split.
+
+    The first forecast of a run begins where the split does, if enough rows before it are there to look back on.
+    """
+    parts, start = [np.empty(0, np.int64)], 0
+    for run in runs:
+        first = start + max(0, run.context_rows - target.lookback)
+        start += run.rows
+        parts.append(np.arange(first, start - target.lookback - target.horizon + 1))
+    return np.concatenate(parts)
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ from orchestrator.data.order import Ints, permutation
 from orchestrator.data.sources.options import SourceOptions, only
 from orchestrator.data.sources.prepared import Part, Prepared
 from orchestrator.data.sources.rows import encoded
-from orchestrator.data.sources.series.reading import cut_series
+from orchestrator.data.sources.series.cutting import cut_series
 from orchestrator.data.sources.splitting import SPLIT_KEY, stratified
 
 PHOTO_SIDE = 96

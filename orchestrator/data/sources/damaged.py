@@ -1,17 +1,27 @@
 """Files that cannot be read: all of them are named at once, or left out where the person says so."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TypeVar
 
 from cluster.errors import ConfigError
 from orchestrator.data.manifest import Change
 from orchestrator.data.sources.options import SourceOptions
+from orchestrator.data.sources.prepared import Piece
 
 MOST_SKIPPED = 10_000  # names in a manifest; where more are damaged, it is not the files that are at fault
 _MOST_NAMED = 10  # in a message
+_LOOKED_BYTES = 2**30  # of other pieces that are read to name all that is damaged at once
 
 T = TypeVar("T")
+
+
+class DamagedFilesError(ConfigError):
+    """Some files cannot be read; ``errors`` has one for each that is known."""
+
+    errors: tuple[ConfigError, ...] = ()
+    can_skip: bool = True
 
 
 @dataclass(frozen=True)
@@ -49,16 +59,51 @@ def refuse_or_skip(
     return [name for name, _ in fine], [one for _, one in fine], _record(list(damaged), len(names), what, options)
 
 
-def damaged_error(errors: Sequence[ConfigError]) -> ConfigError:
-    """Return one error for all of them; each begins with the place of its file."""
+def damaged_error(errors: Sequence[ConfigError], *, can_skip: bool = True) -> DamagedFilesError:
+    """Return one error for all of them; each begins with the place of its file.
+
+    Args:
+        errors: one for each file.
+        can_skip: whether the format has the option to leave them out.
+    """
+    error = DamagedFilesError(_message(errors, can_skip=can_skip))
+    error.errors, error.can_skip = tuple(errors), can_skip
+    return error
+
+
+@contextmanager
+def naming_all_damaged(pieces: Iterable[Piece]) -> Iterator[None]:
+    """Let an error about damaged files of one piece name those of the others too."""
+    try:
+        yield
+    except DamagedFilesError as error:
+        raise _damaged_in(pieces, error) from None
+
+
+def _damaged_in(pieces: Iterable[Piece], first: DamagedFilesError) -> DamagedFilesError:
+    """Return one error for all files that the pieces cannot read, of a gigabyte at least."""
+    found: list[ConfigError] = []
+    looked = 0
+    for piece in pieces:
+        if looked > _LOOKED_BYTES or len(found) > _MOST_NAMED:
+            break
+        looked += piece.source_bytes
+        try:
+            piece.read()
+        except DamagedFilesError as error:
+            found += error.errors
+        except ConfigError:  # another fault, which is told once this one is mended
+            continue
+    return damaged_error(found, can_skip=first.can_skip) if len(found) > len(first.errors) else first
+
+
+def _message(errors: Sequence[ConfigError], *, can_skip: bool) -> str:
     if len(errors) == 1:
-        return ConfigError(f"{errors[0]} Leave it out with --option damaged=skip.")
+        return f"{errors[0]}" + (" Or leave it out with --option damaged=skip." if can_skip else "")
     shown = "".join(f"\n  {error}" for error in errors[:_MOST_NAMED])
     more = f"\n  and {len(errors) - _MOST_NAMED:,} more" if len(errors) > _MOST_NAMED else ""
-    return ConfigError(
-        f"{len(errors):,} files must be readable, got damaged ones. Leave them out with --option damaged=skip:"
-        f"{shown}{more}"
-    )
+    cure = "Leave them out with --option damaged=skip, or mend them" if can_skip else "Mend them"
+    return f"{len(errors):,} files must be readable, got damaged ones. {cure}:{shown}{more}"
 
 
 def _record(names: Sequence[str], count: int, what: str, options: SourceOptions) -> list[Change]:

@@ -19,13 +19,13 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from datetime import datetime
 from pathlib import Path, PurePosixPath
 
 from pydantic import ValidationError
 
 from cluster.errors import ConfigError
 from cluster.s3.stored_json import first_fault
+from models.preparing.dates import is_date
 from orchestrator.data.manifest import SeriesTarget
 from orchestrator.data.sources.bundles import BUNDLES, read_bundle
 from orchestrator.data.sources.cifar import read_cifar
@@ -41,9 +41,11 @@ from orchestrator.data.sources.image_folder import read_image_folder
 from orchestrator.data.sources.located import SourceFile, plain_name
 from orchestrator.data.sources.options import SourceOptions
 from orchestrator.data.sources.picture_files import SPLIT_NAMES, detect_pictures, left_out, list_files
+from orchestrator.data.sources.picture_files import SUFFIXES as PICTURE_SUFFIXES
 from orchestrator.data.sources.prepared import Prepared
 from orchestrator.data.sources.rows import as_number, first_rows, refuse_empty
 from orchestrator.data.sources.series.reading import read_series
+from orchestrator.data.sources.series.table import DATE_NAMES
 from orchestrator.data.sources.sound import read_wav
 from orchestrator.data.sources.svmlight import ROW as SVMLIGHT_ROW
 from orchestrator.data.sources.svmlight import SUFFIXES as SVMLIGHT_SUFFIXES
@@ -72,14 +74,11 @@ _SUFFIXES: Mapping[str, str] = {
     ".wav": "wav",
     ".pos": "text",
     ".neg": "text",
-    ".jpg": "image-folder",
-    ".jpeg": "image-folder",
-    ".png": "image-folder",
+    **dict.fromkeys(PICTURE_SUFFIXES, "image-folder"),
 }
 """Files whose name says enough; most of these formats then ask for the folder."""
 
 _NAMED = 5  # files that are named of those left out
-_DATE_NAMES = ("date", "time", "datetime", "timestamp")
 
 
 def prepare(source: str, *, format: str | None = None, options: SourceOptions | None = None) -> Prepared:
@@ -188,7 +187,7 @@ def _formats_of_rows(file: SourceFile, options: SourceOptions) -> list[str]:
     checks = {
         "ratings": _is_rating(header, delimiter),
         "text": text_column(header, options) is not None,
-        "series": header[0].lower() in _DATE_NAMES or _is_date(header[0]) or (len(row) > 1 and _is_date(row[0])),
+        "series": _is_series(header, row, options) and not _is_rating(header, delimiter),
     }
     fits = [format for format, does_fit in checks.items() if does_fit]
     names_target = any(name.lower() in TARGET_NAMES or name == options.target for name in header)
@@ -204,9 +203,11 @@ def _is_rating(fields: Sequence[str], delimiter: str) -> bool:
     return delimiter in ("\t", "::") and len(fields) in (3, 4) and as_number(fields[2]) is not None
 
 
-def _is_date(text: str) -> bool:
-    try:
-        datetime.fromisoformat(text)
-    except ValueError:
-        return False
-    return as_number(text) is None
+def _is_series(header: Sequence[str], row: Sequence[str], options: SourceOptions) -> bool:
+    """Whether a column of dates is there; beside a target only the first one counts, others belong to a table."""
+    if options.date is not None or options.item is not None:
+        return True
+    has_target = options.target is not None or any(name.lower() in TARGET_NAMES for name in header)
+    seen = 1 if has_target else len(header)
+    named = any(name.lower() in DATE_NAMES for name in header[:seen])
+    return len(header) > 1 and (named or is_date(header[0]) or any(map(is_date, row[:seen])))

@@ -164,7 +164,7 @@ def _split_names(files: Files, sizes: Mapping[str, int]) -> dict[str, list[str]]
     splits: dict[str, list[str]] = {}
     for name in found:
         word = name.name.removesuffix(".parquet").split("-")[0]
-        splits.setdefault(SPLIT_NAMES.get(word, word), []).append(str(name))
+        splits.setdefault(SPLIT_NAMES.get(word.lower(), word), []).append(str(name))
     complete = with_test_split(splits)
     if splits.keys() - {*SPLIT_NAMES.values()} or not {"train", "test"} <= complete.keys():
         names = ", ".join(name.name for name in found[:5]) or "no Parquet file"

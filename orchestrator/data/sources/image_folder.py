@@ -1,7 +1,8 @@
 """Pictures in folders that are named after their classes: `train/CLASS/*.jpg` and `test/CLASS/*.jpg`, or `CLASS/*.jpg`.
 
-Beside `train`, a folder `validation` (or `val`) or `test` must be there. Where there are only folders of classes, a
-test split is drawn: the same share of every class, and files with the same content all on one side.
+Beside `train`, a folder `validation` (or `val`) or `test` must be there; capitals do not matter. Folders below that of
+a class belong to it. Where there are only folders of classes, a test split is drawn: the same share of every class, and
+files with the same content all on one side.
 """
 
 import hashlib
@@ -17,9 +18,10 @@ import numpy as np
 from cluster.errors import ConfigError
 from models.features import TARGET, ClassTarget, ImageFeature
 from orchestrator.data.columns import Columns
-from orchestrator.data.manifest import Source
+from orchestrator.data.manifest import Change, Source
 from orchestrator.data.order import Ints
 from orchestrator.data.sources.classes import check_class_names
+from orchestrator.data.sources.damaged import DamagedFilesError, refuse_or_skip
 from orchestrator.data.sources.files import Files, Folder, is_hidden
 from orchestrator.data.sources.options import SourceOptions, only
 from orchestrator.data.sources.picture_files import (
@@ -32,7 +34,13 @@ from orchestrator.data.sources.picture_files import (
     path_of,
     with_test_split,
 )
-from orchestrator.data.sources.pictures import choose_form, look_at_some, picture_column, read_picture
+from orchestrator.data.sources.pictures import (
+    choose_form,
+    look_at_some,
+    look_for_damage,
+    picture_column,
+    read_picture,
+)
 from orchestrator.data.sources.prepared import Part, Prepared
 from orchestrator.data.sources.splitting import drawn, numbered, refuse_draw
 
@@ -41,26 +49,22 @@ _READ_THREADS = 16  # files of a bucket are waited for
 
 def read_image_folder(source: str, options: SourceOptions) -> Prepared:
     """Read a folder of pictures, in folders named after their classes."""
-    only(options, "image-folder", "encoding", "side", "test", "test_share", "seed")
+    only(options, "image-folder", "encoding", "side", "damaged", "test", "test_share", "seed")
     files, sizes = list_files(source)
-    splits = _splits(files, sizes, options)
-    classes = tuple(sorted({_class_of(name) for name in splits["train"]}))
-    _check_classes(splits, classes, files)
-    everything = [name for names in splits.values() for name in names]
-    feature = choose_form(
-        look_at_some(
-            len(everything),
-            read=lambda row: read_picture(files, everything[row]),
-            where=lambda row: path_of(files, everything[row]),
-        ),
-        options,
-    )
+    _refuse_empty_folders(files, sizes)
+    class_of = _classes_of(sizes, files.uri)
+    sizes, changes = _whole(files, sizes, options)
+    splits = _splits(files, sizes, class_of, options)
+    classes = tuple(sorted({class_of[name] for name in splits["train"]}))
+    _check_classes(splits, class_of, classes, files)
+    labels = {name: classes.index(class_of[name]) for names in splits.values() for name in names}
+    feature = _form([name for names in splits.values() for name in names], files, options)
     return Prepared(
         name=default_name(files),
         features={"image": feature},
         target=ClassTarget(classes=classes),
-        splits={split: _part(files, names, sizes, classes, feature, options) for split, names in splits.items()},
-        source=Source(format="image-folder", uri=source),
+        splits={split: _part(files, names, sizes, labels, feature, options) for split, names in splits.items()},
+        source=Source(format="image-folder", uri=source, changes=changes),
     )
 
 
@@ -86,6 +90,7 @@ class FolderPiece:
             read=lambda row: read_picture(self.files, self.names[row]),
             where=lambda row: path_of(self.files, self.names[row]),
             feature=self.feature,
+            can_skip=True,
         )
         return {"image": pictures, TARGET: np.array(self.labels, np.int64)}
 
@@ -94,11 +99,10 @@ def _part(
     files: Files,
     names: Sequence[str],
     sizes: Mapping[str, int],
-    classes: Sequence[str],
+    labels: Mapping[str, int],
     feature: ImageFeature,
     options: SourceOptions,
 ) -> Part:
-    label = {name: i for i, name in enumerate(classes)}
     in_order = [names[row] for row in mixed(len(names), options)]
     runs = [in_order[run] for run in cut_into_pieces([sizes[name] for name in in_order])]
     return Part(
@@ -106,7 +110,7 @@ def _part(
             FolderPiece(
                 files,
                 names=tuple(run),
-                labels=tuple(label[_class_of(name)] for name in run),
+                labels=tuple(labels[name] for name in run),
                 source_bytes=sum(sizes[name] for name in run),
                 feature=feature,
             )
@@ -116,16 +120,59 @@ def _part(
     )
 
 
-def _splits(files: Files, sizes: Mapping[str, int], options: SourceOptions) -> dict[str, list[str]]:
-    """Return the names of each split's files."""
-    _refuse_empty_folders(files, sizes)
+def _classes_of(sizes: Mapping[str, int], place: str) -> dict[str, str]:
+    """Return the class of every file: the first folder of its name, but for that of a split.
+
+    Raises:
+        ConfigError: if there is no file, one is no picture, or one is not in the folder of a class.
+    """
     if not sizes:
-        raise ConfigError(f"{files.uri} must hold folders of pictures, got no file. Give the folder that holds them.")
-    has_splits = any(name.count("/") == 2 and name.split("/")[0] in SPLIT_NAMES for name in sizes)
+        raise ConfigError(f"{place} must hold folders of pictures, got no file. Give the folder that holds them.")
+    has_splits = _has_splits(sizes)
     for name in sizes:
-        _check_place(name, files.uri, has_splits=has_splits)
-    if not has_splits:
-        return _drawn(files, sizes, options)
+        _check_place(name, place, has_splits=has_splits)
+    return {name: name.split("/")[has_splits] for name in sizes}
+
+
+def _has_splits(names: Iterable[str]) -> bool:
+    """Whether folders of splits hold those of the classes; a class may be called train if pictures lie in it."""
+    return any(name.count("/") > 1 and name.split("/")[0].lower() in SPLIT_NAMES for name in names)
+
+
+def _form(names: Sequence[str], files: Files, options: SourceOptions) -> ImageFeature:
+    """Return how the pictures are stored; where one is damaged, look for all that are."""
+
+    def read(row: int) -> bytes:
+        return read_picture(files, names[row])
+
+    def where(row: int) -> str:
+        return path_of(files, names[row])
+
+    try:
+        return choose_form(look_at_some(len(names), read, where, can_skip=True), options)
+    except DamagedFilesError:
+        refuse_or_skip(names, look_for_damage(len(names), read, where), options, place=files.uri, what="pictures")
+        raise
+
+
+def _whole(files: Files, sizes: Mapping[str, int], options: SourceOptions) -> tuple[dict[str, int], tuple[Change, ...]]:
+    """Leave out damaged pictures where the person says so; otherwise they are found when they are read."""
+    if options.damaged != "skip":
+        return dict(sizes), ()
+    names = list(sizes)
+    damage = look_for_damage(
+        len(names), read=lambda row: read_picture(files, names[row]), where=lambda row: path_of(files, names[row])
+    )
+    whole, _, changes = refuse_or_skip(names, damage, options, place=files.uri, what="pictures")
+    return {name: sizes[name] for name in whole}, tuple(changes)
+
+
+def _splits(
+    files: Files, sizes: Mapping[str, int], class_of: Mapping[str, str], options: SourceOptions
+) -> dict[str, list[str]]:
+    """Return the names of each split's files."""
+    if not _has_splits(sizes):
+        return _drawn(files, sizes, class_of, options)
     refuse_draw(options, files.uri)
     return _given(files, sizes)
 
@@ -134,14 +181,15 @@ def _check_place(name: str, place: str, *, has_splits: bool) -> None:
     """Refuse a file that is no picture, or not in the folder of a class."""
     folders = name.split("/")[:-1]
     layout = "SPLIT/CLASS/PICTURE" if has_splits else "CLASS/PICTURE"
-    if len(folders) != 1 + has_splits:
+    if len(folders) < 1 + has_splits:
         raise ConfigError(f"{place} must hold files as {layout}, got {name}. Move or remove it.")
-    if has_splits and folders[0] not in SPLIT_NAMES:
+    split = folders[0].lower()
+    if has_splits and split not in SPLIT_NAMES:
         raise ConfigError(
             f"{place} must hold folders named {', '.join(SPLIT_NAMES)} only, got {folders[0]} beside them. Rename or "
             "remove it."
         )
-    if not has_splits and folders[0] in SPLIT_NAMES.keys() - {"train"}:  # which may be a class, beside cars
+    if not has_splits and split in SPLIT_NAMES.keys() - {"train"}:  # which may be a class, beside cars
         raise ConfigError(
             f"{place} must hold a folder for each class in {folders[0]}, got the file {name} there. Move it into one."
         )
@@ -154,7 +202,7 @@ def _given(files: Files, sizes: Mapping[str, int]) -> dict[str, list[str]]:
     folders: dict[str, str] = {}
     for name in sizes:
         folder = name.split("/")[0]
-        split = SPLIT_NAMES[folder]
+        split = SPLIT_NAMES[folder.lower()]
         if folders.setdefault(split, folder) != folder:
             raise ConfigError(
                 f"{files.uri} must hold one folder for split {split}, got {folders[split]} and {folder}. Merge them."
@@ -169,12 +217,14 @@ def _given(files: Files, sizes: Mapping[str, int]) -> dict[str, list[str]]:
     return complete
 
 
-def _drawn(files: Files, sizes: Mapping[str, int], options: SourceOptions) -> dict[str, list[str]]:
+def _drawn(
+    files: Files, sizes: Mapping[str, int], class_of: Mapping[str, str], options: SourceOptions
+) -> dict[str, list[str]]:
     names = list(sizes)
     if options.test is not None:
         rows = _matching(names, options, files)
     else:
-        classes = np.unique([_class_of(name) for name in names], return_inverse=True)[1]
+        classes = np.unique([class_of[name] for name in names], return_inverse=True)[1]
         rows = drawn(classes, groups=numbered(_contents(files, sizes)), options=options, place=files.uri)
     return {split: [names[row] for row in chosen] for split, chosen in rows.items()}
 
@@ -206,11 +256,13 @@ def _contents(files: Files, sizes: Mapping[str, int]) -> list[str]:
     return list(contents.values())
 
 
-def _check_classes(splits: Mapping[str, Sequence[str]], classes: Sequence[str], files: Files) -> None:
+def _check_classes(
+    splits: Mapping[str, Sequence[str]], class_of: Mapping[str, str], classes: Sequence[str], files: Files
+) -> None:
     check_class_names(classes, files.uri)
     for names in splits.values():
         for name in names:
-            if _class_of(name) not in classes:
+            if class_of[name] not in classes:
                 raise ConfigError(
                     f"the class of {path_of(files, name)} must be in the training split too, got none of its pictures "
                     "there. Add some, or remove it."
@@ -220,10 +272,6 @@ def _check_classes(splits: Mapping[str, Sequence[str]], classes: Sequence[str], 
             f"{files.uri} must hold folders of at least 2 classes, got {', '.join(classes)}. Sort the pictures into "
             "folders named after their classes."
         )
-
-
-def _class_of(name: str) -> str:
-    return name.split("/")[-2]
 
 
 def _refuse_empty_folders(files: Files, names: Iterable[str]) -> None:

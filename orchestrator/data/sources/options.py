@@ -1,6 +1,7 @@
 """What a person may say about a source: `--option KEY=VALUE`, each of which belongs to some formats only."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from difflib import get_close_matches
 from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
@@ -17,6 +18,22 @@ class SourceOptions(BaseModel):
     """Pictures: name of class 0, 1, ...; `cifar10` alone stands for its ten."""
     split_sizes: tuple[Annotated[int, Field(gt=0)], ...] | None = None
     """Series: rows of train, validation and test; what is left over is not used. Default: 70, 10 and 20 %."""
+    date: tuple[str, ...] | None = None
+    """Series: the column of dates, or several whose fields make one, `[date, time]` or `[year, month]`. Default: the
+    one called `date`, `datetime`, `timestamp`, `time` and so on, or that looks like dates."""
+    dates: Literal["day-first", "month-first"] | None = None
+    """Series: what comes first in dates such as 1/2/2016."""
+    item: str | None = None
+    """Series: the column that says which of many series in one file a row belongs to. Default: the one called
+    `item_id`, `unique_id`, `series_id` or `timeseries_id`, if there is one."""
+    decimal: Literal["point", "comma"] | None = None
+    """Series: what stands before the decimals of a number. Default: a point."""
+    gaps: Literal["refuse", "keep", "interpolate", "split"] | None = None
+    """Series: what becomes of steps that are missing: refuse them (the default), keep the rows as if nothing lacked
+    (trading days), put a straight line there, or let no window cross them."""
+    missing: Literal["refuse", "drop", "interpolate"] | None = None
+    """Series: what becomes of fields without a value: refuse them (the default), leave their rows out, or put a
+    straight line there."""
     side: Annotated[int, Field(ge=16, le=512)] | None = None
     """Pictures kept as files: pixels of the square that a model reads, default 224. Photo: default `PHOTO_SIDE`."""
     encoding: Literal["raw", "file"] | None = None
@@ -29,17 +46,20 @@ class SourceOptions(BaseModel):
     text: str | None = None
     """Text in a CSV: its column. Default: the one called `text`, `sentence` or `review`."""
     ignore: tuple[str, ...] | None = None
-    """Tables: columns to leave out, such as an identifier. Text in folders: classes to leave out."""
+    """Tables, series: columns to leave out, such as an identifier. Text in folders: classes to leave out."""
     vocabulary: Annotated[int, Field(ge=10, le=1_000_000)] | None = None
     """Text: the most words that have a token of their own. Default: 20,000."""
+    tokens: Literal["words", "characters"] | None = None
+    """Text: what a text is split into. Default: characters where most letters are of a script without blanks (Chinese,
+    Japanese, Thai, …), else words."""
     label: Literal["folder", "name"] | None = None
     """Sounds: the class is the name of the folder, or what comes before the first `_` of the file's name.
     Default: the folder if there are several, else the name."""
     rate: Annotated[int, Field(ge=1000, le=2**20)] | None = None
     """Sounds: samples per second to which those of other rates are resampled. Default: they must have one rate."""
     damaged: Literal["refuse", "skip"] | None = None
-    """Pictures in folders, sounds: whether files that cannot be read are refused (the default), or left out and listed
-    in the manifest."""
+    """Pictures in folders or with boxes, sounds: whether files that cannot be read are refused (the default), or left
+    out and listed in the manifest."""
     test: Annotated[str, Field(min_length=1)] | None = None
     """Sounds: files whose name matches this pattern (`*_[0-4].wav`) are the test split."""
     test_share: Annotated[float, Field(gt=0, lt=1)] | None = None
@@ -57,12 +77,15 @@ class SourceOptions(BaseModel):
     """All: what to do with rows of the test or validation split that are in the training split too: refuse them (the
     default), drop the copies in training, or keep them."""
 
+    unknown: tuple[str, ...] | None = None
+    """Names that no format knows; whatever reads the source answers them with those of its format."""
+
     @field_validator("delimiter", mode="before")
     @classmethod
     def _a_tab_has_a_name(cls, value: object) -> object:
         return "\t" if value == "tab" else value
 
-    @field_validator("classes", "ignore", mode="before")
+    @field_validator("classes", "ignore", "date", mode="before")
     @classmethod
     def _one_word_is_a_list(cls, value: object) -> object:
         return (value,) if isinstance(value, str) else value
@@ -74,25 +97,43 @@ DELIMITED = ("delimiter", "quotes")
 _OF_PUSHING = ("leakage", "order")  # pushing looks for these, whatever the format
 
 
-def parse_options(values: Mapping[str, object]) -> SourceOptions:
+def parse_options(values: Mapping[str, object], *, is_source_known: bool = False) -> SourceOptions:
     """Return the options that a person typed.
+
+    Args:
+        values: by name.
+        is_source_known: whether the source is at hand: then `only` answers an unknown name with those of its format.
 
     Raises:
         ConfigError: if there is no such option, or its value does not fit.
     """
+    unknown = tuple(name for name in values if name not in SourceOptions.model_fields)
+    if is_source_known and unknown:
+        known = {name: value for name, value in values.items() if name not in unknown}
+        return parse_options({**known, "unknown": unknown})
     try:
         return SourceOptions.model_validate(dict(values))
     except ValidationError as error:
         first = error.errors()[0]
         name = first["loc"][0] if first["loc"] else "options"
         if first["type"] == "extra_forbidden":
-            known = ", ".join(SourceOptions.model_fields)
-            raise ConfigError(f"option must be one of {known}, got {name!r}.") from error
+            names = [field for field in SourceOptions.model_fields if field != "unknown"]
+            raise ConfigError(f"option must be one of {', '.join(names)}, got {_meant(name, names)}") from error
         raise ConfigError(f"option {name} must fit: {first['msg']}, got {first['input']!r}.") from error
+
+
+def _meant(name: object, known: Sequence[str]) -> str:
+    near = get_close_matches(str(name), known, n=1)
+    return f"{name!r}." + (f" Did you mean {near[0]}?" if near else "")
 
 
 def only(options: SourceOptions, format: str, *allowed: str) -> None:
     """Refuse an option that was given and that the format has not."""
+    if options.unknown:
+        names = (*allowed, *_OF_PUSHING)
+        raise ConfigError(
+            f"option must be one of those of {format}, {', '.join(names)}, got {_meant(options.unknown[0], names)}"
+        )
     for name, value in options.model_dump(exclude_none=True).items():
         if name not in (*allowed, *_OF_PUSHING):
             known = ", ".join((*allowed, *_OF_PUSHING))

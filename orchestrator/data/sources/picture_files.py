@@ -14,13 +14,15 @@ from orchestrator.data.sources.files import Files, Folder, open_files
 from orchestrator.data.sources.options import SourceOptions
 from orchestrator.data.sources.rows import as_name
 
-SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff")
+SUFFIXES = (".jpg", ".jpeg", ".jfif", ".jpe", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff")
 SPLIT_NAMES: Mapping[str, str] = {
     "train": "train",
+    "training": "train",
     "val": "validation",
     "valid": "validation",
     "validation": "validation",
     "test": "test",
+    "testing": "test",
 }
 """What files and folders are called, and the split that they hold."""
 

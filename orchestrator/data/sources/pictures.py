@@ -26,6 +26,7 @@ from models.pictures import (
     upright_size,
 )
 from orchestrator.data.columns import Array, Column, Ragged
+from orchestrator.data.sources.damaged import Damage, damaged_error
 from orchestrator.data.sources.files import Files
 from orchestrator.data.sources.options import SourceOptions
 
@@ -72,10 +73,10 @@ def read_picture(files: Files, name: str) -> bytes:
     return files.read(name, most_bytes=_MOST_FILE_BYTES)
 
 
-def look_at_some(count: int, read: Read, where: Where) -> list[Header]:
-    """Read the headers of up to `LOOKS` pictures, evenly spread over all."""
+def look_at_some(count: int, read: Read, where: Where, *, can_skip: bool = False) -> list[Header]:
+    """Read the headers of up to `LOOKS` pictures, evenly spread over all; see `picture_column` for the errors."""
     rows = np.unique(np.linspace(0, count - 1, min(count, LOOKS)).astype(int)).tolist()
-    return _in_threads(len(rows), lambda i: look_at(read(rows[i]), where(rows[i])))
+    return _all_whole(len(rows), lambda i: look_at(read(rows[i]), where(rows[i])), can_skip=can_skip)
 
 
 def look_at(data: bytes | None, where: str) -> Header:
@@ -111,21 +112,68 @@ def choose_form(looks: Sequence[Header], options: SourceOptions) -> ImageFeature
     return ImageFeature(encoding="raw", shape=(channels, first.height, first.width), mean=(), std=())
 
 
-def picture_column(count: int, read: Read, where: Where, feature: ImageFeature) -> Column:
+def picture_column(count: int, read: Read, where: Where, feature: ImageFeature, *, can_skip: bool = False) -> Column:
     """Return pictures in the form that was chosen; each is decoded, so that a damaged one is found now.
 
+    Args:
+        count: of the pictures.
+        read: see `Read`.
+        where: see `Where`.
+        feature: the form.
+        can_skip: whether the format has the option to leave damaged ones out.
+
     Raises:
-        ConfigError: naming the picture that is damaged or does not fit.
+        DamagedFilesError: naming all pictures that are damaged.
+        ConfigError: naming one that does not fit.
     """
     if feature.encoding == "file":
-        return Ragged.of(_in_threads(count, lambda row: _file(read(row), where(row), feature)), dtype=np.uint8)
+        files = _all_whole(count, lambda row: _file(read(row), where(row), feature), can_skip=can_skip)
+        return Ragged.of(files, dtype=np.uint8)
     images_NCHW = np.empty((count, *feature.shape), np.uint8)
 
     def decode(row: int) -> None:
         images_NCHW[row] = _pixels(read(row), where(row), feature)
 
-    _in_threads(count, decode)
+    _all_whole(count, decode, can_skip=can_skip)
     return images_NCHW
+
+
+def look_for_damage(count: int, read: Read, where: Where) -> list[Damage | None]:
+    """Decode every picture, and return for each whether it is damaged."""
+
+    def look(row: int) -> Damage | None:
+        try:
+            with _naming(where(row)):
+                to_array(flatten(open_picture(read(row) or b"", formats=SOURCE_FORMATS), 3))
+        except DamagedPictureError as error:
+            return Damage(error)
+        return None
+
+    return _in_threads(count, look)
+
+
+class DamagedPictureError(ConfigError):
+    """A file is no whole picture."""
+
+
+def _all_whole(count: int, do: Callable[[int], T], *, can_skip: bool) -> list[T]:
+    """Return what is made of every picture.
+
+    Raises:
+        DamagedFilesError: naming all that are damaged.
+    """
+
+    def attempt(row: int) -> T | Damage:
+        try:
+            return do(row)
+        except DamagedPictureError as error:
+            return Damage(error)
+
+    found = _in_threads(count, attempt)
+    damaged = [one.error for one in found if isinstance(one, Damage)]
+    if damaged:
+        raise damaged_error(damaged, can_skip=can_skip)
+    return [one for one in found if not isinstance(one, Damage)]
 
 
 def _pixels(data: bytes | None, where: str, feature: ImageFeature) -> Array:
@@ -166,7 +214,7 @@ def _naming(where: str) -> Iterator[None]:
     try:
         yield
     except PictureError as error:
-        raise ConfigError(
+        raise DamagedPictureError(
             f"{where} must be a whole picture ({', '.join(SOURCE_FORMATS)}) of at most {MAX_PIXELS:,} pixels, got "
             f"{error}. Replace or remove it."
         ) from error

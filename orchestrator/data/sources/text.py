@@ -9,10 +9,10 @@ from pathlib import PurePosixPath
 import numpy as np
 
 from cluster.errors import ConfigError
-from models.features import TARGET, TextFeature
-from models.text import tokens, vocabulary, words
+from models.features import TARGET, TextFeature, Tokens
+from models.text import share_without_blanks, split, tokens, vocabulary, words
 from orchestrator.data.columns import Ragged
-from orchestrator.data.manifest import Source
+from orchestrator.data.manifest import Change, Source
 from orchestrator.data.order import Ints
 from orchestrator.data.sources.classes import check_class_names
 from orchestrator.data.sources.files import SCHEME, Files
@@ -35,6 +35,7 @@ MIN_COUNT = 2
 MOST_TOKENS = 1024
 """Words of a text after it are left out."""
 
+_MOSTLY = 0.5  # of the letters: then words, which blanks divide, would be whole sentences
 _READ_THREADS = 8  # a bucket answers each after some milliseconds
 _NOTES = ("readme", "license", "licence", "copying")
 
@@ -53,14 +54,27 @@ class _Texts:
 def read_text(source: str, options: SourceOptions) -> Prepared:
     """Read texts with a class each, or in a CSV with a number; see the module for where they may lie."""
     found = _from_table(source, options) if _is_table(source) else _from_files(source, options)
+    options, changes = _with_tokens(found, options)
     rows, feature, tokens_of = _split_and_tokenized(found, options)
     return Prepared(
         name=found.name,
         features={"text": feature},
         target=found.labels.target(rows, found.place),
         splits={s: _part(tokens_of, found.labels, r) for s, r in rows.items()},
-        source=Source(format="text" if found.encoding == "utf-8" else f"text ({found.encoding})", uri=source),
+        source=Source(
+            format="text" if found.encoding == "utf-8" else f"text ({found.encoding})", uri=source, changes=changes
+        ),
     )
+
+
+def _with_tokens(found: _Texts, options: SourceOptions) -> tuple[SourceOptions, tuple[Change, ...]]:
+    """Return what texts are split into, and why, where that are characters."""
+    train = found.splits["train"].tolist() if found.splits else range(len(found.texts))
+    share = share_without_blanks(found.texts[row] for row in train)
+    tokens = options.tokens or ("characters" if share > _MOSTLY else "words")
+    text = f"Texts are split into characters; {share:.0%} of the letters are of scripts without blanks between words."
+    change = Change(option=f"tokens={tokens}", text=text, numbers={"share_without_blanks": share})
+    return options.model_copy(update={"tokens": tokens}), (change,) if tokens == "characters" else ()
 
 
 def _split_and_tokenized(found: _Texts, options: SourceOptions) -> tuple[dict[str, Ints], TextFeature, list[list[int]]]:
@@ -72,13 +86,13 @@ def _split_and_tokenized(found: _Texts, options: SourceOptions) -> tuple[dict[st
     if found.splits is not None:
         refuse_draw(options, found.place)
         return found.splits, *_tokenized(found.texts, found.splits, options)
-    groups = numbered(" ".join(words(text)) for text in found.texts)
+    groups = numbered(" ".join(split(text, _tokens(options))) for text in found.texts)
     rows = drawn(found.labels.strata, groups=groups, options=options, place=found.place)
     feature, tokens_of = _tokenized(found.texts, rows, options)
     while len(known := _known_from_training(tokens_of, rows)):
         rows = {"train": np.union1d(rows["train"], known), "test": np.setdiff1d(rows["test"], known)}
         feature, tokens_of = _tokenized(found.texts, rows, options)
-    _require_test(rows, found.place)
+    _require_test(rows, found, options)
     return rows, feature, tokens_of
 
 
@@ -92,11 +106,17 @@ def _tokenized(
 ) -> tuple[TextFeature, list[list[int]]]:
     """Return the feature with the vocabulary of training, and the tokens of every text."""
     train = [texts[row] for row in rows["train"].tolist()]
+    kind = _tokens(options)
     feature = TextFeature(
-        vocabulary=vocabulary(train, size=options.vocabulary or VOCABULARY, min_count=MIN_COUNT),
-        max_tokens=min(MOST_TOKENS, max(len(words(text)) for text in train)),
+        vocabulary=vocabulary(train, size=options.vocabulary or VOCABULARY, min_count=MIN_COUNT, tokens=kind),
+        max_tokens=min(MOST_TOKENS, max(len(split(text, kind)) for text in train)),
+        tokens=kind,
     )
     return feature, [tokens(text, feature) for text in texts]
+
+
+def _tokens(options: SourceOptions) -> Tokens:
+    return options.tokens or "words"
 
 
 def _known_from_training(tokens_of: Sequence[list[int]], rows: Mapping[str, Ints]) -> Ints:
@@ -105,11 +125,14 @@ def _known_from_training(tokens_of: Sequence[list[int]], rows: Mapping[str, Ints
     return np.array([row for row in rows["test"].tolist() if tuple(tokens_of[row]) in known], np.int64)
 
 
-def _require_test(rows: Mapping[str, Ints], place: str) -> None:
+def _require_test(rows: Mapping[str, Ints], found: _Texts, options: SourceOptions) -> None:
     if not len(rows["test"]):
+        kind = _tokens(options)
+        without_blanks = kind == "words" and share_without_blanks(found.texts) > 0
+        cure = " Or split them into characters with --option tokens=characters." if without_blanks else ""
         raise ConfigError(
-            f"{place} must hold texts that differ in words that training has {MIN_COUNT} times or more, got none for a "
-            "test split. Add texts."
+            f"{found.place} must hold texts that differ in {kind} that training has {MIN_COUNT} times or more, got "
+            f"none for a test split. Add texts.{cure}"
         )
 
 
@@ -133,7 +156,7 @@ def text_column(names: Sequence[str], options: SourceOptions) -> str | None:
 
 
 def _from_table(source: str, options: SourceOptions) -> _Texts:
-    only(options, "text in a table", "text", "target", "task", "vocabulary", "seed", "test_share", *DELIMITED)
+    only(options, "text in a table", "text", "target", "task", "vocabulary", "tokens", "seed", "test_share", *DELIMITED)
     files = split_files(source, suffixes=TABLE_SUFFIXES)
     rows = read_delimited(files, options=options)
     column = text_column(rows.names, options)
@@ -153,7 +176,7 @@ def _from_table(source: str, options: SourceOptions) -> _Texts:
 
 
 def _from_files(source: str, options: SourceOptions) -> _Texts:
-    only(options, "text in files", "ignore", "vocabulary", "seed", "test_share")
+    only(options, "text in files", "ignore", "vocabulary", "tokens", "seed", "test_share")
     files, sizes = list_files(source)
     names = text_files(list(sizes))
     of_split = given_split(names)

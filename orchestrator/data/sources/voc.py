@@ -21,8 +21,9 @@ import numpy as np
 from cluster.errors import ConfigError
 from models.features import TARGET, BoxesTarget, ImageFeature
 from orchestrator.data.columns import BOX_NUMBERS, Array, Columns, Ragged
-from orchestrator.data.manifest import Source
+from orchestrator.data.manifest import Change, Source
 from orchestrator.data.sources.classes import check_class_names
+from orchestrator.data.sources.damaged import refuse_or_skip
 from orchestrator.data.sources.files import Files
 from orchestrator.data.sources.options import SourceOptions, only
 from orchestrator.data.sources.picture_files import (
@@ -36,7 +37,14 @@ from orchestrator.data.sources.picture_files import (
     refuse_hostile,
     with_test_split,
 )
-from orchestrator.data.sources.pictures import choose_form, look_at, look_at_some, picture_column, read_picture
+from orchestrator.data.sources.pictures import (
+    choose_form,
+    look_at,
+    look_at_some,
+    look_for_damage,
+    picture_column,
+    read_picture,
+)
 from orchestrator.data.sources.prepared import Part, Prepared
 
 _READ_THREADS = 16  # files of a bucket are waited for
@@ -74,9 +82,9 @@ class Sample:
 
 def read_voc(source: str, options: SourceOptions) -> Prepared:
     """Read pictures with boxes; they are stored as files, whatever their size."""
-    only(options, "voc", "classes", "side")
+    only(options, "voc", "classes", "side", "damaged")
     files, sizes = list_files(source)
-    splits = _splits(files, sizes)
+    splits, changes = _whole(files, _splits(files, sizes), options)
     annotations = {split: _read_annotations(files, samples) for split, samples in splits.items()}
     classes = _classes(annotations, options, files.uri)
     pictures = [sample.picture for samples in splits.values() for sample in samples]
@@ -84,6 +92,7 @@ def read_voc(source: str, options: SourceOptions) -> Prepared:
         len(pictures),
         read=lambda row: read_picture(files, pictures[row]),
         where=lambda row: path_of(files, pictures[row]),
+        can_skip=True,
     )
     feature = choose_form(looks, options.model_copy(update={"encoding": "file"}))
     return Prepared(
@@ -91,8 +100,27 @@ def read_voc(source: str, options: SourceOptions) -> Prepared:
         features={"image": feature},
         target=BoxesTarget(classes=classes),
         splits={split: _part(files, samples, sizes, classes, feature, options) for split, samples in splits.items()},
-        source=Source(format="voc", uri=source),
+        source=Source(format="voc", uri=source, changes=changes),
     )
+
+
+def _whole(
+    files: Files, splits: Mapping[str, Sequence[Sample]], options: SourceOptions
+) -> tuple[Mapping[str, Sequence[Sample]], tuple[Change, ...]]:
+    """Leave out damaged pictures where the person says so; otherwise they are found when they are read."""
+    if options.damaged != "skip":
+        return splits, ()
+    names = [sample.picture for samples in splits.values() for sample in samples]
+    damage = look_for_damage(
+        len(names), read=lambda row: read_picture(files, names[row]), where=lambda row: path_of(files, names[row])
+    )
+    whole, _, changes = refuse_or_skip(names, damage, options, place=files.uri, what="pictures")
+    kept = set(whole)
+    left = {split: [sample for sample in samples if sample.picture in kept] for split, samples in splits.items()}
+    for split, samples in left.items():
+        if not samples:
+            raise ConfigError(f"split {split} of {files.uri} must hold a picture that can be read, got none. Add some.")
+    return left, tuple(changes)
 
 
 def parse_annotation(data: bytes, place: str) -> Annotation:
@@ -135,6 +163,7 @@ class ScenePiece:
             read=lambda row: self._read_picture(self.samples[row].picture, annotations[row]),
             where=lambda row: path_of(self.files, self.samples[row].picture),
             feature=self.feature,
+            can_skip=True,
         )
         boxes = [_rows(annotation.boxes, self.classes) for annotation in annotations]
         return {"image": pictures, TARGET: Ragged.of(boxes, dtype=np.float32, width=(BOX_NUMBERS,))}
@@ -182,7 +211,9 @@ def _splits(files: Files, sizes: Mapping[str, int]) -> dict[str, list[Sample]]:
         raise ConfigError(f"{files.uri} must hold one folder with Annotations/*.xml, got {found}. Give one of them.")
     lists = {name: str(roots[0] / "ImageSets" / "Main" / f"{name}.txt") for name in _LISTS}
     listed = {name: _listed(files, path) for name, path in lists.items() if path in sizes}
-    splits = {SPLIT_NAMES.get(name, "train"): names for name, names in listed.items() if name != "trainval"}
+    splits = {
+        SPLIT_NAMES.get(name.lower(), "train"): names for name, names in listed.items() if name.lower() != "trainval"
+    }
     if "train" not in splits and "trainval" in listed:
         held_out = {stem for stems in splits.values() for stem in stems}
         splits["train"] = [stem for stem in listed["trainval"] if stem not in held_out]

@@ -87,7 +87,7 @@ def _balance_checks(counts: Ints, classes: Sequence[str], train: Sampled) -> Ite
 def _feature_checks(name: str, feature: Feature, splits: Mapping[str, Sampled]) -> Iterator[DataCheck]:
     match feature:
         case TextFeature():
-            yield from _unknown_word_checks(name, splits)
+            yield from _unknown_word_checks(name, feature, splits)
         case VectorFeature() | SeriesFeature():
             names = list(feature.names if isinstance(feature, VectorFeature) else feature.channels)
             rows = {split: array_of(sampled, name) for split, sampled in splits.items()}
@@ -110,12 +110,12 @@ def _unseen_checks(features: Mapping[str, Feature], splits: Mapping[str, Sampled
             )
 
 
-def _unknown_word_checks(name: str, splits: Mapping[str, Sampled]) -> Iterator[DataCheck]:
+def _unknown_word_checks(name: str, feature: TextFeature, splits: Mapping[str, Sampled]) -> Iterator[DataCheck]:
     for split, sampled in splits.items():
         share = float((ragged_of(sampled, name).values == UNKNOWN).mean())
         yield DataCheck(
             share < _UNKNOWN_WORDS,
-            f"{percent_text(share)} of the words in {name} of {split} are not in the vocabulary.",
+            f"{percent_text(share)} of the {feature.tokens} in {name} of {split} are not in the vocabulary.",
         )
 
 

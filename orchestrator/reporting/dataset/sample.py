@@ -8,7 +8,7 @@ import numpy as np
 from models.features import TARGET, BoxesTarget, ClassTarget
 from orchestrator.data.columns import Array, Columns, Ragged, join, take
 from orchestrator.data.dataset import Dataset
-from orchestrator.data.manifest import Shard, Split
+from orchestrator.data.manifest import Run, SeriesTarget, Shard, Split
 from orchestrator.data.order import Ints
 
 SPLIT_BYTES = 16 * 2**20
@@ -54,14 +54,24 @@ def sample(dataset: Dataset, name: str) -> Sampled:
         read[place] = dataset.read_row_group(shard, index)
         read_bytes += shard.row_groups[index].bytes
     parts, numbers = [], []
+    is_own = _own_rows(dataset, name)
+    number_of = np.cumsum(is_own) - 1
     for place, columns in sorted(read.items()):
         shard, index, first = groups[place]
-        rows = np.arange(first, first + shard.row_groups[index].rows) - split.context_rows
-        kept = np.flatnonzero(rows >= 0)
+        span = slice(first, first + shard.row_groups[index].rows)
+        kept = np.flatnonzero(is_own[span])
         parts.append({column: take(values, kept) for column, values in columns.items()})
-        numbers.append(rows[kept])
+        numbers.append(number_of[span][kept])
     columns = {column: join([part[column] for part in parts]) for column in parts[0]}
-    return Sampled(columns, np.concatenate(numbers), split.rows - split.context_rows)
+    return Sampled(columns, np.concatenate(numbers), dataset.manifest.own_rows(name))
+
+
+def _own_rows(dataset: Dataset, name: str) -> Array:
+    """Return which rows of a split do not belong to the split before."""
+    split, target = dataset.split(name), dataset.manifest.target
+    runs = target.runs if isinstance(target, SeriesTarget) else None
+    of_split = runs[name] if runs else (Run(split.rows, split.context_rows),)
+    return np.concatenate([np.arange(run.rows) >= run.context_rows for run in of_split])
 
 
 def _spread_first(count: int) -> list[int]:

@@ -230,10 +230,10 @@ def _text_section(title: str, feature: TextFeature, texts: Ragged) -> Section:
     words = Counter(texts.values[texts.values > UNKNOWN].tolist()).most_common(15)
     frequent = " · ".join(feature.vocabulary[token - 2] for token, _ in words)
     facts = (
-        f"{texts.lengths.mean():.1f} words on average, {texts.lengths.max():,} at most",
+        f"{texts.lengths.mean():.1f} {feature.tokens} on average, {texts.lengths.max():,} at most",
         f"most frequent: {frequent}",
     )
-    return Section(title, facts, (_histogram("words in a text", texts.lengths),))
+    return Section(title, facts, (_histogram(f"{feature.tokens} in a text", texts.lengths),))
 
 
 def _audio_section(title: str, feature: AudioFeature, sounds: Ragged) -> Section:

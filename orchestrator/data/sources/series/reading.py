@@ -1,107 +1,197 @@
-"""Series: a CSV of a date and columns of numbers, cut by time (ETT)."""
+"""Series: a file of dates and columns of numbers, of one series or of many, cut by time (ETT)."""
 
 from collections.abc import Sequence
-from datetime import datetime
-from itertools import pairwise
+from dataclasses import dataclass
 
 import numpy as np
 
 from cluster.errors import ConfigError
-from models.features import SeriesFeature
-from orchestrator.data.columns import Array, row_statistics
-from orchestrator.data.manifest import SeriesTarget, Source
-from orchestrator.data.sources.located import ALL, SourceFile, source_name, split_files
+from models.features import Clock, SeriesFeature
+from models.preparing.dates import Micros
+from models.preparing.gaps import Bools, Floats, Gaps, fill, find_gaps, spread_out, usual_step
+from orchestrator.data.manifest import Change, Source
+from orchestrator.data.order import Ints
+from orchestrator.data.sources.located import ALL, source_name, split_files
 from orchestrator.data.sources.options import SourceOptions, only
-from orchestrator.data.sources.prepared import Part, Prepared
-from orchestrator.data.sources.rows import Delimited, first_rows, read_delimited, refuse_empty, require_rows
+from orchestrator.data.sources.prepared import Prepared
+from orchestrator.data.sources.rows import Delimited, distinct, read_delimited, require_rows
+from orchestrator.data.sources.series.cutting import assembled, gap_change, split_edges
+from orchestrator.data.sources.series.table import Columns, choose_columns, read_times, read_values
 
-_CONTEXT_ROWS = 720  # the longest lookback of the published ETT experiments
+SUFFIXES = (".csv", ".tsv", ".txt")
+OPTIONS = ("split_sizes", "date", "dates", "item", "ignore", "decimal", "gaps", "missing")
+_LEAST_ROWS = 10
 
 
 def read_series(source: str, options: SourceOptions) -> Prepared:
-    """Read a CSV of a date and numeric columns, and cut it by time into train, validation and test."""
-    only(options, "series", "split_sizes")
-    files = split_files(source, suffixes=(".csv",))
+    """Read a file of dates and numbers, and cut it by time into train, validation and test."""
+    only(options, "series", *OPTIONS)
+    files = split_files(source, suffixes=SUFFIXES)
     if ALL not in files:
         raise ConfigError(
             f"source must be one file for format series, which is cut by time, got {' and '.join(files)}."
         )
-    names, rows_TC = _parse_series(files[ALL])
-    return cut_series(
-        rows_TC,
-        names,
-        sizes=options.split_sizes,
+    rows = read_delimited(files)
+    first = [column[0].as_py() for column in rows.table.columns]
+    columns = choose_columns(rows.names, first, options, rows.place)
+    series, dropped = _dropped(_series_of(rows, columns, options), options)
+    for one in series:
+        require_rows(len(one.times), one.place, least=_LEAST_ROWS)
+    clock = _clock(series, columns, options)
+    gaps = [find_gaps(one.times, clock.step) for one in series]
+    changes = [*dropped, *_gap_changes(series, gaps, clock)]
+    filled = [_filled(one, found, columns, clock, options) for one, found in zip(series, gaps, strict=True)]
+    changes += _interpolated(series, columns, options)
+    return assembled(
+        [one.rows_TC for one in filled],
+        [one.edges for one in filled],
+        [one.breaks for one in filled],
+        SeriesFeature(channels=columns.values, mean=(), std=(), missing=options.missing or "refuse", clock=clock),
         name=source_name(files),
-        source=Source(format="series", uri=source),
+        source=Source(format="series", uri=source, changes=tuple(changes)),
     )
 
 
-def cut_series(
-    rows_TC: Array, names: Sequence[str], *, sizes: tuple[int, ...] | None, name: str, source: Source
-) -> Prepared:
-    """Cut a series by time; validation and test begin with rows of the split before, to look back on."""
-    edges = [0, *np.cumsum(sizes or _shares(len(rows_TC))).tolist()]
-    if len(edges) != 4 or edges[-1] > len(rows_TC):
+@dataclass(frozen=True, eq=False)
+class _Series:
+    place: str
+    """As a message names it."""
+    times: Micros
+    texts: Sequence[str]
+    """The dates as they were written."""
+    values_TC: Floats
+
+
+@dataclass(frozen=True, eq=False)
+class _Filled:
+    rows_TC: np.ndarray
+    edges: list[int]
+    breaks: Ints
+
+
+def _series_of(rows: Delimited, columns: Columns, options: SourceOptions) -> list[_Series]:
+    """Return the rows of each series, in time."""
+    times, texts = read_times(rows, columns, options)
+    values_TC = read_values(rows, columns, options)
+    if columns.item is None:
+        _check_order(rows, columns, times, texts, np.arange(len(rows)))
+        return [_Series(rows.place, times, texts, values_TC)]
+    codes, words = distinct(rows.column(columns.item))
+    order = np.argsort(codes, kind="stable")
+    edges = np.searchsorted(codes[order], np.arange(len(words) + 1))
+    found = []
+    for code, word in enumerate(words):
+        mine = order[edges[code] : edges[code + 1]]
+        _check_order(rows, columns, times, texts, mine)
+        place = f"{columns.item} {word!r} in {rows.place}"
+        found.append(_Series(place, times[mine], [texts[row] for row in mine.tolist()], values_TC[mine]))
+    return found
+
+
+def _check_order(rows: Delimited, columns: Columns, times: Micros, texts: Sequence[str], mine: Ints) -> None:
+    wrong = np.flatnonzero(np.diff(times[mine]) <= 0)
+    if len(wrong):
+        before, index = mine[wrong[0]], mine[wrong[0] + 1]
+        file, row = rows.where(int(index))
+        cure = "" if columns.item else " If the file holds many series, name their column with --option item=NAME."
         raise ConfigError(
-            f"split_sizes must be three numbers that sum to at most the {len(rows_TC)} rows of {source.uri}, "
-            f"got {', '.join(map(str, sizes or ()))}."
+            f"{' and '.join(columns.dates)} in {file} must increase, got {texts[index]} in row {row} after "
+            f"{texts[before]}. Sort the rows by time and remove copies.{cure}"
         )
-    splits = {}
-    for split, (start, stop) in zip(("train", "validation", "test"), pairwise(edges), strict=True):
-        context = min(start, _CONTEXT_ROWS)
-        splits[split] = Part.of({"series": rows_TC[start - context : stop]}, context_rows=context)
-    mean, std = row_statistics(rows_TC[: edges[1]])
-    return Prepared(
-        name=name,
-        features={"series": SeriesFeature(channels=tuple(names), mean=mean, std=std)},
-        target=SeriesTarget(),
-        splits=splits,
-        source=source,
+
+
+def _dropped(series: list[_Series], options: SourceOptions) -> tuple[list[_Series], list[Change]]:
+    """Leave out rows in which a value is missing, where the person says so."""
+    if options.missing != "drop":
+        return series, []
+    kept: list[Bools] = [np.isfinite(one.values_TC).min(axis=1) for one in series]
+    total, left = sum(len(keep) for keep in kept), sum(int(keep.sum()) for keep in kept)
+    text = f"{total - left:,} of {total:,} rows had a field without a value and were left out."
+    rest = [
+        _Series(one.place, one.times[keep], [one.texts[i] for i in np.flatnonzero(keep).tolist()], one.values_TC[keep])
+        for one, keep in zip(series, kept, strict=True)
+    ]
+    return rest, [Change(option="missing=drop", text=text, numbers={"dropped": float(total - left)})]
+
+
+def _clock(series: Sequence[_Series], columns: Columns, options: SourceOptions) -> Clock:
+    step = usual_step([one.times for one in series])
+    gaps = options.gaps or "refuse"
+    return Clock(
+        dates=columns.dates,
+        order=options.dates,
+        item=columns.item,
+        step=step,
+        gaps=gaps,
+        decimal=options.decimal or "point",
     )
 
 
-def _parse_series(file: SourceFile) -> tuple[list[str], Array]:
-    """Return the names of the numeric columns and their values [T, C]."""
-    content = file.head()
-    refuse_empty(content, file)
-    header, _ = first_rows(content, delimiter=",")
-    if len(header) < 2 or _date(header[0]) is not None:
+def _gap_changes(series: Sequence[_Series], gaps: Sequence[Gaps], clock: Clock) -> list[Change]:
+    """Refuse gaps unless the person says what to do with them, and say what is known of them."""
+    missing, rows = sum(int(found.missing.sum()) for found in gaps), sum(len(one.times) for one in series)
+    if clock.gaps == "refuse" and missing:
+        raise _gap_error(series, gaps, clock, share=missing / (missing + rows))
+    if clock.gaps == "refuse":
+        return []
+    if clock.gaps == "interpolate" and missing > rows:
         raise ConfigError(
-            f"{file} must begin with a header: a date column and at least one numeric one, got {','.join(header)!r}."
+            f"gaps must be fewer steps than there are rows to be interpolated, got {missing:,} missing beside {rows:,} "
+            f"rows in {series[0].place}. Let no window cross them with --option gaps=split."
         )
-    rows = read_delimited({ALL: file}, delimiter=",")
-    _check_dates(rows, header[0])
-    values_TC = np.stack([rows.numbers(name) for name in header[1:]], 1).astype(np.float32)
-    require_rows(len(rows), file, least=10)
-    return header[1:], values_TC
+    numbers = {
+        "missing": float(missing),
+        "gaps": float(sum(found.places for found in gaps)),
+        "missing_share": missing / (missing + rows),
+    }
+    return [gap_change(clock, numbers, _widest(gaps).largest)]
 
 
-def _check_dates(rows: Delimited, name: str) -> None:
-    texts = rows.table.column(name).to_pylist()
-    dates = [_date(text) for text in texts]
-    for index, (date, before) in enumerate(zip(dates, [None, *dates], strict=False)):
-        if date is None:
-            file, row = rows.where(index)
-            raise ConfigError(f"{name} in {file} must be an ISO 8601 date, got {texts[index]!r} in row {row}.")
-        if before is not None and not _is_after(date, before):
-            file, row = rows.where(index)
-            raise ConfigError(
-                f"{name} in {file} must increase, got {texts[index]} in row {row} after {before}. Sort the rows by "
-                "time and remove copies, and give all of them a time zone or none."
-            )
+def _widest(gaps: Sequence[Gaps]) -> Gaps:
+    return max(gaps, key=lambda found: int(found.missing.max(initial=0)))
 
 
-def _is_after(date: datetime, before: datetime) -> bool:
-    return (date.tzinfo is None) == (before.tzinfo is None) and date > before
+def _gap_error(series: Sequence[_Series], gaps: Sequence[Gaps], clock: Clock, *, share: float) -> ConfigError:
+    widest = _widest(gaps)
+    one = series[next(number for number, found in enumerate(gaps) if found is widest)]
+    at = int(widest.missing.argmax())
+    return ConfigError(
+        f"{one.place} must have a row every {clock.step}, its usual step, got {_counted(gaps)} in "
+        f"which {share:.2%} of the steps are missing, the largest of {widest.largest} from {one.texts[at]} to "
+        f"{one.texts[at + 1]}. Say with --option gaps=… what to do: split (no window crosses one), interpolate (a "
+        "straight line), or keep (nothing is missing, as of trading days)."
+    )
 
 
-def _date(text: str) -> datetime | None:
+def _counted(gaps: Sequence[Gaps]) -> str:
+    places = sum(found.places for found in gaps)
+    return f"{places:,} gap{'s' * (places > 1)}"
+
+
+def _filled(one: _Series, gaps: Gaps, columns: Columns, clock: Clock, options: SourceOptions) -> _Filled:
+    """Return the rows as they are stored, where they are cut, and where windows end."""
+    rows_TC, breaks = one.values_TC, np.empty(0, np.int64)
+    if clock.gaps == "interpolate":
+        rows_TC, _ = spread_out(rows_TC, gaps.missing)
+    elif clock.gaps == "split":
+        breaks = np.flatnonzero(gaps.missing) + 1
+    edges = split_edges(len(rows_TC), options.split_sizes, one.place)
     try:
-        return datetime.fromisoformat(text.strip())
-    except ValueError:
-        return None
+        return _Filled(fill(rows_TC, edges[1:]).astype(np.float32), edges, breaks)
+    except ValueError as error:
+        raise ConfigError(
+            f"{columns.values[error.args[0]]} in {one.place} must have a value in training to be interpolated, got "
+            "none. Leave the column out with --option ignore=NAME."
+        ) from None
 
 
-def _shares(count: int) -> tuple[int, int, int]:
-    train, test = count * 7 // 10, count * 2 // 10
-    return train, count - train - test, test
+def _interpolated(series: Sequence[_Series], columns: Columns, options: SourceOptions) -> list[Change]:
+    if options.missing != "interpolate":
+        return []
+    counts = sum((np.isnan(one.values_TC).sum(0) for one in series), np.zeros(len(columns.values), np.int64))
+    total = sum(len(one.times) for one in series)
+    found = {name: int(count) for name, count in zip(columns.values, counts, strict=True) if count}
+    listed = ", ".join(f"{count:,} of {name}" for name, count in list(found.items())[:12]) or "none"
+    text = f"Fields without a value were filled with straight lines, in {total:,} rows: {listed}."
+    numbers = {name: float(count) for name, count in found.items()}
+    return [Change(option="missing=interpolate", text=text, numbers=numbers)]
