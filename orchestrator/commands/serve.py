@@ -153,7 +153,10 @@ def endpoints(json: Json = False, address: Address = None, store: StoreUrl = Non
 def predict(
     name: str,
     inputs: Annotated[
-        list[str], typer.Argument(metavar="INPUT...", help="A picture, a CSV of a series, or NAME=VALUE pairs.")
+        list[str],
+        typer.Argument(
+            metavar="INPUT...", help="A picture, a sound, a text, a CSV of a series, or COLUMN=VALUE pairs."
+        ),
     ],
     url: Annotated[
         str | None, typer.Option(envvar="ORCHESTRATOR_ENDPOINT", help="Default: the local endpoint.")

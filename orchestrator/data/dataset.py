@@ -200,7 +200,7 @@ def signature(manifest: Manifest, lookback: int | None, horizon: int | None) -> 
                 f"data.lookback and data.horizon must be left out for dataset {manifest.name}, which is not a "
                 f"series, got {lookback} and {horizon}. Remove them."
             )
-        return Signature(features=manifest.features, target=target)
+        return Signature(features=manifest.features, target=target, rows=manifest.rows)
     if lookback is None or horizon is None:
         raise ConfigError(
             f"data.lookback and data.horizon must be given for dataset {manifest.name}, which is a series, "

@@ -189,7 +189,7 @@ def _formats_of_rows(file: SourceFile, options: SourceOptions) -> list[str]:
     checks = {
         "ratings": _is_rating(header, delimiter),
         "text": text_column(header, options) is not None,
-        "series": header[0].lower() in _DATE_NAMES or _is_date(header[0]) or (len(row) > 1 and _is_date(row[0])),
+        "series": options.dates is None and _is_series(header, row),
     }
     fits = [format for format, does_fit in checks.items() if does_fit]
     names_target = any(name.lower() in TARGET_NAMES or name == options.target for name in header)
@@ -203,6 +203,13 @@ def _is_rating(fields: Sequence[str], delimiter: str) -> bool:
     if rating_columns(fields):
         return True
     return delimiter in ("\t", "::") and len(fields) in (3, 4) and as_number(fields[2]) is not None
+
+
+def _is_series(header: Sequence[str], row: Sequence[str]) -> bool:
+    """Whether the first column is of dates; one called `Time` that holds numbers is none."""
+    if _is_date(header[0]) or (len(row) > 1 and _is_date(row[0])):
+        return True
+    return header[0].lower() in _DATE_NAMES and not (len(row) > 1 and as_number(row[0]) is not None)
 
 
 def _is_date(text: str) -> bool:

@@ -6,6 +6,9 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from cluster.errors import ConfigError
+from models.rows import DatePart
+
+Missing = Literal["refuse", "drop", "mean", "median", "category", "keep"]
 
 
 class SourceOptions(BaseModel):
@@ -28,8 +31,30 @@ class SourceOptions(BaseModel):
     there are at most 20 different ones."""
     text: str | None = None
     """Text in a CSV: its column. Default: the one called `text`, `sentence` or `review`."""
-    ignore: tuple[str, ...] | None = None
-    """Tables: columns to leave out, such as an identifier. Text in folders: classes to leave out."""
+    ignore: tuple[str | int, ...] | None = None
+    """Tables: columns to leave out, such as an identifier, by name, or by place counted from 1. Text in folders:
+    classes to leave out."""
+    missing: Missing | dict[str, Missing] | None = None
+    """Tables: what to do with missing values, of all columns or of each by its name, `*` being the others: `refuse`
+    them (the default), `drop` their rows, fill numbers with the `mean` or `median` of training, or make them a
+    `category` of their own: of numbers the mean, and another number that says so. `keep` reads `NA` and the like as
+    categories."""
+    missing_words: tuple[str, ...] | None = None
+    """Tables: words for a missing value beside nothing, `NA`, `?`, `-`, `null`, `None` and `NaN`."""
+    indicators: bool | None = None
+    """Tables: whether a filled column of numbers has another beside it that says where it was filled."""
+    decimal: Literal[".", ","] | None = None
+    """Tables: what separates the decimals of a number. Default: a point."""
+    thousands: Literal[",", ".", " ", "'"] | None = None
+    """Tables: what separates the thousands of a number; `space` stands for a blank. Default: nothing does."""
+    dates: tuple[DatePart, ...] | None = None
+    """Tables: the numbers that a date becomes: year, month, day, weekday, hour, seconds (since 1970)."""
+    date_format: str | None = None
+    """Tables: how dates are written, such as `%d/%m/%Y`. Default: ISO 8601, or found out."""
+    categories: tuple[str, ...] | None = None
+    """Tables: columns that are categories though they hold numbers, or many different texts."""
+    numbers: tuple[str, ...] | None = None
+    """Tables: columns called `…_id` that are numbers all the same."""
     vocabulary: Annotated[int, Field(ge=10, le=1_000_000)] | None = None
     """Text: the most words that have a token of their own. Default: 20,000."""
     label: Literal["folder", "name"] | None = None
@@ -57,10 +82,15 @@ class SourceOptions(BaseModel):
     def _a_tab_has_a_name(cls, value: object) -> object:
         return "\t" if value == "tab" else value
 
-    @field_validator("classes", "ignore", mode="before")
+    @field_validator("thousands", mode="before")
+    @classmethod
+    def _a_blank_has_a_name(cls, value: object) -> object:
+        return " " if value == "space" else value
+
+    @field_validator("classes", "ignore", "missing_words", "dates", "categories", "numbers", mode="before")
     @classmethod
     def _one_word_is_a_list(cls, value: object) -> object:
-        return (value,) if isinstance(value, str) else value
+        return (value,) if isinstance(value, str | int) else value
 
 
 DELIMITED = ("delimiter", "quotes")
@@ -90,4 +120,7 @@ def only(options: SourceOptions, format: str, *allowed: str) -> None:
     """Refuse an option that was given and that the format has not."""
     for name, value in options.model_dump(exclude_none=True).items():
         if name not in (*allowed, *_OF_PUSHING):
-            raise ConfigError(f"{name} must be left out for {format}, which has no such option, got {value}.")
+            raise ConfigError(
+                f"{name} must be left out for {format}, which has no such option, got {value}. Its "
+                f"options are {', '.join(sorted({*allowed, *_OF_PUSHING}))}."
+            )
