@@ -12,7 +12,7 @@ from datetime import UTC, datetime
 from functools import cache
 from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import Field, SerializerFunctionWrapHandler, model_serializer
 
 from models.records import Frozen
 
@@ -37,7 +37,16 @@ class RowError(ValueError):
         self.code = code
 
 
-class Notation(Frozen):
+class _Brief(Frozen):
+    """A record that is written without what is as usual: a wide table has ten thousand of them."""
+
+    @model_serializer(mode="wrap")
+    def _without_defaults(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        usual = {name: field.default for name, field in type(self).model_fields.items() if name != "kind"}
+        return {name: value for name, value in write(self).items() if getattr(self, name) != usual.get(name, ...)}
+
+
+class Notation(_Brief):
     """How the numbers of a column are written."""
 
     decimal: Literal[".", ","] = "."
@@ -46,7 +55,7 @@ class Notation(Frozen):
     """One of `SIGNS` that stands with every number."""
 
 
-class NumberColumn(Frozen):
+class NumberColumn(_Brief):
     """A column of numbers: one number of the vector."""
 
     kind: Literal["number"] = "number"
@@ -57,7 +66,7 @@ class NumberColumn(Frozen):
     """Whether another number of the vector says (1) that the value is missing."""
 
 
-class DateColumn(Frozen):
+class DateColumn(_Brief):
     """A column of dates: a number of the vector for each part."""
 
     kind: Literal["date"] = "date"
@@ -69,7 +78,7 @@ class DateColumn(Frozen):
     indicator: bool = False
 
 
-class CategoryColumn(Frozen):
+class CategoryColumn(_Brief):
     """A column of categories: a feature of its own."""
 
     kind: Literal["category"] = "category"

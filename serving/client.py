@@ -300,7 +300,8 @@ def _parse_row(words: Sequence[str], schema: RowSchema) -> dict[str, str]:
 
 
 def _parse_pairs(words: Sequence[str], signature: Signature) -> dict[str, Any]:
-    if signature.rows:
+    named = {word.partition("=")[0] for word in words}
+    if signature.rows and not (named <= signature.features.keys() and not named <= signature.rows.columns.keys()):
         return _parse_row(words, signature.rows)
     owner = {
         number: name for name, f in signature.features.items() if isinstance(f, VectorFeature) for number in f.names

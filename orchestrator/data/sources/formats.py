@@ -78,6 +78,7 @@ _SUFFIXES: Mapping[str, str] = {
 }
 """Files whose name says enough; most of these formats then ask for the folder."""
 
+_MOST_WITHOUT_RATING = 3  # columns of a file that says who has what, and perhaps when
 _NAMED = 5  # files that are named of those left out
 _DATE_NAMES = ("date", "time", "datetime", "timestamp")
 
@@ -187,7 +188,7 @@ def _formats_of_rows(file: SourceFile, options: SourceOptions) -> list[str]:
     delimiter: str = options.delimiter or max(DELIMITERS, key=lambda delimiter: len(rows_of[delimiter][0]))
     header, row = rows_of[delimiter]
     checks = {
-        "ratings": _is_rating(header, delimiter),
+        "ratings": _is_rating(header, delimiter, options),
         "text": text_column(header, options) is not None,
         "series": options.dates is None and _is_series(header, row),
     }
@@ -198,10 +199,11 @@ def _formats_of_rows(file: SourceFile, options: SourceOptions) -> list[str]:
     return fits
 
 
-def _is_rating(fields: Sequence[str], delimiter: str) -> bool:
-    """Whether a first row names user, item and rating, or is a row of a file without a header."""
-    if rating_columns(fields):
-        return True
+def _is_rating(fields: Sequence[str], delimiter: str, options: SourceOptions) -> bool:
+    """Whether a first row names user and item, and a rating or nothing more, or is a row of a file without a header."""
+    names = rating_columns(fields, options)
+    if names or options.user or options.item:
+        return not names or "rating" in names or len(fields) <= _MOST_WITHOUT_RATING
     return delimiter in ("\t", "::") and len(fields) in (3, 4) and as_number(fields[2]) is not None
 
 

@@ -55,6 +55,17 @@ class SourceOptions(BaseModel):
     """Tables: columns that are categories though they hold numbers, or many different texts."""
     numbers: tuple[str, ...] | None = None
     """Tables: columns called `…_id` that are numbers all the same."""
+    user: str | None = None
+    """Ratings: the column of users. Default: the one called `user`, `user_id`, `reviewerID` or the like."""
+    item: str | None = None
+    """Ratings: the column of what they rate. Default: the one called `item`, `movie_id`, `book_id` or the like."""
+    rating: str | None = None
+    """Ratings: the column of the ratings. Default: the one called `rating`, `stars`, `score`, `overall` or the like."""
+    copies: Literal["refuse", "last", "mean"] | None = None
+    """Ratings: what to do where a user has rated an item more than once: refuse it (the default), or take the `last`
+    row or the `mean`."""
+    negatives: Annotated[int, Field(ge=1, le=100)] | None = None
+    """Ratings without a rating: how many items that a user has not are drawn for each row. Those are 0, the rows 1."""
     vocabulary: Annotated[int, Field(ge=10, le=1_000_000)] | None = None
     """Text: the most words that have a token of their own. Default: 20,000."""
     label: Literal["folder", "name"] | None = None

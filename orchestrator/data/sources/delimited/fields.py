@@ -35,6 +35,7 @@ _FORMATS = tuple(
         ("%d.%m.%Y", "%d/%m/%Y", "%m/%d/%Y", "%d-%m-%Y", "%m-%d-%Y", "%Y/%m/%d"), ("", " %H:%M", " %H:%M:%S")
     )
 )
+_FIRST = 64  # values that are looked at before all are
 _CODE_LENGTH = 3  # months and days have two digits
 _ID_NAMES = ("id", "index", "uuid", "guid")
 _NOTATIONS = tuple(
@@ -301,6 +302,8 @@ def _shown(notation: Notation) -> str:
 
 
 def _all_match(texts: pa.ChunkedArray, pattern: str) -> bool:
+    if not pc.all(pc.match_substring_regex(texts[:_FIRST], pattern)).as_py():
+        return False
     return bool(pc.all(pc.match_substring_regex(texts, pattern)).as_py())
 
 

@@ -1,5 +1,6 @@
 """Tables: CSV and TSV files with a header, columns of numbers, dates and categories, and one column to predict."""
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
@@ -79,7 +80,7 @@ def read_table(source: str, options: SourceOptions) -> Prepared:
         notes=tuple(notes),
         rows=RowSchema(
             columns={field.name: field.column for field in table.fields},
-            ignored=tuple(name for name in rows.names if name not in {field.name for field in table.fields}),
+            ignored=tuple(sorted({*rows.names} - {field.name for field in table.fields}, key=rows.names.index)),
             missing_words=missing_words(options),
         ),
     )
@@ -181,7 +182,7 @@ def _check_vector(fields: Sequence[Field], place: str) -> None:
     names = [word for field in fields for word in vector_names(field.name, field.column)]
     names += [field.name for field in fields if not field.is_numeric]
     if len(set(names)) < len(names):
-        twice = next(name for name in names if names.count(name) > 1)
+        twice = Counter(names).most_common(1)[0][0]
         raise ConfigError(f"{place} must not call a column {twice!r}, a name that another makes. Rename one.")
 
 
