@@ -144,10 +144,15 @@ def test_numbers_that_32_bits_cannot_tell_apart_are_refused(tmp_path):
         read(written(tmp_path / "t.csv", "x,target", rows))
 
 
-def test_fractions_keep_to_32_bits(tmp_path):
+def test_fractions_are_stored_as_exactly_as_they_were_measured(tmp_path):
     draw = np.random.default_rng(0)
     rows = [f"{x!r},{i % 2}" for i, x in enumerate(draw.random(5000).tolist())]
     assert read(written(tmp_path / "t.csv", "x,label", rows)).features["numbers"].offset == ()
+    rows = [f"{(0.1 + 0.2) * (i % 7) if i % 2 else 0.3 * (i % 7)!r},{i},{i % 2}" for i in range(60)]
+    assert read(written(tmp_path / "t.csv", "x,y,label", rows)).features["numbers"].offset == ()
+    rows = [f"{1_700_000_000.25 + i / 8},{i % 2}" for i in range(300)]
+    prepared = read(written(tmp_path / "t.csv", "x,label", rows))
+    assert column(prepared, "x").tolist() == [1_700_000_000.25 + i / 8 for i in range(300)]
 
 
 def signature_of(prepared: Prepared) -> Any:

@@ -5,14 +5,15 @@ import numpy as np
 from orchestrator.data.columns import Array
 
 _FEW = 0.01  # share of different values that may fall together if they are no whole numbers
+_NOISE = 1e-12  # of a value or of their spread: what is left of sums in 64 bits, as in 0.1 + 0.2
 _LEVELS = 2.0**23  # that 32 bits tell apart within a factor of two
 
 
 def merged(values: Array) -> tuple[float, float] | None:
     """Return two different numbers that would be one in 32 bits, if that matters.
 
-    It does if they are whole. Fractions are measured: so many values of a few million may fall together as fall
-    together by chance.
+    It does if they are whole. Fractions are measured: they may differ by the noise of sums in 64 bits, and so many of a
+    few million may fall together as fall together by chance.
 
     Args:
         values: [N] float64; NaN is passed over.
@@ -27,9 +28,11 @@ def merged(values: Array) -> tuple[float, float] | None:
     if not len(lost):
         return None
     different = int(differ.sum()) + 1
-    is_whole = bool((present == np.rint(present)).all())
-    if not is_whole and len(lost) <= max(_FEW, different / _LEVELS) * different:
-        return None
+    if not (present == np.rint(present)).all():
+        scale = np.maximum(np.abs(present[lost]), present.std())
+        lost = lost[present[lost + 1] - present[lost] > _NOISE * scale]
+        if len(lost) <= max(_FEW, different / _LEVELS) * different:
+            return None
     return float(present[lost[0]]), float(present[lost[0] + 1])
 
 
