@@ -21,7 +21,7 @@ from cluster.errors import (
     RunUnfinishedError,
 )
 from cluster.machine.exposure import warn_if_open
-from cluster.machine.typed import typed
+from cluster.process.typed import typed
 from cluster.session import check_reachable, client_environment, require_token, token_header
 from cluster.staging import stage
 

@@ -18,9 +18,9 @@ from cluster.lazy import imported
 from cluster.machine.exposure import listens_beyond_loopback, warn_if_open
 from cluster.machine.proxies import spare_loopback
 from cluster.machine.ray_head import require_closed
-from cluster.machine.scoped import scoped_environment
 from cluster.machine.state import RayState, read_state
 from cluster.nodes import ask_alive
+from cluster.process.scoped import scoped_environment
 from cluster.s3.connection import PLAIN_HTTP_VARIABLE, is_in_the_clear, is_loopback
 from cluster.staging import content_check, stage
 

@@ -24,6 +24,7 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import FailFast, Field, field_validator, model_validator
 
+from models.preparing.rows import RowSchema
 from models.preparing.steps import TimeStep
 from models.records import Frozen
 
@@ -78,6 +79,20 @@ class VectorFeature(Frozen):
     names: Columns
     mean: Numbers
     std: Numbers
+    offset: Numbers = ()
+    """What was subtracted from each number, in 64 bits, before it was stored in 32; empty if from none. Mean and std
+    are of what is stored."""
+
+    @model_validator(mode="after")
+    def _offsets_are_complete(self) -> "VectorFeature":
+        if self.offset and len(self.offset) != len(self.names):
+            raise ValueError(f"offset must be as long as names ({len(self.names)}) or empty, got {len(self.offset)}")
+        return self
+
+    @property
+    def offsets(self) -> tuple[float, ...]:
+        """What is subtracted from each number."""
+        return self.offset or (0.0,) * len(self.names)
 
 
 class CategoricalFeature(Frozen):
@@ -221,6 +236,8 @@ class Signature(Frozen):
     features: dict[str, Feature]
     """In the order of their names: networks concatenate them, and JSON may come back with its keys in another order."""
     target: Target
+    rows: RowSchema | None = None
+    """How a row of the source becomes these features, if it has named columns."""
 
     @field_validator("features")
     @classmethod

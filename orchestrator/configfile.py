@@ -107,7 +107,7 @@ def parse_words(words: Sequence[str]) -> dict[str, Any]:
             raise ConfigError(
                 f"{_shown(key)} must be the name of a setting, with at most {MAX_KEY} characters and {MAX_DEPTH} parts."
             )
-        text = json.dumps(text) if text.startswith("*") else text  # a pattern; an alias would need an anchor
+        text = json.dumps(text) if re.match(r"[*%]|[^\w\s~]$", text) else text  # a pattern, a format, one sign
         found[key] = parse_document(f"value: {text}", source=_shown(word).strip("'\"")).values["value"]
     return found
 

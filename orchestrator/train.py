@@ -19,7 +19,7 @@ from cluster.errors import (
 )
 from cluster.failpoints import VARIABLE, parse_failpoints
 from cluster.head_watch import continued_by
-from cluster.machine.typed import typed
+from cluster.process.typed import typed
 from cluster.s3.store import Store
 from cluster.session import cluster_resources, ray_session, require_resources
 from cluster.storage import open_store

@@ -152,7 +152,7 @@ def describe_model(model: LoadedModel) -> dict[str, Any]:
         "dataset": version.lineage.dataset.name,
         "metrics": version.metrics,
         "primary_metric": version.primary_metric,
-        "signature": Signature(features=features, target=version.signature.target).model_dump(mode="json"),
+        "signature": version.signature.model_copy(update={"features": features}).model_dump(mode="json"),
         "tensors": describe_tensors(version.signature),
     }
 

@@ -12,8 +12,8 @@ from ray.serve.schema import ApplicationStatusOverview
 
 from cluster.errors import ClusterError, ConfigError, RunFailedError
 from cluster.machine.ray_head import ray_processes
-from cluster.machine.scoped import scoped_level
 from cluster.machine.state import read_state
+from cluster.process.scoped import scoped_level
 from serving.app import GATEWAY, MODEL_PREFIX, PROXY_TIMEOUT_S, running_replicas
 from serving.http.proxy import CONTROLLER_ENVIRONMENT
 from serving.http.sockets import require_loopback

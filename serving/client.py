@@ -15,17 +15,21 @@ import requests
 
 from cluster.errors import ClusterError, ConfigError, NotFoundError, RunFailedError
 from cluster.machine.files import read_file
-from cluster.machine.typed import typed
+from cluster.process.typed import typed
 from cluster.s3.stored_json import require_bounded
 from cluster.s3.urls import shown_url
 from models.features import (
+    AudioFeature,
     CategoricalFeature,
     ForecastTarget,
     ImageFeature,
     SeriesFeature,
     Signature,
+    SparseFeature,
+    TextFeature,
     VectorFeature,
 )
+from models.preparing.rows import RowSchema
 from serving.http.access import TOKEN_VARIABLE, read_token, read_url, token_path
 from serving.requests.series import parse_series
 from serving.requests.values import InputError
@@ -59,7 +63,8 @@ class Client:
 
         Args:
             name: of the model.
-            inputs: one sample ``{feature: value}``, a list of samples, or the path or the bytes of a picture.
+            inputs: one sample ``{feature: value}`` or row of the source ``{column: value}``, a list of them, or the
+                path or the bytes of a picture or a sound.
 
         Returns:
             ``model``, ``version``, ``weights_sha256``, and ``prediction`` or, for a list, ``predictions``.
@@ -195,9 +200,10 @@ def _prediction_line(prediction: Mapping[str, Any]) -> str:
 def parse_inputs(words: Sequence[str], signature: Signature) -> Any:
     """Turn words of a command line into what `Client.predict` takes.
 
-    A picture model takes one path of a PNG or JPEG file; a forecast one path of a CSV file, or its text, whose last
-    rows are used; all others ``name=value`` pairs, where the numbers of a vector are named one by one. A word that
-    begins with ``{`` or ``[`` is JSON and is passed on as it is.
+    A picture model takes one path of a PNG or JPEG file; a sound model that of a WAV file; a text model the text; a
+    forecast one path of a CSV file, or its text, whose last rows are used; all others ``name=value`` pairs with the
+    names of the source's columns, of which those may be left out that the dataset fills. A word that begins with ``{``
+    or ``[`` is JSON and is passed on as it is.
 
     Raises:
         ConfigError: if the words do not fit, saying what would.
@@ -208,6 +214,12 @@ def parse_inputs(words: Sequence[str], signature: Signature) -> Any:
     only = next(iter(features.items())) if len(features) == 1 else None
     if only and isinstance(only[1], ImageFeature):
         return Path(_single(words, "the path of a PNG or JPEG file"))
+    if only and isinstance(only[1], AudioFeature):
+        return Path(_single(words, "the path of a WAV file"))
+    if only and isinstance(only[1], TextFeature) and not words[0].startswith(f"{_text_name(only[0], signature)}="):
+        return {only[0]: " ".join(words)}
+    if only and isinstance(only[1], SparseFeature):
+        return {only[0]: _parse_columns(words)}
     if only and isinstance(only[1], SeriesFeature):
         assert isinstance(signature.target, ForecastTarget)
         text = _read_text(_single(words, "the path of a CSV file"))
@@ -222,7 +234,38 @@ def _is_number(cell: str) -> bool:
         return False
 
 
+def _text_name(feature: str, signature: Signature) -> str:
+    """What a text is called in the source."""
+    return next(iter(signature.rows.columns), feature) if signature.rows else feature
+
+
+def _parse_columns(words: Sequence[str]) -> dict[str, float]:
+    """The numbers of a sparse row, ``column=value`` each."""
+    found = {}
+    for word in words:
+        column, _, value = word.partition("=")
+        if not column.isdecimal() or not _is_number(value):
+            raise ConfigError(f"inputs must be given as COLUMN=NUMBER ..., columns counted from 0, got {word!r}.")
+        found[column] = float(value)
+    return found
+
+
+def _parse_row(words: Sequence[str], schema: RowSchema) -> dict[str, str]:
+    """A row of the source, as text: the model reads it as it read the file."""
+    usage = " ".join(f"{name}=..." if name.isidentifier() else f"'{name}=...'" for name in [*schema.columns][:8])
+    found = {}
+    for word in words:
+        name, equals, value = word.partition("=")
+        if not equals or (name not in schema.columns and name not in schema.ignored):
+            raise ConfigError(f"inputs must be given as {usage}, got {word!r}.")
+        found[name] = value
+    return found
+
+
 def _parse_pairs(words: Sequence[str], signature: Signature) -> dict[str, Any]:
+    named = {word.partition("=")[0] for word in words}
+    if signature.rows and not (named <= signature.features.keys() and not named <= signature.rows.columns.keys()):
+        return _parse_row(words, signature.rows)
     owner = {
         number: name for name, f in signature.features.items() if isinstance(f, VectorFeature) for number in f.names
     }

@@ -5,7 +5,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, Field
 
 from cluster.errors import ConfigError, IntegrityError, NotFoundError
-from cluster.machine.typed import typed
+from cluster.process.typed import typed
 from cluster.s3.records import read_model
 from cluster.s3.store import Store
 from cluster.s3.stored_json import MOST_BYTES

@@ -20,7 +20,7 @@ from uuid import uuid4
 from pydantic import ValidationError
 
 from cluster.errors import IntegrityError, NotFoundError, PreconditionError
-from cluster.machine.typed import typed
+from cluster.process.typed import typed
 from cluster.s3.records import named_folders, read_model
 from cluster.s3.store import Store
 from cluster.s3.stored_json import MOST_BYTES, Listing, first_fault, listing

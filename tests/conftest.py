@@ -8,8 +8,8 @@ from uuid import uuid4
 import pytest
 
 from cluster import local
-from cluster.machine import typed
 from cluster.machine.state import RayState, StoreState
+from cluster.process import typed
 from cluster.s3.store import Store
 
 SECOND_HALF = (

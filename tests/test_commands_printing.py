@@ -17,7 +17,7 @@ import pytest
 import typer
 import typer.main
 
-from cluster.machine.typed import ADDRESS, PLACED, STORE, give, typed
+from cluster.process.typed import ADDRESS, PLACED, STORE, give, typed
 from cluster.s3.store import Store
 from cluster.session import store_environment
 from orchestrator.commands import terminal

@@ -76,7 +76,7 @@ def test_the_rows_of_both_splits_are_the_file(tmp_path):
         ("1\t2\t3\t4\n1\t3\tnan\t4\n", "rating in .* must be a finite number .*, got 'nan' in row 2"),
         (
             "1\t2\t3\t4\n2\t2\t3\t4\n1\t2\t5\t9\n",
-            "once per user, got user 1 and item 2 in rows 1 and 3. Remove one",
+            "once per user, got user 1 and item 2 in rows 1 and 3. Take one with --option copies=last",
         ),
     ],
 )

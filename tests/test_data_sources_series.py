@@ -44,18 +44,19 @@ def read(source: str, **options: Any) -> Prepared:
 
 # ---- dates and columns
 
+DAY_FIRST, MONTH_FIRST = {"date_order": "day-first"}, {"date_order": "month-first"}
 TEN = range(10)
 SHAPES = {
     "a year": ([f"year,x\n{2000 + i},{i}\n" for i in TEN], {}, TimeStep(size=12, unit="months")),
     "a month": ([f"month,x\n2000-{i + 1:02},{i}\n" for i in TEN], {}, TimeStep(size=1, unit="months")),
-    "day first": ([f"date,x\n{i + 1}/2/2024,{i}\n" for i in TEN], {"dates": "day-first"}, TimeStep(size=24 * HOUR)),
-    "month first": ([f"date,x\n2/{i + 1}/2024,{i}\n" for i in TEN], {"dates": "month-first"}, TimeStep(size=24 * HOUR)),
+    "day first": ([f"date,x\n{i + 1}/2/2024,{i}\n" for i in TEN], DAY_FIRST, TimeStep(size=24 * HOUR)),
+    "month first": ([f"date,x\n2/{i + 1}/2024,{i}\n" for i in TEN], MONTH_FIRST, TimeStep(size=24 * HOUR)),
     "Unix seconds": ([f"timestamp,x\n{1704067200 + 3600 * i},{i}\n" for i in TEN], {}, TimeStep(size=HOUR)),
     "a date at the end": ([f"x,date\n{i},2024-01-{i + 1:02}\n" for i in TEN], {}, TimeStep(size=24 * HOUR)),
     "a date by its looks": ([f"x,when\n{i},2024-01-{i + 1:02}\n" for i in TEN], {}, TimeStep(size=24 * HOUR)),
     "a named date": ([f"x;wann\n{i};2024010{i}\n" for i in range(1, 10)] + ["x;wann\n10;20240110\n"],
                      {"date": "wann"}, TimeStep(size=24 * HOUR)),
-    "date and time": ([f"Date;Time;x\n16/12/2006;{i:02}:24:00;{i}\n" for i in TEN], {"dates": "day-first"},
+    "date and time": ([f"Date;Time;x\n16/12/2006;{i:02}:24:00;{i}\n" for i in TEN], DAY_FIRST,
                       TimeStep(size=HOUR)),
     "year and month": ([f"year,month,x\n1949,{i + 1},{i}\n" for i in TEN], {"date": ["year", "month"]},
                        TimeStep(size=1, unit="months")),
@@ -88,8 +89,8 @@ def test_dates_and_columns_are_read_as_people_write_them(tmp_path: Path, shape: 
 @pytest.mark.parametrize(
     ("text", "options", "message"),
     [
-        ("date,x\n1/2/2024,1\n", {}, r"must say whether the day or the month .*, got '1/2/2024' in row 2\. .*dates="),
-        ("date,x\n31/2/2024,1\n", {"dates": "day-first"}, r"must be a date such as .*, got '31/2/2024' in row 2"),
+        ("date,x\n1/2/2024,1\n", {}, r"must say whether the day or the month .* in row 2\..*date_order="),
+        ("date,x\n31/2/2024,1\n", DAY_FIRST, r"must be a date such as .*, got '31/2/2024' in row 2"),
         ("date,x\n1/2/24,1\n", {}, r"must have a year of four digits, got '1/2/24' in row 2"),
         ("date,x\n2024-01-01,1\n", {"date": "when"}, r"when must be a column of .*, got none of .* among date, x"),
         ("date,x\n2024-01-01,1\n", {"ignore": "y"}, r"y must be a column of .*, got none of that name among date, x"),
@@ -99,7 +100,7 @@ def test_dates_and_columns_are_read_as_people_write_them(tmp_path: Path, shape: 
         (hourly(TEN, value="1,red", head="date,load,city"), {}, r"city .* got 'red' in row 2.* --option item=city"),
         ("date,x\n" + "2024-01-01,1\n" * 4, {}, r"must increase, got 2024-01-01 in row 3 after .* --option item=NAME"),
         ("date;x\n2024-01-01;5,8\n", {}, r"x .* got '5,8' in row 2\. If its comma .* decimal=comma"),
-        (hourly(TEN), {"side": 32}, r"side must be left out for series, .* Its options: split_sizes, date, dates,"),
+        (hourly(TEN), {"side": 32}, r"side must be left out for series, .* Its options are date, date_order, "),
     ],
 )  # fmt: skip
 def test_what_is_no_series_is_told_with_the_option_that_helps(
@@ -312,7 +313,7 @@ def test_household_power_as_published_is_read_with_four_options(tmp_path: Path) 
     rows = [f"16/12/2006;{17 + i // 60}:{i % 60:02}:00;{'?' if i == 7 else 4 + i}.0;0.418" for i in range(120)]
     rows = [row.replace("?.0", "?") for row in rows]
     text = "\n".join(["Date;Time;Global_active_power;Global_reactive_power", *rows])
-    prepared = read(written(tmp_path, text, "power.txt"), dates="day-first", missing="interpolate")
+    prepared = read(written(tmp_path, text, "power.txt"), date_order="day-first", missing="interpolate")
     feature = prepared.features["series"]
     assert feature.clock.dates == ("Date", "Time") and str(feature.clock.step) == "1 minute"
     assert values_of(prepared)[:9] == [[4.0 + i, pytest.approx(0.418)] for i in range(9)]

@@ -227,7 +227,7 @@ def test_all_damaged_sounds_are_named_at_once_and_left_out_on_request(tmp_path):
 
 
 def test_an_option_of_another_format_is_answered_with_those_of_this_one(tmp_path):
-    with pytest.raises(ConfigError, match=r"side must be left out for wav, .* Its options: label, rate, damaged,"):
+    with pytest.raises(ConfigError, match=r"side must be left out for wav, .* Its options are damaged, label,"):
         read(written(tmp_path, some("ab", 10)), side=32)
 
 

@@ -106,7 +106,7 @@ def test_the_end_of_the_training_file_is_the_window_that_training_had(tmp_path: 
     ]
     source = tmp_path / "s.csv"
     source.write_text("Date;Time;a;b\n" + "\n".join(rows))
-    options = SourceOptions(dates="day-first", gaps="interpolate", missing="interpolate")
+    options = SourceOptions(date_order="day-first", gaps="interpolate", missing="interpolate")
     prepared = prepare(str(source), options=options)
     found: Any = prepared.features["series"]
     window = parse_series(source.read_text(), found, lookback=12)

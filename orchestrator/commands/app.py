@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, TypeVar, cast
 
 import typer
 
-from cluster.machine.typed import give
+from cluster.process.typed import give
 
 if TYPE_CHECKING:
     from cluster.s3.store import Store

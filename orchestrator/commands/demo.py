@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from cluster import local
-from cluster.machine.typed import typed
+from cluster.process.typed import typed
 from cluster.s3.store import Store
 from cluster.session import ray_session
 from orchestrator.commands.terminal import err

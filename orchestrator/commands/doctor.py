@@ -21,7 +21,7 @@ from cluster.machine.exposure import CURE, describe_danger
 from cluster.machine.processes import is_free, listening_at
 from cluster.machine.ray_head import ray_processes
 from cluster.machine.state import home, read_state
-from cluster.machine.typed import typed
+from cluster.process.typed import typed
 from cluster.s3.store import Store
 from cluster.s3.urls import masked
 from cluster.session import check_reachable, client_environment

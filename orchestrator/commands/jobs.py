@@ -5,7 +5,7 @@ from typing import Annotated
 import typer
 
 from cluster.errors import RunInterruptedError
-from cluster.machine.typed import typed
+from cluster.process.typed import typed
 from orchestrator.commands.app import Address, Config, Json, Overrides, StoreUrl, command, group, store_at
 
 commands = group()

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from cluster.errors import ConfigError, OrchestratorError
-from cluster.machine.typed import typed
+from cluster.process.typed import typed
 from orchestrator.commands.app import Address, DryRun, Json, StoreUrl, Yes, command, group
 from orchestrator.commands.ending import confirm
 

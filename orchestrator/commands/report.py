@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from cluster.errors import ConfigError
-from cluster.machine.typed import typed
+from cluster.process.typed import typed
 from orchestrator.commands.app import Json, StoreUrl, command, group, store_at
 from orchestrator.commands.sweep import print_search
 

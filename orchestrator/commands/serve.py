@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from cluster.machine.typed import typed
+from cluster.process.typed import typed
 from orchestrator.commands.app import Address, DryRun, Json, StoreUrl, Yes, command, group, print_address, store_at
 from orchestrator.commands.ending import confirm
 from orchestrator.commands.local import gone_line
@@ -158,7 +158,10 @@ def endpoints(json: Json = False, address: Address = None, store: StoreUrl = Non
 def predict(
     name: str,
     inputs: Annotated[
-        list[str], typer.Argument(metavar="INPUT...", help="A picture, a CSV of a series, or NAME=VALUE pairs.")
+        list[str],
+        typer.Argument(
+            metavar="INPUT...", help="A picture, a sound, a text, a CSV of a series, or COLUMN=VALUE pairs."
+        ),
     ],
     url: Annotated[
         str | None, typer.Option(envvar="ORCHESTRATOR_ENDPOINT", help="Default: the local endpoint.")

@@ -16,7 +16,7 @@ from pydantic import BaseModel
 from rich.console import Console
 from rich.text import Text
 
-from cluster.machine.typed import typed
+from cluster.process.typed import typed
 
 PIPE_WIDTH = 200  # what is not read on a terminal should not be folded for one
 
@@ -129,7 +129,7 @@ def next_steps(*commands: tuple[str, ...]) -> None:
     """The closing lines: what one would type next.
 
     Args:
-        commands: The words of each, without ``orchestrator``; see `cluster.machine.typed.typed`.
+        commands: The words of each, without ``orchestrator``; see `cluster.process.typed.typed`.
     """
     out.print("\nNext:")
     for words in commands:

@@ -10,7 +10,7 @@ import numpy as np
 import pyarrow as pa
 
 from cluster.errors import ConfigError, IntegrityError, NotFoundError
-from cluster.machine.typed import typed
+from cluster.process.typed import typed
 from cluster.s3.records import named_folders, read_model
 from cluster.s3.stored_json import MANY_VALUES, Listing, listing
 from models.features import ForecastTarget, Signature
@@ -201,7 +201,7 @@ def signature(manifest: Manifest, lookback: int | None, horizon: int | None) -> 
                 f"data.lookback and data.horizon must be left out for dataset {manifest.name}, which is not a "
                 f"series, got {lookback} and {horizon}. Remove them."
             )
-        return Signature(features=manifest.features, target=target)
+        return Signature(features=manifest.features, target=target, rows=manifest.rows)
     if lookback is None or horizon is None:
         raise ConfigError(
             f"data.lookback and data.horizon must be given for dataset {manifest.name}, which is a series, "

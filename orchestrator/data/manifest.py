@@ -7,6 +7,7 @@ from pydantic import FailFast, Field, model_validator
 from cluster.config import Name
 from models.describe import describe_target
 from models.features import BoxesTarget, ClassTarget, Feature, NumberTarget
+from models.preparing.rows import RowSchema
 from models.records import Frozen
 
 FORMAT_VERSION = 1
@@ -137,6 +138,8 @@ class Manifest(Frozen):
     """First 12 hex digits of the SHA-256 of the content, so the same content is the same version."""
     features: dict[str, Feature]
     target: DatasetTarget
+    rows: RowSchema | None = None
+    """How a row of the source becomes the features, if it has named columns."""
     order: Literal["random", "source", "time"] | None = None
     """How the rows lie: in a random order, as in the source (`order=keep`), or as a series in time. Datasets written
     before the order was random do not say: theirs is the source's."""

@@ -8,7 +8,7 @@ from typing import Any, Literal, Protocol, TypeVar
 from cluster.address import resolve_address
 from cluster.errors import ClusterError, ConfigError, OrchestratorError
 from cluster.machine.files import MissingFileError
-from cluster.machine.scoped import scoped_level
+from cluster.process.scoped import scoped_level
 from cluster.s3.store import Store
 from cluster.session import ray_session
 from orchestrator.data.columns import Columns

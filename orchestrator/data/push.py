@@ -200,6 +200,7 @@ def _manifest(
         splits=splits,
         source=prepared.source.model_copy(update={"licence": licence} if licence else {}),
         notes=prepared.notes,
+        rows=prepared.rows,
         created=datetime.now(UTC).isoformat(),
     )
 
@@ -213,6 +214,7 @@ def content_version(
         "features": {name: feature.model_dump(mode="json") for name, feature in prepared.features.items()},
         "target": prepared.target.model_dump(mode="json"),
         **({"order": order} if order == "random" else {}),
+        **({"rows": prepared.rows.model_dump(mode="json")} if prepared.rows else {}),
         "splits": {
             split: [
                 part.context_rows,

@@ -30,8 +30,8 @@ from ray.train.v2._internal.execution.worker_group.worker import Worker as Train
 from ray.train.v2._internal.execution.worker_group.worker_group import WorkerGroup
 from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
 
-from cluster.machine.scoped import scoped_environment, scoped_level
 from cluster.nodes import closing_meeting
+from cluster.process.scoped import scoped_environment, scoped_level
 from orchestrator.driving.failures import is_collateral, unwrapped
 from orchestrator.driving.workers import Worker, kill_workers, lease_workers, release_workers
 from orchestrator.training.worker import join_group

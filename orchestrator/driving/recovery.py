@@ -14,8 +14,8 @@ from typing import Any, NamedTuple
 
 from cluster.errors import ClusterError
 from cluster.lazy import imported, importing
-from cluster.machine.typed import typed
 from cluster.nodes import living_nodes
+from cluster.process.typed import typed
 from cluster.s3.store import Store
 from cluster.session import store_environment
 from orchestrator.config import Experiment

@@ -10,8 +10,8 @@ from typing import Any, NamedTuple
 from cluster.errors import ClusterError, LeaseLostError, OrchestratorError, RunFailedError, StoreError
 from cluster.lazy import imported
 from cluster.local import mend_store
-from cluster.machine.typed import typed
 from cluster.nodes import alive_nodes, draining_nodes, free_resources
+from cluster.process.typed import typed
 from cluster.s3.store import Store
 from orchestrator.driving.failures import HungError, is_collateral, unwrapped
 from orchestrator.driving.room import resources_of, room

@@ -8,7 +8,7 @@ from functools import partial
 from typing import Any, NamedTuple
 
 from cluster.lazy import imported
-from cluster.machine.scoped import set_environment
+from cluster.process.scoped import set_environment
 from orchestrator.runs.pulse import PULSE, StopReason
 from orchestrator.training.worker import leave_group, train_worker, warm_up
 

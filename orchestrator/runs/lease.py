@@ -22,7 +22,7 @@ from typing import Self
 from pydantic import BaseModel, ConfigDict
 
 from cluster.errors import ConfigError, LeaseLostError, NotFoundError, PreconditionError, StoreError
-from cluster.machine.typed import typed
+from cluster.process.typed import typed
 from cluster.s3.retries import RetryPolicy
 from cluster.s3.store import Store
 from cluster.s3.stored_json import MOST_BYTES, parse_model

@@ -17,7 +17,7 @@ from pydantic import AfterValidator
 
 from cluster.config import checked_name
 from cluster.errors import ConfigError, IntegrityError, NotFoundError
-from cluster.machine.typed import typed
+from cluster.process.typed import typed
 from cluster.s3.records import named_folders, read_model
 from cluster.s3.store import Store
 from cluster.s3.stored_json import MANY_VALUES, MOST_BYTES, Listing, listing, parse_json, require_bounded

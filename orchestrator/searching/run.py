@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 from cluster.errors import RunInterruptedError, RunUnfinishedError
 from cluster.head_watch import continued_by
 from cluster.lazy import imported, importing
-from cluster.machine.typed import typed
+from cluster.process.typed import typed
 from cluster.s3.store import Store
 from cluster.session import cluster_resources, require_resources
 from orchestrator.config import Experiment

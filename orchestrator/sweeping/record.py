@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from typing import Any, Literal, NamedTuple
 
 from cluster.errors import NotFoundError
-from cluster.machine.typed import typed
+from cluster.process.typed import typed
 from cluster.s3.records import read_model
 from cluster.s3.store import Store
 from models.records import Frozen

@@ -10,7 +10,7 @@ from cluster.config import StoreSettings
 from cluster.errors import RunInterruptedError, RunUnfinishedError
 from cluster.head_watch import continued_by
 from cluster.lazy import importing
-from cluster.machine.typed import typed
+from cluster.process.typed import typed
 from cluster.s3.store import Store
 from cluster.session import cluster_resources, num_nodes, require_resources
 from orchestrator.data.dataset import Dataset, open_dataset

@@ -24,6 +24,7 @@ from models.features import (
     TextFeature,
     VectorFeature,
 )
+from models.preparing.rows import RowError, features_of
 from serving.requests.series import with_missing
 from serving.requests.values import (
     InputError,
@@ -36,6 +37,7 @@ from serving.requests.values import (
     one_number,
     shown_value,
     sound_tensor,
+    stored_numbers,
     text_tokens,
 )
 
@@ -69,7 +71,7 @@ def read_json(body: bytes) -> Any:
 
 
 def parse_samples(value: Any, signature: Signature) -> Batch:
-    """Turn one sample, ``{feature: value}``, or a list of samples into a batch.
+    """Turn one sample, ``{feature: value}`` or a row of the source, or a list of samples into a batch.
 
     Raises:
         InputError: naming the field that is wrong.
@@ -157,9 +159,11 @@ def only_picture(signature: Signature) -> tuple[str, ImageFeature]:
 
 def _parse_sample(sample: Any, signature: Signature, *, prefix: str) -> Batch:
     if not isinstance(sample, dict):
-        expected = "{" + ", ".join(f'"{name}": ...' for name in signature.features) + "}"
+        known = [*(signature.rows.columns if signature.rows else signature.features)]
+        expected = "{" + ", ".join(f'"{name}": ...' for name in known) + "}"
         field = prefix.rstrip(".") or None
         raise InputError("wrong_type", field, f"a sample must be an object {expected}, got {shown_value(sample)}.")
+    sample = _as_features(sample, signature, prefix=prefix)
     for key in sample.keys() - signature.features.keys():
         names = ", ".join(signature.features)
         raise InputError("unknown_field", prefix + key[:60], f"a field must be one of {names}, got {key[:60]!r}.")
@@ -173,6 +177,18 @@ def _parse_sample(sample: Any, signature: Signature, *, prefix: str) -> Batch:
         else:
             row[name] = _parse_value(sample[name], feature, signature, field=prefix + name)
     return row
+
+
+def _as_features(sample: dict[str, Any], signature: Signature, *, prefix: str) -> dict[str, Any]:
+    """Return what a row of the source stands for; a sample that names features and no column stays as it is."""
+    schema = signature.rows
+    if schema is None or (sample.keys() <= signature.features.keys() and not sample.keys() <= schema.columns.keys()):
+        return sample
+    try:
+        return features_of(sample, schema)
+    except RowError as error:
+        field = None if error.field is None else prefix + error.field[:60]
+        raise InputError(error.code, field, f"{prefix if error.code != 'unknown_field' else ''}{error}") from None
 
 
 def _parse_value(value: Any, feature: Feature, signature: Signature, *, field: str) -> Tensor:
@@ -194,7 +210,10 @@ def _parse_value(value: Any, feature: Feature, signature: Signature, *, field: s
         case SeriesFeature() if isinstance(value, list):
             value = [_row(step, feature.channels, f"{field}[{t}]") for t, step in enumerate(value)]
             value = with_missing(value, feature, field=field)
-    return torch.tensor(flat_numbers(value, shape, field=field), dtype=torch.float32).reshape(shape)
+    numbers = flat_numbers(value, shape, field=field)
+    if isinstance(feature, VectorFeature):
+        return stored_numbers(numbers, feature)
+    return torch.tensor(numbers, dtype=torch.float32).reshape(shape)
 
 
 def _parse_sound(value: Any, feature: AudioFeature, *, field: str) -> Tensor:

@@ -28,6 +28,7 @@ from models.features import (
     Signature,
     SparseFeature,
     TextFeature,
+    VectorFeature,
 )
 from serving.requests.inputs import MAX_SAMPLES, Batch, pad_rows
 from serving.requests.outputs import require_finite, series_channels
@@ -38,6 +39,7 @@ from serving.requests.values import (
     flat_numbers,
     image_tensor,
     sound_tensor,
+    stored_numbers,
     text_tokens,
 )
 
@@ -105,6 +107,8 @@ def request_of(batch: Batch, signature: Signature) -> dict[str, Any]:
                 shape, data = shape[:1], [_text(row, feature) for row in batch[name].tolist()]
             case SparseFeature():
                 data = [max(0, index - 1) for index in data]
+            case VectorFeature() as feature if feature.offset:
+                data = (batch[name].double() + torch.tensor(feature.offset, dtype=torch.float64)).flatten().tolist()
         inputs.append({"name": name, "shape": shape, "datatype": expected.datatypes[0], "data": data})
     return {"inputs": inputs}
 
@@ -247,6 +251,8 @@ def _parse_feature(name: str, feature: Feature, found: dict[str, _Tensor]) -> Ba
             return pad_rows(name, feature, _sparse_rows(name, feature, found))
         case ImageFeature():
             return {name: image_tensor(_numbers(found[name]), shape, field=field)}
+        case VectorFeature():
+            return {name: stored_numbers(_numbers(found[name]), feature).reshape(shape)}
         case _:
             return {name: torch.tensor(_numbers(found[name]), dtype=torch.float32).reshape(shape)}
 

@@ -134,6 +134,14 @@ def flat_numbers(value: Any, shape: Sequence[int], *, field: str) -> list[float]
     return numbers
 
 
+def stored_numbers(numbers: list[float], feature: VectorFeature) -> Tensor:
+    """Vectors as a dataset stores them, one after another [N, D] or one [D]: less their offset, in 32 bits."""
+    width = len(feature.names)
+    rows = torch.tensor(numbers, dtype=torch.float64).reshape(-1, width)
+    stored = (rows - torch.tensor(feature.offsets, dtype=torch.float64)).to(torch.float32)
+    return stored[0] if len(numbers) == width else stored
+
+
 def category_index(value: Any, feature: CategoricalFeature, *, field: str) -> int:
     """Index of a category's value; 0 for one that training never saw.
 

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from cluster.machine.typed import typed
+from cluster.process.typed import typed
 from orchestrator.commands import terminal
 from orchestrator.commands.printing.tables import table
 from orchestrator.reporting.words import duration, number

@@ -78,6 +78,8 @@ _SUFFIXES: Mapping[str, str] = {
 }
 """Files whose name says enough; most of these formats then ask for the folder."""
 
+_MOST_WITHOUT_RATING = 3  # columns of a file that says who has what, and perhaps when
+_FIRST_UNIX_TIME = 1e8  # in 1973; what is less counts from elsewhere
 _NAMED = 5  # files that are named of those left out
 
 
@@ -184,10 +186,11 @@ def _formats_of_rows(file: SourceFile, options: SourceOptions) -> list[str]:
     rows_of = {delimiter: first_rows(content, delimiter=delimiter) for delimiter in DELIMITERS}
     delimiter: str = options.delimiter or max(DELIMITERS, key=lambda delimiter: len(rows_of[delimiter][0]))
     header, row = rows_of[delimiter]
+    is_rating = _is_rating(header, delimiter, options)
     checks = {
-        "ratings": _is_rating(header, delimiter),
+        "ratings": is_rating,
         "text": text_column(header, options) is not None,
-        "series": _is_series(header, row, options) and not _is_rating(header, delimiter),
+        "series": options.dates is None and not is_rating and _is_series(header, row, options),
     }
     fits = [format for format, does_fit in checks.items() if does_fit]
     names_target = any(name.lower() in TARGET_NAMES or name == options.target for name in header)
@@ -196,10 +199,11 @@ def _formats_of_rows(file: SourceFile, options: SourceOptions) -> list[str]:
     return fits
 
 
-def _is_rating(fields: Sequence[str], delimiter: str) -> bool:
-    """Whether a first row names user, item and rating, or is a row of a file without a header."""
-    if rating_columns(fields):
-        return True
+def _is_rating(fields: Sequence[str], delimiter: str, options: SourceOptions) -> bool:
+    """Whether a first row names user and item, and a rating or nothing more, or is a row of a file without a header."""
+    names = rating_columns(fields, options)
+    if names or options.user or options.rating:
+        return not names or "rating" in names or len(fields) <= _MOST_WITHOUT_RATING
     return delimiter in ("\t", "::") and len(fields) in (3, 4) and as_number(fields[2]) is not None
 
 
@@ -207,7 +211,19 @@ def _is_series(header: Sequence[str], row: Sequence[str], options: SourceOptions
     """Whether a column of dates is there; beside a target only the first one counts, others belong to a table."""
     if options.date is not None or options.item is not None:
         return True
+    if header[0].lower() in DATE_NAMES and len(row) > 1 and _is_elapsed(row[0]):
+        return False
     has_target = options.target is not None or any(name.lower() in TARGET_NAMES for name in header)
     seen = 1 if has_target else len(header)
     named = any(name.lower() in DATE_NAMES for name in header[:seen])
     return len(header) > 1 and (named or is_date(header[0]) or any(map(is_date, row[:seen])))
+
+
+def _is_elapsed(text: str) -> bool:
+    """Whether it is a number such as of the seconds since the first row: no year or month, and no Unix time."""
+    number = as_number(text)
+    return number is not None and not is_date(text) and number < _FIRST_UNIX_TIME and not _is_year(number)
+
+
+def _is_year(number: float) -> bool:
+    return number.is_integer() and (1 <= number <= 12 or 1000 <= number < 3000)

@@ -7,6 +7,9 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from cluster.errors import ConfigError
+from models.preparing.rows import DatePart
+
+Missing = Literal["refuse", "drop", "mean", "median", "category", "keep", "interpolate"]
 
 
 class SourceOptions(BaseModel):
@@ -21,19 +24,15 @@ class SourceOptions(BaseModel):
     date: tuple[str, ...] | None = None
     """Series: the column of dates, or several whose fields make one, `[date, time]` or `[year, month]`. Default: the
     one called `date`, `datetime`, `timestamp`, `time` and so on, or that looks like dates."""
-    dates: Literal["day-first", "month-first"] | None = None
+    date_order: Literal["day-first", "month-first"] | None = None
     """Series: what comes first in dates such as 1/2/2016."""
     item: str | None = None
     """Series: the column that says which of many series in one file a row belongs to. Default: the one called
-    `item_id`, `unique_id`, `series_id` or `timeseries_id`, if there is one."""
-    decimal: Literal["point", "comma"] | None = None
-    """Series: what stands before the decimals of a number. Default: a point."""
+    `item_id`, `unique_id`, `series_id` or `timeseries_id`, if there is one. Ratings: the column of what is rated.
+    Default: the one called `item`, `movie_id`, `book_id` or the like."""
     gaps: Literal["refuse", "keep", "interpolate", "split"] | None = None
     """Series: what becomes of steps that are missing: refuse them (the default), keep the rows as if nothing lacked
     (trading days), put a straight line there, or let no window cross them."""
-    missing: Literal["refuse", "drop", "interpolate"] | None = None
-    """Series: what becomes of fields without a value: refuse them (the default), leave their rows out, or put a
-    straight line there."""
     side: Annotated[int, Field(ge=16, le=512)] | None = None
     """Pictures kept as files: pixels of the square that a model reads, default 224. Photo: default `PHOTO_SIDE`."""
     encoding: Literal["raw", "file"] | None = None
@@ -45,8 +44,39 @@ class SourceOptions(BaseModel):
     there are at most 20 different ones."""
     text: str | None = None
     """Text in a CSV: its column. Default: the one called `text`, `sentence` or `review`."""
-    ignore: tuple[str, ...] | None = None
-    """Tables, series: columns to leave out, such as an identifier. Text in folders: classes to leave out."""
+    ignore: tuple[str | int, ...] | None = None
+    """Tables, series: columns to leave out, such as an identifier, by name, or in a table by place counted from 1. Text
+    in folders: classes to leave out."""
+    missing: Missing | dict[str, Missing] | None = None
+    """Tables: what to do with missing values, of all columns or of each by its name, `*` being the others: `refuse`
+    them (the default), `drop` their rows, fill numbers with the `mean` or `median` of training, or make them a
+    `category` of their own: of numbers the mean, and another number that says so. `keep` reads `NA` and the like as
+    categories. Series: `refuse`, `drop`, or put a straight line there (`interpolate`)."""
+    missing_words: tuple[str, ...] | None = None
+    """Tables: words for a missing value beside nothing, `NA`, `?`, `-`, `null`, `None` and `NaN`."""
+    indicators: bool | None = None
+    """Tables: whether a filled column of numbers has another beside it that says where it was filled."""
+    decimal: Literal[".", ","] | None = None
+    """Tables, series: what separates the decimals of a number; `comma` stands for a comma. Default: a point."""
+    thousands: Literal[",", ".", " ", "'"] | None = None
+    """Tables: what separates the thousands of a number; `space` stands for a blank. Default: nothing does."""
+    dates: tuple[DatePart, ...] | None = None
+    """Tables: the numbers that a date becomes: year, month, day, weekday, hour, seconds (since 1970)."""
+    date_format: str | None = None
+    """Tables: how dates are written, such as `%d/%m/%Y`. Default: ISO 8601, or found out."""
+    categories: tuple[str, ...] | None = None
+    """Tables: columns that are categories though they hold numbers, or many different texts."""
+    numbers: tuple[str, ...] | None = None
+    """Tables: columns called `…_id` that are numbers all the same."""
+    user: str | None = None
+    """Ratings: the column of users. Default: the one called `user`, `user_id`, `reviewerID` or the like."""
+    rating: str | None = None
+    """Ratings: the column of the ratings. Default: the one called `rating`, `stars`, `score`, `overall` or the like."""
+    copies: Literal["refuse", "last", "mean"] | None = None
+    """Ratings: what to do where a user has rated an item more than once: refuse it (the default), or take the `last`
+    row or the `mean`."""
+    negatives: Annotated[int, Field(ge=1, le=100)] | None = None
+    """Ratings without a rating: how many items that a user has not are drawn for each row. Those are 0, the rows 1."""
     vocabulary: Annotated[int, Field(ge=10, le=1_000_000)] | None = None
     """Text: the most words that have a token of their own. Default: 20,000."""
     tokens: Literal["words", "characters"] | None = None
@@ -85,10 +115,15 @@ class SourceOptions(BaseModel):
     def _a_tab_has_a_name(cls, value: object) -> object:
         return "\t" if value == "tab" else value
 
-    @field_validator("classes", "ignore", "date", mode="before")
+    @field_validator("decimal", "thousands", mode="before")
+    @classmethod
+    def _a_mark_has_a_name(cls, value: object) -> object:
+        return {"point": ".", "comma": ",", "space": " "}.get(value, value) if isinstance(value, str) else value
+
+    @field_validator("classes", "ignore", "date", "missing_words", "dates", "categories", "numbers", mode="before")
     @classmethod
     def _one_word_is_a_list(cls, value: object) -> object:
-        return (value,) if isinstance(value, str) else value
+        return (value,) if isinstance(value, str | int) else value
 
 
 DELIMITED = ("delimiter", "quotes")
@@ -136,7 +171,7 @@ def only(options: SourceOptions, format: str, *allowed: str) -> None:
         )
     for name, value in options.model_dump(exclude_none=True).items():
         if name not in (*allowed, *_OF_PUSHING):
-            known = ", ".join((*allowed, *_OF_PUSHING))
             raise ConfigError(
-                f"{name} must be left out for {format}, which has no such option, got {value}. Its options: {known}."
+                f"{name} must be left out for {format}, which has no such option, got {value}. Its "
+                f"options are {', '.join(sorted({*allowed, *_OF_PUSHING}))}."
             )

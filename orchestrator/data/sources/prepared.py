@@ -9,6 +9,7 @@ from typing import Protocol
 import numpy as np
 
 from models.features import Feature
+from models.preparing.rows import RowSchema
 from orchestrator.data.columns import Columns, join, take
 from orchestrator.data.manifest import DatasetTarget, Source
 from orchestrator.data.order import Ints
@@ -125,5 +126,7 @@ class Prepared:
     source: Source
     notes: tuple[str, ...] = ()
     """What was converted, filled or left out, a sentence each, with its numbers."""
+    rows: RowSchema | None = None
+    """How a row of the source becomes the features, if it has named columns."""
     keeps_order: bool = False
     """Whether the rows are written as they come, and not in a random order."""

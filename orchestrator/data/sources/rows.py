@@ -34,7 +34,8 @@ from orchestrator.data.sources.options import SourceOptions
 from orchestrator.data.sources.splitting import consecutive
 
 _NUMBER = r"^[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?$"
-_LARGEST = float(np.finfo(np.float32).max)  # numbers are stored in 32 bits
+LARGEST = float(np.finfo(np.float32).max)  # numbers are stored in 32 bits
+_UNNAMED = "column "
 _BLOCK_BYTES = 16 * 2**20  # a row may be as long as this
 
 
@@ -63,6 +64,10 @@ class Delimited:
     """What quotes mean in each file."""
     encoding: str
     """That all files are in."""
+    unnamed: tuple[str, ...] = ()
+    """Columns without a name in the header, under that of their place: `column 1`."""
+    all_names: tuple[str, ...] = ()
+    """Names of all columns of the first file, those that were left out since included."""
 
     def __len__(self) -> int:
         return int(self.table.num_rows)
@@ -119,7 +124,7 @@ class Delimited:
         """
         values = pc.utf8_trim_whitespace(self.table.column(name))
         numbers, _ = as_numbers(values)
-        wrong = ~(np.abs(numbers) <= _LARGEST)
+        wrong = ~(np.abs(numbers) <= LARGEST)
         if wrong.any():
             index = int(wrong.argmax())
             file, row = self.where(index)
@@ -136,6 +141,7 @@ def read_delimited(
     delimiter: str | None = None,
     names: Sequence[str] | None = None,
     types: Mapping[str, pa.DataType] | None = None,
+    may_lack_names: bool = False,
 ) -> Delimited:
     """Read files that have the same columns.
 
@@ -145,6 +151,7 @@ def read_delimited(
         delimiter: one of `DELIMITERS`; found out from the first rows when left out.
         names: of the columns; without them the first row is a header.
         types: of columns that shall be something else than `pa.string()`.
+        may_lack_names: whether the header may leave columns without a name.
 
     Raises:
         ConfigError: if a file is empty, no text or not rectangular, or the files differ in their columns.
@@ -159,7 +166,9 @@ def read_delimited(
         content = contents.pop(split)
         quoting = quoting_of(content, delimiter, file, options.quotes)
         quotes[split] = quoting.quotes
-        tables[split] = _read_table(file, content, _Form(delimiter, quoting, encoding, names), types or {})
+        tables[split] = _read_table(
+            file, content, _Form(delimiter, quoting, encoding, names, may_lack_names), types or {}
+        )
         require_rows(tables[split].num_rows, file)
         if set(tables[split].column_names) != set(tables[first].column_names):
             raise ConfigError(
@@ -175,6 +184,8 @@ def read_delimited(
         table=pa.concat_tables([table.select(columns) for table in tables.values()]),
         quotes=quotes,
         encoding=encoding,
+        unnamed=tuple(name for name in columns if name.startswith(_UNNAMED)),
+        all_names=tuple(columns),
     )
 
 
@@ -289,12 +300,15 @@ class _Form(NamedTuple):
     encoding: str
     names: Sequence[str] | None
     """Names of its columns, if the first row does not hold them."""
+    may_lack_names: bool
 
 
 def _read_table(file: TextFile, content: bytes, form: _Form, types: Mapping[str, pa.DataType]) -> pa.Table:
     names, skip = form.names, 0
     if names is None:
         names, skip = _header(content, form)
+        if form.may_lack_names:
+            names = [name or f"{_UNNAMED}{place}" for place, name in enumerate(names, start=1)]
         _check_header(names, file)
     columns = {name: types.get(name, pa.string()) for name in names}
     raw_names = list(names)

@@ -4,11 +4,16 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 
 from cluster.errors import ConfigError
 from models.features import ClassTarget, NumberTarget
+from models.preparing.rows import Notation
 from orchestrator.data.columns import Array, number_target
 from orchestrator.data.order import Ints
+from orchestrator.data.precision import merged
+from orchestrator.data.sources.delimited.fields import notation_of, numbers_in, other_notations
 from orchestrator.data.sources.options import SourceOptions
 from orchestrator.data.sources.rows import Delimited, as_numbers, distinct, in_order
 from orchestrator.data.sources.splitting import require_classes
@@ -62,20 +67,41 @@ def target_column(names: Sequence[str], options: SourceOptions, place: str) -> s
     return found[0]
 
 
-def read_labels(rows: Delimited, name: str, options: SourceOptions) -> Labels:
+def trimmed(rows: Delimited, name: str) -> pa.ChunkedArray:
+    """Return a column as text, without the blanks around it."""
+    return pc.utf8_trim_whitespace(rows.table.column(name))
+
+
+def read_labels(rows: Delimited, name: str, options: SourceOptions, *, kept: Ints | None = None) -> Labels:
     """Return the target of every row: classes if it is text or `MOST_WHOLE_CLASSES` whole numbers at most.
+
+    Args:
+        rows: of the files.
+        name: of the column.
+        options: what the person says about it.
+        kept: the rows that are read; default: all.
 
     Raises:
         ConfigError: if a field is empty, or a number where the others are text or the other way round.
     """
-    values = rows.column(name)
+    values = rows.column(name) if kept is None else trimmed(rows, name).take(pa.array(kept))
+    notation = notation_of(values, options)
+    if notation is not None and notation != Notation():
+        return number_labels(numbers_in(values, notation), options, f"{name} in {rows.place}")
+    ways = other_notations(values) if notation is None and options.task != "class" else ""
+    if ways:
+        raise ConfigError(
+            f"{name} in {rows.place} must be classes or numbers, got {values[0].as_py()!r} and the like, numbers that "
+            f"are written in another way. Read them with {ways}, or as classes with --option task=class."
+        )
     numbers, is_number = as_numbers(values)
-    if options.task == "number" or (options.task is None and 2 * is_number.sum() >= len(rows)):
-        return number_labels(rows.numbers(name), options, f"{name} in {rows.place}")
+    if options.task == "number" or (options.task is None and 2 * is_number.sum() >= len(values)):
+        numbers = rows.numbers(name) if kept is None or not is_number.all() else numbers
+        return number_labels(numbers, options, f"{name} in {rows.place}")
     if is_number.all():
         return number_labels(numbers, options, f"{name} in {rows.place}")
     codes, words = distinct(values)
-    _check_count(len(words), len(rows), f"{name} in {rows.place}")
+    _check_count(len(words), len(values), f"{name} in {rows.place}")
     order = sorted(range(len(words)), key=lambda code: in_order(words[code]))
     label = np.empty(len(words), np.int64)
     label[order] = np.arange(len(words))
@@ -89,6 +115,12 @@ def number_labels(numbers: Array, options: SourceOptions, place: str) -> Labels:
     if options.task == "class" and not whole:
         raise ConfigError(f"{place} must be text or whole numbers for classes, got {present[present % 1 != 0][0]}.")
     if options.task == "number" or (options.task is None and not (whole and len(present) <= MOST_WHOLE_CLASSES)):
+        lost = merged(numbers)
+        if lost:
+            raise ConfigError(
+                f"{place} must be numbers that 32 bits can tell apart, got {lost[0]:.17g} and {lost[1]:.17g}. Subtract "
+                "a number from all of them."
+            )
         return Labels(numbers.astype(np.float32), None)
     _check_count(len(present), len(numbers), place)
     return Labels(labels.astype(np.int64), tuple(f"{value:.0f}" for value in present))

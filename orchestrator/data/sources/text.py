@@ -10,6 +10,7 @@ import numpy as np
 
 from cluster.errors import ConfigError
 from models.features import TARGET, TextFeature, Tokens
+from models.preparing.rows import RowSchema, TextColumn
 from models.text import share_without_blanks, split, tokens, vocabulary, words
 from orchestrator.data.columns import Ragged
 from orchestrator.data.manifest import Change, Source
@@ -20,7 +21,7 @@ from orchestrator.data.sources.located import SourceFile, plain_name, source_nam
 from orchestrator.data.sources.options import DELIMITED, SourceOptions, only
 from orchestrator.data.sources.picture_files import default_name, list_files
 from orchestrator.data.sources.prepared import Part, Prepared
-from orchestrator.data.sources.rows import distinct, in_order, read_delimited
+from orchestrator.data.sources.rows import Delimited, distinct, in_order, read_delimited
 from orchestrator.data.sources.sound import given_split
 from orchestrator.data.sources.splitting import drawn, numbered, refuse_draw
 from orchestrator.data.sources.targets import Labels, read_labels, target_column
@@ -49,6 +50,8 @@ class _Texts:
     splits: dict[str, Ints] | None
     """The rows of each, if the source says so."""
     encoding: str = "utf-8"
+    rows: RowSchema | None = None
+    """The columns of a table."""
 
 
 def read_text(source: str, options: SourceOptions) -> Prepared:
@@ -61,6 +64,7 @@ def read_text(source: str, options: SourceOptions) -> Prepared:
         features={"text": feature},
         target=found.labels.target(rows, found.place),
         splits={s: _part(tokens_of, found.labels, r) for s, r in rows.items()},
+        rows=found.rows,
         source=Source(
             format="text" if found.encoding == "utf-8" else f"text ({found.encoding})", uri=source, changes=changes
         ),
@@ -169,7 +173,12 @@ def _from_table(source: str, options: SourceOptions) -> _Texts:
     labels = read_labels(rows, name, options)
     splits = rows.rows if len(files) > 1 else None
     texts = rows.column(column).to_pylist()
-    return _Texts(source_name(files), rows.place, texts, labels, splits, encoding=rows.encoding)
+    return _Texts(source_name(files), rows.place, texts, labels, splits, rows.encoding, _schema(rows, column))
+
+
+def _schema(rows: Delimited, column: str) -> RowSchema:
+    others = tuple(name for name in rows.names if name != column)
+    return RowSchema(columns={column: TextColumn(feature="text")}, ignored=others)
 
 
 # ---- files of text

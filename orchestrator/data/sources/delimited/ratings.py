@@ -1,16 +1,23 @@
-"""Ratings: user, item, rating and timestamp, as MovieLens' `u.data`, `ratings.dat` and `ratings.csv` have them."""
+"""Ratings: user, item, rating and timestamp, as MovieLens has them, or with a header that names them.
 
+Without a rating (who bought what), `negatives` draws items that a user has not: those are 0, what is there is 1.
+"""
+
+import re
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from cluster.errors import ConfigError
 from models.counters import counter_key
 from models.features import TARGET
+from models.preparing.rows import CategoryColumn, RowSchema
 from orchestrator.data.columns import Array, number_target
 from orchestrator.data.manifest import Source
-from orchestrator.data.order import Ints, permutation
+from orchestrator.data.order import Ints, permutation, random_bits
 from orchestrator.data.sources.located import ALL, SourceFile, source_name, split_files
 from orchestrator.data.sources.options import DELIMITED, SourceOptions, only
 from orchestrator.data.sources.prepared import Part, Prepared
@@ -30,37 +37,91 @@ FILES = ("u.data", "ratings.dat", "ratings.csv")
 
 _SUFFIXES = (".data", ".dat", ".csv", ".tsv")
 _COLUMNS = ("user", "item", "rating", "timestamp")
-_NAMES: Mapping[str, Sequence[str]] = {"user": ("user", "userid"), "item": ("item", "itemid", "movie", "movieid")}
+_THINGS = (
+    "item",
+    "movie",
+    "book",
+    "product",
+    "song",
+    "track",
+    "artist",
+    "anime",
+    "game",
+    "business",
+    "recipe",
+    "video",
+)
+_NAMES: Mapping[str, Sequence[str]] = {
+    "user": ("user", "userid", "uid", "reviewerid", "customerid", "visitorid", "memberid", "readerid"),
+    "item": (*(f"{thing}{ending}" for thing in _THINGS for ending in ("", "id")), "isbn", "asin", "articleid"),
+    "rating": ("rating", "ratings", "stars", "score", "overall", "bookrating"),
+}
+"""What columns are called in lower case, letters and digits only."""
+
 _TEST_SHARE = 0.1
+_NEGATIVES_KEY = 104  # first word of the key, so that drawing shares no random numbers with splitting
+
+
+@dataclass(frozen=True, eq=False)
+class _Ratings:
+    """Who rated what, and how."""
+
+    users: Array
+    """[N], numbers of `user_words`; so are the items."""
+    items: Array
+    user_words: list[str]
+    item_words: list[str]
+    values: Array
+    """[N] float64."""
+    splits: dict[str, Ints] | None
+    """The rows of each split, if the source says so."""
+
+    @property
+    def pairs(self) -> Array:
+        """[N], a number for each user and item."""
+        return self.users.astype(np.int64) * len(self.item_words) + self.items
 
 
 def read_ratings(source: str, options: SourceOptions) -> Prepared:
     """Read ratings, and hold 10 % of them, drawn at random, back as the test split."""
-    only(options, "ratings", "seed", "test_share", *DELIMITED)
+    only(options, "ratings", "user", "item", "rating", "copies", "negatives", "seed", "test_share", *DELIMITED)
     files = split_files(source, suffixes=_SUFFIXES, known=FILES)
     rows, names = _read(files, options)
     require_rows(len(rows), rows.place, least=2)
-    ids = {name: rows.table.column(names[name]) for name in ("user", "item")}
-    _refuse_missing(rows, ids)
-    _refuse_copies(rows, ids)
-    splits = _splits(rows, options)
-    user, users = encoded(ids["user"], splits["train"])
-    item, items = encoded(ids["item"], splits["train"])
-    columns = {"user": users, "item": items, TARGET: rows.numbers(names["rating"]).astype(np.float32)}
+    found, notes = _once(rows, _ratings(rows, names), options)
+    if "rating" not in names:
+        found, note = _with_negatives(found, options)
+        notes.append(note)
+    splits = found.splits or _drawn(len(found.values), options)
+    if found.splits is not None:
+        refuse_draw(options, rows.place)
+    user, users = encoded(pa.array(found.user_words).take(pa.array(found.users)), splits["train"])
+    item, items = encoded(pa.array(found.item_words).take(pa.array(found.items)), splits["train"])
+    columns = {"user": users, "item": items, TARGET: found.values.astype(np.float32)}
     return Prepared(
         name=source_name(files, generic=FILES),
         features={"user": user, "item": item},
         target=number_target(columns[TARGET][splits["train"]]),
         splits={split: Part.of({k: v[chosen] for k, v in columns.items()}) for split, chosen in splits.items()},
         source=Source(format=rows.in_encoding("ratings"), uri=source),
+        notes=tuple(notes),
+        rows=RowSchema(
+            columns={names[word]: CategoryColumn(feature=word) for word in ("user", "item")},
+            ignored=tuple(name for name in rows.names if name not in (names["user"], names["item"])),
+        ),
     )
 
 
-def rating_columns(fields: Sequence[str]) -> dict[str, str] | None:
-    """Return how a header calls user, item and rating, if it names all of them."""
-    plain = {field.lower().replace("_", ""): field for field in fields}
-    found = {name: plain[word] for name, words in _NAMES.items() for word in words if word in plain}
-    return {**found, "rating": plain["rating"]} if "rating" in plain and len(found) == len(_NAMES) else None
+def rating_columns(fields: Sequence[str], options: SourceOptions) -> dict[str, str] | None:
+    """Return how a header calls user, item and rating, if it names the first two."""
+    plain = {re.sub(r"[\W_]", "", field.lower()): field for field in fields}
+    found = {name: plain[word] for name, words in _NAMES.items() for word in reversed(words) if word in plain}
+    for name in _NAMES:
+        chosen = getattr(options, name)
+        if chosen is not None:
+            found.pop(name, None)
+            found |= {name: chosen} if chosen in fields else {}
+    return found if {"user", "item"} <= found.keys() else None
 
 
 def _read(files: Mapping[str, SourceFile], options: SourceOptions) -> tuple[Delimited, dict[str, str]]:
@@ -69,13 +130,9 @@ def _read(files: Mapping[str, SourceFile], options: SourceOptions) -> tuple[Deli
     content = first.head()
     delimiter = options.delimiter or sniff(content, first)
     fields = first_rows(content, delimiter=delimiter)[0]
-    header = rating_columns(fields)
-    if header is None and (len(fields) not in (3, 4) or "rating" in [field.lower() for field in fields]):
-        raise ConfigError(
-            f"{first} must have user, item, rating and timestamp, or a header that names them, got "
-            f"{','.join(fields)[:80]!r} in row 1."
-        )
-    names = header or dict(zip(_COLUMNS, _COLUMNS, strict=True))
+    header = rating_columns(fields, options)
+    _check_names(first, fields, header, options)
+    names = header or dict(zip(_COLUMNS, _COLUMNS[: len(fields)], strict=False))
     category = pa.dictionary(pa.int32(), pa.string())  # 20 million rows have few different users and items
     rows = read_delimited(
         files,
@@ -87,26 +144,78 @@ def _read(files: Mapping[str, SourceFile], options: SourceOptions) -> tuple[Deli
     return rows, names
 
 
-def _refuse_missing(rows: Delimited, ids: Mapping[str, pa.ChunkedArray]) -> None:
-    for name, values in ids.items():
-        codes, words = distinct(values)
+def _check_names(
+    first: SourceFile, fields: Sequence[str], header: Mapping[str, str] | None, options: SourceOptions
+) -> None:
+    chosen = [name for name in _NAMES if getattr(options, name) is not None]
+    if header is None and (chosen or len(fields) not in (3, 4) or {"rating", "user"} & {f.lower() for f in fields}):
+        raise ConfigError(
+            f"{first} must have user, item, rating and timestamp, or a header that names them, got "
+            f"{','.join(fields)[:80]!r} in row 1. Name the columns with --option user=NAME --option item=NAME --option "
+            "rating=NAME."
+        )
+    rated = header is None or "rating" in header
+    if not rated and (options.rating or options.negatives is None):
+        raise ConfigError(
+            f"{first} must have a column of ratings, called {options.rating or ' or '.join(_NAMES['rating'][:5])}, got "
+            f"{', '.join(fields)}. Name it with --option rating=NAME; if a row only says that a user has an item, draw "
+            "items that a user has not with --option negatives=4."
+        )
+    if rated and options.negatives is not None:
+        raise ConfigError(f"negatives must be left out for {first}, which has ratings, got {options.negatives}.")
+
+
+def _ratings(rows: Delimited, names: Mapping[str, str]) -> _Ratings:
+    users, user_words = distinct(_trimmed(rows.table.column(names["user"])))
+    items, item_words = distinct(_trimmed(rows.table.column(names["item"])))
+    for name, codes, words in (("user", users, user_words), ("item", items, item_words)):
         if "" in words:
             file, row = rows.where(int((codes == words.index("")).argmax()))
-            raise ConfigError(f"{name} in {file} must be given, got nothing in row {row}. Remove the row.")
+            raise ConfigError(f"{names[name]} in {file} must be given, got nothing in row {row}. Remove the row.")
+    values = rows.numbers(names["rating"]) if "rating" in names else np.ones(len(rows))
+    return _Ratings(users, items, user_words, item_words, values, None if ALL in rows.files else rows.rows)
 
 
-def _refuse_copies(rows: Delimited, ids: Mapping[str, pa.ChunkedArray]) -> None:
-    (users, user_words), (items, item_words) = distinct(ids["user"]), distinct(ids["item"])
-    pairs = users.astype(np.int64) * len(item_words) + items
-    in_order = np.sort(pairs)
+def _trimmed(values: pa.ChunkedArray) -> pa.ChunkedArray:
+    """Return values without the blanks around them; only where there are any, since there may be many values."""
+    words = [chunk.dictionary for chunk in values.chunks]
+    if all(pc.all(pc.equal(pc.utf8_trim_whitespace(word), word)).as_py() in (True, None) for word in words):
+        return values
+    return pc.utf8_trim_whitespace(values.cast(pa.string()))
+
+
+# ---- copies
+
+
+def _once(rows: Delimited, found: _Ratings, options: SourceOptions) -> tuple[_Ratings, list[str]]:
+    """Return each user's rating of an item once, and a note about the others.
+
+    Raises:
+        ConfigError: if they are to be refused, or lie in two splits.
+    """
+    in_order = np.sort(found.pairs)
     if not (in_order[1:] == in_order[:-1]).any():
-        return
-    first, second = _first_copies(pairs)
+        return found, []
+    if options.copies in (None, "refuse") or found.splits is not None:
+        raise _copies(rows, found, is_split=found.splits is not None)
+    last = len(found.values) - 1 - np.unique(found.pairs[::-1], return_index=True)[1]
+    kept = np.sort(last)
+    values = found.values[kept]
+    if options.copies == "mean":
+        _, group, sizes = np.unique(found.pairs, return_inverse=True, return_counts=True)
+        values = (np.bincount(group, found.values) / sizes)[group[kept]]
+    note = f"took the {options.copies} of {len(found.values):,} rows that rate {len(kept):,} pairs of user and item"
+    return replace(found, users=found.users[kept], items=found.items[kept], values=values), [note]
+
+
+def _copies(rows: Delimited, found: _Ratings, *, is_split: bool) -> ConfigError:
+    first, second = _first_copies(found.pairs)
     (file, row), (_, other) = rows.where(second), rows.where(first)
-    raise ConfigError(
-        f"{file} must rate each item once per user, got user {user_words[users[first]]} and item "
-        f"{item_words[items[first]]} in rows {other} and {row}. Remove one: a copy in the test split would be known "
-        "from training."
+    cure = "Remove one" if is_split else "Take one with --option copies=last or --option copies=mean, or remove one"
+    return ConfigError(
+        f"{file} must rate each item once per user, got user {found.user_words[found.users[first]]} and item "
+        f"{found.item_words[found.items[first]]} in rows {other} and {row}. {cure}: a copy "
+        "in the test split would be known from training."
     )
 
 
@@ -118,10 +227,34 @@ def _first_copies(pairs: Array) -> tuple[int, int]:
     return int(order[place]), int(order[place + 1])
 
 
-def _splits(rows: Delimited, options: SourceOptions) -> dict[str, Ints]:
-    if ALL not in rows.files:
-        refuse_draw(options, rows.place)
-        return rows.rows
-    order = permutation(len(rows), key=counter_key(SPLIT_KEY, options.seed or 0))
-    cut = len(rows) - max(1, int(len(rows) * (options.test_share or _TEST_SHARE)))
+# ---- rows without a rating
+
+
+def _with_negatives(found: _Ratings, options: SourceOptions) -> tuple[_Ratings, str]:
+    """Return the rows as 1, and for each some items that its user has not as 0; a few less where users have many."""
+    count, per_row = len(found.users), options.negatives or 0
+    users = np.repeat(found.users, per_row)
+    draws = random_bits(len(users), key=counter_key(_NEGATIVES_KEY, options.seed or 0))
+    items = (draws % np.uint64(len(found.item_words))).astype(np.int64)
+    pairs = users.astype(np.int64) * len(found.item_words) + items
+    fresh = np.unique(pairs, return_index=True)[1]
+    fresh = np.sort(fresh[~np.isin(pairs[fresh], found.pairs)])
+    splits = found.splits
+    if splits is not None:
+        owner = np.repeat(np.arange(count), per_row)[fresh]
+        splits = {s: np.append(rows, count + np.flatnonzero(np.isin(owner, rows))) for s, rows in splits.items()}
+    note = f"drew {len(fresh):,} pairs of a user and an item that the user has not, as 0, to {count:,} rows, as 1"
+    joined = replace(
+        found,
+        users=np.append(found.users, users[fresh]),
+        items=np.append(found.items, items[fresh]),
+        values=np.append(np.ones(count), np.zeros(len(fresh))),
+        splits=splits,
+    )
+    return joined, note
+
+
+def _drawn(count: int, options: SourceOptions) -> dict[str, Ints]:
+    order = permutation(count, key=counter_key(SPLIT_KEY, options.seed or 0))
+    cut = count - max(1, int(count * (options.test_share or _TEST_SHARE)))
     return {"train": np.sort(order[:cut]), "test": np.sort(order[cut:])}

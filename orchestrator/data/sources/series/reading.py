@@ -16,10 +16,10 @@ from orchestrator.data.sources.options import SourceOptions, only
 from orchestrator.data.sources.prepared import Prepared
 from orchestrator.data.sources.rows import Delimited, distinct, read_delimited, require_rows
 from orchestrator.data.sources.series.cutting import assembled, gap_change, split_edges
-from orchestrator.data.sources.series.table import Columns, choose_columns, read_times, read_values
+from orchestrator.data.sources.series.table import Columns, choose_columns, missing_of, read_times, read_values
 
 SUFFIXES = (".csv", ".tsv", ".txt")
-OPTIONS = ("split_sizes", "date", "dates", "item", "ignore", "decimal", "gaps", "missing")
+OPTIONS = ("split_sizes", "date", "date_order", "item", "ignore", "decimal", "gaps", "missing")
 _LEAST_ROWS = 10
 
 
@@ -46,7 +46,7 @@ def read_series(source: str, options: SourceOptions) -> Prepared:
         [one.rows_TC for one in filled],
         [one.edges for one in filled],
         [one.breaks for one in filled],
-        SeriesFeature(channels=columns.values, mean=(), std=(), missing=options.missing or "refuse", clock=clock),
+        SeriesFeature(channels=columns.values, mean=(), std=(), missing=missing_of(options), clock=clock),
         name=source_name(files),
         source=Source(format="series", uri=source, changes=tuple(changes)),
     )
@@ -102,7 +102,7 @@ def _check_order(rows: Delimited, columns: Columns, times: Micros, texts: Sequen
 
 def _dropped(series: list[_Series], options: SourceOptions) -> tuple[list[_Series], list[Change]]:
     """Leave out rows in which a value is missing, where the person says so."""
-    if options.missing != "drop":
+    if missing_of(options) != "drop":
         return series, []
     kept: list[Bools] = [np.isfinite(one.values_TC).min(axis=1) for one in series]
     total, left = sum(len(keep) for keep in kept), sum(int(keep.sum()) for keep in kept)
@@ -119,11 +119,11 @@ def _clock(series: Sequence[_Series], columns: Columns, options: SourceOptions) 
     gaps = options.gaps or "refuse"
     return Clock(
         dates=columns.dates,
-        order=options.dates,
+        order=options.date_order,
         item=columns.item,
         step=step,
         gaps=gaps,
-        decimal=options.decimal or "point",
+        decimal="comma" if options.decimal == "," else "point",
     )
 
 
@@ -186,7 +186,7 @@ def _filled(one: _Series, gaps: Gaps, columns: Columns, clock: Clock, options: S
 
 
 def _interpolated(series: Sequence[_Series], columns: Columns, options: SourceOptions) -> list[Change]:
-    if options.missing != "interpolate":
+    if missing_of(options) != "interpolate":
         return []
     counts = sum((np.isnan(one.values_TC).sum(0) for one in series), np.zeros(len(columns.values), np.int64))
     total = sum(len(one.times) for one in series)

@@ -3,6 +3,7 @@
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 import pyarrow as pa
@@ -107,13 +108,26 @@ def read_times(rows: Delimited, columns: Columns, options: SourceOptions) -> tup
     fields = [pc.utf8_trim_whitespace(rows.table.column(name)).to_pylist() for name in columns.dates]
     texts = fields[0] if len(fields) == 1 else [joined(parts) for parts in zip(*fields, strict=True)]
     try:
-        return parse_dates(texts, options.dates), texts
+        return parse_dates(texts, options.date_order), texts
     except DateError as error:
         file, row = rows.where(error.index)
-        cure = " Give --option dates=day-first or --option dates=month-first." if error.is_ambiguous else ""
+        cure = " Give --option date_order=day-first or --option date_order=month-first." if error.is_ambiguous else ""
         raise ConfigError(
             f"{' and '.join(columns.dates)} in {file} must {error.rule}, got {texts[error.index]!r} in row {row}.{cure}"
         ) from None
+
+
+def missing_of(options: SourceOptions) -> Literal["refuse", "drop", "interpolate"]:
+    """Return what becomes of fields without a value.
+
+    Raises:
+        ConfigError: if that is something for tables only.
+    """
+    match options.missing or "refuse":
+        case ("refuse" | "drop" | "interpolate") as found:
+            return found
+        case other:
+            raise ConfigError(f"missing must be refuse, drop or interpolate for a series, got {other}.")
 
 
 def read_values(rows: Delimited, columns: Columns, options: SourceOptions) -> Array:
@@ -127,7 +141,7 @@ def read_values(rows: Delimited, columns: Columns, options: SourceOptions) -> Ar
 
 def _column(rows: Delimited, name: str, options: SourceOptions) -> Array:
     texts = pc.utf8_trim_whitespace(rows.table.column(name))
-    if options.decimal == "comma":
+    if options.decimal == ",":
         texts = pc.replace_substring(texts, ",", ".")
     missing = pc.is_in(pc.utf8_lower(texts), value_set=pa.array(MISSING))
     numbers, _ = as_numbers(pc.if_else(missing, "nan", texts))
@@ -145,7 +159,7 @@ def _column(rows: Delimited, name: str, options: SourceOptions) -> Array:
         raise ConfigError(
             f"{name} in {file} must be a finite number in 32 bits, got {texts[index].as_py()!r} in row {row}. {cure}"
         )
-    if is_missing.any() and options.missing in (None, "refuse"):
+    if is_missing.any() and missing_of(options) == "refuse":
         index = int(is_missing.argmax())
         file, row = rows.where(index)
         raise ConfigError(

@@ -1,0 +1,1 @@
+"""What holds for this process alone: its environment, its loggers, and what its command line was given."""
