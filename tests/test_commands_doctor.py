@@ -1,5 +1,6 @@
 """The doctor finds what is wrong and names the cure, and finds nothing where nothing is."""
 
+import errno
 import os
 import socket
 from collections.abc import Iterator
@@ -95,13 +96,26 @@ def test_a_version_that_was_not_tested_is_told_but_no_failure(tmp_path: Path) ->
 def test_a_home_that_cannot_be_written_is_named(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     place = tmp_path / "file" / "home"
-    assert doctor.check_home(place) == Check(
+    assert doctor.check_home(place, None) == Check(
         "home",
         False,
         f"{place} cannot be written: {tmp_path / 'file'} is no folder",
         "Set ORCHESTRATOR_HOME to another.",
     )
-    assert doctor.check_home(tmp_path / "not" / "yet").ok
+    assert doctor.check_home(tmp_path / "not" / "yet", None).ok
+    cache = doctor.check_home(tmp_path, str(place))
+    assert (cache.ok, cache.cure) == (False, "Set ORCHESTRATOR_CACHE to another.")
+
+
+def test_a_look_that_the_system_refuses_is_a_failed_check_of_the_home(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ORCHESTRATOR_HOME", "/o")
+
+    def look() -> Check:
+        raise PermissionError(errno.EACCES, "Permission denied", "/o/local.json")
+
+    check = doctor._guarded("store", look)
+    assert not check.ok
+    assert check.cure == "Set ORCHESTRATOR_HOME to another folder."
 
 
 @pytest.fixture

@@ -18,14 +18,16 @@ from cluster.address import resolve_address
 from cluster.errors import OrchestratorError, StoreError
 from cluster.machine.disk import full_store_error
 from cluster.machine.exposure import CURE, describe_danger
+from cluster.machine.private import refused_error
 from cluster.machine.processes import is_free, listening_at
 from cluster.machine.ray_head import ray_processes
-from cluster.machine.state import home, read_state
+from cluster.machine.state import HOME_VARIABLE, home, read_state
 from cluster.process.typed import typed
 from cluster.s3.store import Store
 from cluster.s3.urls import masked
 from cluster.session import check_reachable, client_environment
 from cluster.storage import open_store
+from orchestrator.data.reading.cache import CACHE_VARIABLE
 
 OLDEST_PYTHON = (3, 11)
 NEED_DISK_GIB = 5.0  # Ray starts to refuse work when a disk is 95 % full; a small one is so soon
@@ -58,7 +60,7 @@ def run_checks(*, address: str | None = None, store_url: str | None = None) -> l
         "packages": check_packages,
         "torch": check_torch,
         "memory": lambda: check_memory(psutil.virtual_memory().available / 2**30),
-        "home": lambda: check_home(home()),
+        "home": lambda: check_home(home(), os.environ.get(CACHE_VARIABLE)),
         "disk": lambda: check_disk(shutil.disk_usage(_existing(home())).free / 2**30, home()),
         "ports": check_ports,
         "ray": partial(check_ray, address),
@@ -135,13 +137,15 @@ def check_memory(available_gib: float) -> Check:
     return Check("memory", True, detail) if available_gib >= NEED_MEMORY_GIB else Check("memory", False, detail, cure)
 
 
-def check_home(place: Path) -> Check:
-    """Whether our folder is, or can be made, one that this account can write; nothing is written."""
-    found = _existing(place)
-    if found.is_dir() and os.access(found, os.W_OK | os.X_OK):
-        return Check("home", True, f"{place} is ours to write")
-    what = "a folder that this account cannot write" if found.is_dir() else "no folder"
-    return Check("home", False, f"{place} cannot be written: {found} is {what}", "Set ORCHESTRATOR_HOME to another.")
+def check_home(place: Path, cache: str | None) -> Check:
+    """Whether our folders are, or can be made, folders that this account can write; nothing is written."""
+    for folder, variable in ((place, HOME_VARIABLE), *([(Path(cache), CACHE_VARIABLE)] if cache else [])):
+        found = _existing(folder)
+        if not found.is_dir() or not os.access(found, os.W_OK | os.X_OK):
+            what = "a folder that this account cannot write" if found.is_dir() else "no folder"
+            wrong = f"{folder} cannot be written: {found} is {what}"
+            return Check("home", False, wrong, f"Set {variable} to another.")
+    return Check("home", True, f"{place} is ours to write")
 
 
 def check_disk(free_gib: float, place: Path) -> Check:
@@ -212,6 +216,10 @@ def _guarded(name: str, look: Callable[[], Check]) -> Check:
         return look()
     except OrchestratorError as error:
         return Check(name, False, *split_cure(str(error)))
+    except OSError as error:
+        if (refused := refused_error(error)) is None:
+            raise
+        return Check(name, False, *split_cure(str(refused)))
 
 
 def split_cure(message: str) -> tuple[str, str]:
@@ -221,7 +229,7 @@ def split_cure(message: str) -> tuple[str, str]:
 
 
 def _existing(path: Path) -> Path:
-    return path if path.exists() else _existing(path.parent)
+    return path if os.access(path, os.F_OK) else _existing(path.parent)  # no folder without entry is looked into
 
 
 def _lines(path: Path) -> list[str]:
