@@ -39,7 +39,7 @@ def read_series(source: str, options: SourceOptions) -> Prepared:
         require_rows(len(one.times), one.place, least=_LEAST_ROWS)
     clock = _clock(series, columns, options)
     gaps = [find_gaps(one.times, clock.step) for one in series]
-    changes = [*dropped, *_gap_changes(series, gaps, clock)]
+    changes = [*_item_changes(series, columns), *dropped, *_gap_changes(series, gaps, clock)]
     filled = [_filled(one, found, columns, clock, options) for one, found in zip(series, gaps, strict=True)]
     changes += _interpolated(series, columns, options)
     return assembled(
@@ -112,6 +112,15 @@ def _dropped(series: list[_Series], options: SourceOptions) -> tuple[list[_Serie
         for one, keep in zip(series, kept, strict=True)
     ]
     return rest, [Change(option="missing=drop", text=text, numbers={"dropped": float(total - left)})]
+
+
+def _item_changes(series: Sequence[_Series], columns: Columns) -> list[Change]:
+    """Say how many series there are, where a column tells them apart."""
+    if columns.item is None:
+        return []
+    rows = [len(one.times) for one in series]
+    text = f"{len(series):,} series of {min(rows):,} to {max(rows):,} rows; each is cut by time."
+    return [Change(option=f"item={columns.item}", text=text, numbers={"series": float(len(series))})]
 
 
 def _clock(series: Sequence[_Series], columns: Columns, options: SourceOptions) -> Clock:
