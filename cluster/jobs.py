@@ -5,11 +5,11 @@ import logging
 import shlex
 import sys
 import time
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 from cluster.address import ClusterAddress, resolve_address
 from cluster.errors import (
@@ -27,6 +27,8 @@ from cluster.staging import stage
 
 if TYPE_CHECKING:
     from ray.job_submission import JobSubmissionClient
+
+T = TypeVar("T")
 
 POLL_S = 0.25
 NO_AGENT = "No available agent"  # what the job service says of a cluster that has just started
@@ -229,11 +231,23 @@ def _plain(pieces: AsyncIterator[str]) -> Iterator[str]:
     """Turn Ray's asynchronous log into a plain iterator."""
     loop = asyncio.new_event_loop()
     try:
-        while (piece := loop.run_until_complete(_next(pieces))) is not None:
+        while (piece := _run(loop, _next(pieces))) is not None:
             yield piece
     finally:
         loop.run_until_complete(loop.shutdown_asyncgens())
         loop.close()
+
+
+def _run(loop: asyncio.AbstractEventLoop, work: "Coroutine[Any, Any, T]") -> T:
+    """Return what the work returns; Ctrl-C ends it, so that it does not stand half done in the loop."""
+    task = loop.create_task(work)
+    try:
+        return loop.run_until_complete(task)
+    except KeyboardInterrupt:
+        task.cancel()
+        with suppress(asyncio.CancelledError):
+            loop.run_until_complete(task)
+        raise
 
 
 async def _next(pieces: AsyncIterator[str]) -> str | None:

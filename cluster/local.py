@@ -4,6 +4,7 @@ import contextlib
 import fcntl
 import logging
 import shutil
+import signal
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -24,6 +25,7 @@ from cluster.machine.disk import (
     require_room,
 )
 from cluster.machine.private import private_folder
+from cluster.machine.proxies import spare_loopback
 from cluster.machine.ray_head import answers, ray_processes, start_ray, stop_ray
 from cluster.machine.state import LocalState, RayState, StoreState, home, read_started, read_state, write_state
 from cluster.machine.store_server import start_store, stop_store
@@ -50,6 +52,7 @@ def up(
         ClusterError: One of them did not start; the message ends with its last words.
         DiskFullError: A disk has no room for one of them.
     """
+    spare_loopback()
     again = continued_by("orchestrator up", what="the start of the local cluster")
     with naming_disk(home(), need="the local cluster"), _locked(), again:
         before = read_state()
@@ -134,30 +137,33 @@ def _started(
 ) -> _Started:
     """Start both halves at once, and write down what started, even if the other did not or a person gives up."""
     stop = threading.Event()
-    ray: Future[RayState] | None = None
-    store: Future[StoreState] | None = None
-    try:
-        with ThreadPoolExecutor(2) as pool, _set_on_error(stop):
+    with _interrupt_sets(stop):
+        with ThreadPoolExecutor(2) as pool:
             ray = pool.submit(start_ray, stop) if start_ray else None
             store = pool.submit(start_store, stop) if start_store else None
-            failures = [error for part in (store, ray) if part is not None and (error := part.exception())]
-    finally:
+        failures = [error for part in (store, ray) if part is not None and (error := part.exception())]
         state = LocalState(ray=_result(ray) or before.ray, store=_result(store) or before.store)
         write_state(state)
     return _Started(state, failures)
 
 
 @contextlib.contextmanager
-def _set_on_error(stop: threading.Event) -> Iterator[None]:
+def _interrupt_sets(stop: threading.Event) -> Iterator[None]:
+    """Let Ctrl-C set an event, for it may not fall between a start and its record; it is raised when the block ends."""
+    if threading.current_thread() is not threading.main_thread():
+        yield  # interrupts go to another thread
+        return
+    before = signal.signal(signal.SIGINT, lambda _number, _frame: stop.set())
     try:
         yield
-    except BaseException:
-        stop.set()
-        raise
+    finally:
+        signal.signal(signal.SIGINT, before)
+    if stop.is_set():
+        raise KeyboardInterrupt
 
 
 def _result(part: "Future[T] | None") -> "T | None":
-    """Return what has started, once that is decided; ``None`` if it has not."""
+    """Return what has started; ``None`` if it has not."""
     return None if part is None or part.exception() else part.result()
 
 

@@ -16,6 +16,7 @@ from cluster.errors import ClusterError
 from cluster.head_watch import LOCAL, REMOTE, local_trouble, watching_head
 from cluster.lazy import imported
 from cluster.machine.exposure import listens_beyond_loopback, warn_if_open
+from cluster.machine.proxies import spare_loopback
 from cluster.machine.ray_head import require_closed
 from cluster.machine.scoped import scoped_environment
 from cluster.machine.state import RayState, read_state
@@ -149,6 +150,7 @@ def client_environment(found: ClusterAddress) -> Iterator[None]:
     """
     from ray._private import ray_constants
 
+    spare_loopback()
     if found.local is not None:
         require_closed(found.local)
     cluster_mode = ray_constants.ENABLE_RAY_CLUSTER

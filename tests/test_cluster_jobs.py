@@ -1,5 +1,7 @@
 """Jobs on the session's Ray head: submit, follow, stop."""
 
+import asyncio
+import signal
 import textwrap
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -161,3 +163,21 @@ def test_a_log_that_never_comes_is_given_up(monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setattr(jobs, "POLL_S", 0.0)
     with pytest.raises(ClusterError, match=r"the log must go on until the job ends, got lost\. Watch again\."):
         list(jobs._followed(lambda: stream("", error=ConnectionError("lost")), lambda: True))
+
+
+def test_ctrl_c_closes_a_log_that_is_waited_for() -> None:
+    closed: list[bool] = []
+
+    async def endless() -> AsyncIterator[str]:
+        try:
+            yield "first"
+            asyncio.get_running_loop().call_soon(signal.raise_signal, signal.SIGINT)
+            await asyncio.Event().wait()
+        finally:
+            closed.append(True)
+
+    pieces = jobs._plain(endless())
+    assert next(pieces) == "first"
+    with pytest.raises(KeyboardInterrupt):
+        next(pieces)
+    assert closed == [True]

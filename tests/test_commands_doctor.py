@@ -20,7 +20,7 @@ RAY = RayState(
     token_file="/t",
     temp_dir="/tmp/none",
 )
-NAMES = ["python", "packages", "torch", "memory", "disk", "ports", "ray", "store"]
+NAMES = ["python", "packages", "torch", "memory", "home", "disk", "ports", "ray", "store"]
 
 
 @pytest.mark.ray
@@ -90,6 +90,18 @@ def test_a_version_that_was_not_tested_is_told_but_no_failure(tmp_path: Path) ->
     assert check.detail.startswith("all requirements met; tested with ray 2.60.0; tested with another: numpy")
     assert "another: ray" not in check.detail
     assert "not-installed" not in check.detail
+
+
+def test_a_home_that_cannot_be_written_is_named(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    place = tmp_path / "file" / "home"
+    assert doctor.check_home(place) == Check(
+        "home",
+        False,
+        f"{place} cannot be written: {tmp_path / 'file'} is no folder",
+        "Set ORCHESTRATOR_HOME to another.",
+    )
+    assert doctor.check_home(tmp_path / "not" / "yet").ok
 
 
 @pytest.fixture

@@ -277,10 +277,20 @@ def test_the_exceptions_do_not_grow() -> None:
     assert all(reason for reasons in lists for reason in reasons.values())
 
 
+FIRST_IMPORT = """
+from pathlib import Path
+from runpy import run_path
+
+run_path(str(Path(__file__).parents[1] / "cluster" / "machine" / "ours.py"))
+"""
+
+
 @pytest.mark.parametrize("package", PACKAGES)
-def test_a_package_is_a_docstring(package: str) -> None:
+def test_a_package_is_a_docstring_and_at_the_top_a_look_at_whose_packages_these_are(package: str) -> None:
     for file in (ROOT / package).rglob("__init__.py"):
-        assert [type(node) for node in tree(file).body] == [ast.Expr], path(file)
+        assert ast.get_docstring(tree(file)), path(file)
+        look = FIRST_IMPORT if file.parent.name == package else ""
+        assert ast.unparse(tree(file).body[1:]) == ast.unparse(ast.parse(look)), path(file)
 
 
 def test_the_top_level_is_verbs() -> None:

@@ -1,10 +1,54 @@
 """Folders and files that no other account of this machine can enter, and the check that they still are."""
 
+import errno
 import os
 import stat
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from cluster.errors import ClusterError
+from cluster.errors import ClusterError, ConfigError
+
+NOT_OURS_TO_WRITE = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST, errno.EISDIR, errno.ELOOP)
+FOLDERS = {"ORCHESTRATOR_HOME": "~/.orchestrator", "ORCHESTRATOR_CACHE": ""}
+"""Variable that names a folder of ours -> what it is without one, where that is in the home."""
+
+
+@contextmanager
+def naming_folder() -> Iterator[None]:
+    """Turn the system's word that a file cannot be written, or read, into an error that says whose folder it is in.
+
+    Raises:
+        ConfigError: The folder, or the file, is not one that this account can use.
+    """
+    try:
+        yield
+    except OSError as error:
+        raise refused_error(error) or error from None
+
+
+def refused_error(error: OSError) -> ConfigError | None:
+    """Return the error that names the folder or the file; ``None`` if the system said something else."""
+    if error.errno not in NOT_OURS_TO_WRITE or not isinstance(error.filename, str | bytes):
+        return None
+    path, reason = Path(os.fsdecode(error.filename)), error.strerror
+    for variable, default in FOLDERS.items():
+        chosen = os.environ.get(variable)
+        folder = _absolute(chosen or default)
+        if folder and (path.is_relative_to(folder) or folder.is_relative_to(path)):
+            named = f"{variable}={chosen}" if chosen else f"{default} (without {variable})"
+            return ConfigError(
+                f"{named} must be a folder that this account can write, got {path}: {reason}. "
+                f"Set {variable} to another folder."
+            )
+    return ConfigError(f"{path} must be a path that this account can use, got: {reason}. Name another.")
+
+
+def _absolute(place: str) -> Path | None:
+    """Return where a folder is; ``None`` if it is not named, or in the home of nobody."""
+    with suppress(RuntimeError):
+        return Path(place).expanduser().absolute() if place else None
+    return None
 
 
 def private_folder(path: Path) -> Path:
@@ -12,10 +56,12 @@ def private_folder(path: Path) -> Path:
 
     Raises:
         ClusterError: It belongs to somebody else, or is a link.
+        ConfigError: It cannot be created.
     """
-    path.mkdir(mode=0o700, parents=True, exist_ok=True)
-    if not path.is_symlink() and path.stat().st_uid == os.geteuid():
-        path.chmod(0o700)
+    with naming_folder():
+        path.mkdir(mode=0o700, parents=True, exist_ok=True)
+        if not path.is_symlink() and path.stat().st_uid == os.geteuid():
+            path.chmod(0o700)
     require_private(path)
     return path
 
@@ -37,9 +83,14 @@ def require_private(path: Path, *, cure: str = "Name another folder, or take it 
 
 
 def write_private(path: Path, text: str | bytes) -> None:
-    """Write a file that was never readable by others, not even for a moment; it appears whole."""
+    """Write a file that was never readable by others, not even for a moment; it appears whole.
+
+    Raises:
+        ConfigError: It cannot be written.
+    """
     fresh = path.with_name(path.name + ".new")
-    fresh.unlink(missing_ok=True)
-    with os.fdopen(os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
-        file.write(text.encode() if isinstance(text, str) else text)
-    fresh.replace(path)
+    with naming_folder():
+        fresh.unlink(missing_ok=True)
+        with os.fdopen(os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
+            file.write(text.encode() if isinstance(text, str) else text)
+        fresh.replace(path)

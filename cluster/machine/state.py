@@ -78,9 +78,16 @@ class LocalState(BaseModel):
 
 
 def home() -> Path:
-    """Return the folder of the local cluster: ``$ORCHESTRATOR_HOME``, or ``~/.orchestrator``."""
+    """Return the folder of the local cluster: ``$ORCHESTRATOR_HOME``, or ``~/.orchestrator``.
+
+    Raises:
+        ConfigError: There is no home to be found.
+    """
     value = os.environ.get(HOME_VARIABLE)
-    return Path(value).expanduser().absolute() if value else Path.home() / ".orchestrator"
+    try:
+        return Path(value).expanduser().absolute() if value else Path.home() / ".orchestrator"
+    except RuntimeError:  # `~` of nobody, or no HOME and an account without a home
+        raise ConfigError(f"{HOME_VARIABLE} must be the folder of an account, got {value or 'none'}. Set it.") from None
 
 
 def read_state() -> LocalState:

@@ -16,6 +16,7 @@ from botocore.config import Config
 
 from cluster.config import StoreSettings
 from cluster.errors import ConfigError
+from cluster.machine.proxies import spare_loopback
 from cluster.s3.retries import RetryPolicy
 
 PLAIN_HTTP_VARIABLE = "ORCHESTRATOR_STORE_PLAIN_HTTP"
@@ -27,6 +28,7 @@ class Connection:
     """The client of one process."""
 
     def __init__(self, settings: StoreSettings, policy: RetryPolicy):
+        spare_loopback()
         self.pid = os.getpid()
         self.s3 = open_session(settings).client(
             "s3",
@@ -37,6 +39,7 @@ class Connection:
                 retries={"total_max_attempts": 1, "mode": "standard"},  # the retries are ours: see Store._call
                 max_pool_connections=32,
                 tcp_keepalive=True,
+                proxies={} if _is_here(settings.endpoint_url) else None,  # `no_proxy` knows 127.0.0.1 alone
                 # Many S3-compatible servers know neither virtual hosts nor checksum trailers.
                 s3={"addressing_style": "path" if settings.endpoint_url else "auto"},
                 request_checksum_calculation="when_required",
@@ -121,6 +124,10 @@ def is_in_the_clear(endpoint_url: str) -> bool:
 @cache
 def _warn_once(shown: str) -> None:
     log.warning("the store at %s is reached by plain http, as %s=1 says: %s", shown, PLAIN_HTTP_VARIABLE, _IN_THE_CLEAR)
+
+
+def _is_here(endpoint_url: str | None) -> bool:
+    return endpoint_url is not None and is_loopback(urlsplit(endpoint_url).hostname or "")
 
 
 def is_loopback(host: str) -> bool:

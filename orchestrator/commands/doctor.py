@@ -1,6 +1,7 @@
 """Looks at everything a run needs on this machine, on the cluster and in the store: one line and one cure each."""
 
 import importlib.metadata
+import os
 import platform
 import shutil
 import sys
@@ -57,6 +58,7 @@ def run_checks(*, address: str | None = None, store_url: str | None = None) -> l
         "packages": check_packages,
         "torch": check_torch,
         "memory": lambda: check_memory(psutil.virtual_memory().available / 2**30),
+        "home": lambda: check_home(home()),
         "disk": lambda: check_disk(shutil.disk_usage(_existing(home())).free / 2**30, home()),
         "ports": check_ports,
         "ray": partial(check_ray, address),
@@ -131,6 +133,15 @@ def check_memory(available_gib: float) -> Check:
     detail = f"{available_gib:.1f} GiB available"
     cure = f"Free memory: a local cluster needs {NEED_MEMORY_GIB:.0f} GiB."
     return Check("memory", True, detail) if available_gib >= NEED_MEMORY_GIB else Check("memory", False, detail, cure)
+
+
+def check_home(place: Path) -> Check:
+    """Whether our folder is, or can be made, one that this account can write; nothing is written."""
+    found = _existing(place)
+    if found.is_dir() and os.access(found, os.W_OK | os.X_OK):
+        return Check("home", True, f"{place} is ours to write")
+    what = "a folder that this account cannot write" if found.is_dir() else "no folder"
+    return Check("home", False, f"{place} cannot be written: {found} is {what}", "Set ORCHESTRATOR_HOME to another.")
 
 
 def check_disk(free_gib: float, place: Path) -> Check:

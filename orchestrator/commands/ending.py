@@ -160,13 +160,17 @@ def run_to_end(command_line: Callable[[], int | None], ending: CommandEnd) -> No
 
 
 def _told_code(error: Exception, ending: CommandEnd) -> int:
-    """Tell a full disk by its name; anything else is a fault of ours."""
+    """Tell a full disk, or a path that cannot be used, by its name; anything else is a fault of ours."""
     from cluster.machine.disk import disk_full_error, is_disk_full
+    from cluster.machine.private import refused_error
 
     if isinstance(error, OSError) and is_disk_full(error):
         full = disk_full_error(error)
         ending.tell(full)
         return full.exit_code
+    if isinstance(error, OSError) and (refused := refused_error(error)) is not None:
+        ending.tell(refused)
+        return refused.exit_code
     ending.tell_fault(error)
     return 1
 

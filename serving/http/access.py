@@ -7,6 +7,7 @@ import secrets
 from pathlib import Path
 
 from cluster.errors import ConfigError
+from cluster.machine.private import naming_folder
 from cluster.machine.state import home
 
 URL_VARIABLE = "ORCHESTRATOR_ENDPOINT"
@@ -26,8 +27,9 @@ def read_url() -> str:
 
 def write_url(url: str) -> None:
     """Remember the gateway for clients on this machine."""
-    home().mkdir(parents=True, exist_ok=True, mode=0o700)
-    (home() / URL_FILE).write_text(url + "\n", "utf-8")
+    with naming_folder():
+        home().mkdir(parents=True, exist_ok=True, mode=0o700)
+        (home() / URL_FILE).write_text(url + "\n", "utf-8")
 
 
 def read_allowed_hosts() -> tuple[str, ...]:
@@ -82,7 +84,8 @@ def _tokens() -> list[str]:
 
 
 def _create(path: Path) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    with naming_folder():
+        path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
     with os.fdopen(descriptor, "w") as file:
         file.write(secrets.token_urlsafe(TOKEN_BYTES) + "\n")

@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from cluster.machine.disk import naming_disk
+from cluster.machine.private import naming_folder
 
 log = logging.getLogger(__name__)
 
@@ -24,7 +25,7 @@ def file_digest(path: Path, algorithm: str = "sha256") -> str:
 @contextmanager
 def alone(path: Path) -> Iterator[None]:
     """Make what `path` is to hold in one process and thread at a time; the lock ends with its process."""
-    with naming_disk(path):
+    with naming_disk(path), naming_folder():
         path.parent.mkdir(parents=True, exist_ok=True)
     with path.with_name(f".{path.name}.lock").open("w") as lock:
         try:

@@ -21,6 +21,7 @@ from cluster.errors import (
     StoreUnavailableError,
 )
 from cluster.machine.disk import naming_disk, require_room
+from cluster.machine.proxies import spare_loopback
 from cluster.s3.connection import is_loopback
 from cluster.s3.retries import RetryPolicy
 from cluster.s3.urls import shown_reason, shown_url
@@ -202,6 +203,7 @@ def _get(url: str, headers: Mapping[str, str], timeout_s: tuple[float, float]) -
         _BrokenTransferError: if trying again may help.
     """
     try:
+        spare_loopback()
         return requests.get(url, headers=headers, timeout=timeout_s, stream=True)
     except (requests.RequestException, urllib3.exceptions.HTTPError, ValueError) as error:
         failure = _explained(error, shown_url(url))
