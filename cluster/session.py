@@ -21,7 +21,7 @@ from cluster.machine.ray_head import require_closed
 from cluster.machine.state import RayState, read_state
 from cluster.nodes import ask_alive
 from cluster.process.scoped import scoped_environment
-from cluster.s3.connection import PLAIN_HTTP_VARIABLE, is_in_the_clear, is_loopback
+from cluster.s3.connection import PLAIN_HTTP_VARIABLE, is_loopback
 from cluster.staging import content_check, stage
 
 NAMESPACE = "orchestrator"
@@ -134,7 +134,7 @@ def store_environment(store: StoreSettings | None) -> dict[str, str]:
     """Return the variables that tell boto3 and us where the store is; no key is among them."""
     if store is None:
         return {}
-    plain_http = "1" if store.endpoint_url and is_in_the_clear(store.endpoint_url) else None
+    plain_http = os.environ.get(PLAIN_HTTP_VARIABLE)  # what the driver may, its workers may, of a source too
     values = (store.url, store.endpoint_url, store.region, store.profile, store.credentials_file, plain_http)
     return {name: value for name, value in zip(STORE_VARIABLES, values, strict=True) if value is not None}
 

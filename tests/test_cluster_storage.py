@@ -206,7 +206,7 @@ def test_plain_http_to_another_machine_is_refused(host: str) -> None:
 def test_plain_http_to_another_machine_is_one_named_setting_away(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    url = "http://minio.lan:9000"
+    url = "http://only-here.lan:9000"
     with pytest.raises(ConfigError, match=r"set ORCHESTRATOR_STORE_PLAIN_HTTP=1: then .* read and change all data"):
         check_endpoint(url)
     monkeypatch.setenv("ORCHESTRATOR_STORE_PLAIN_HTTP", "yes")
@@ -217,7 +217,9 @@ def test_plain_http_to_another_machine_is_one_named_setting_away(
         check_endpoint(url)
         Store(StoreSettings(url="s3://bucket", endpoint_url=url))
     (said,) = [record.getMessage() for record in caplog.records]
-    assert said.startswith("the store at http://minio.lan is reached by plain http, as ORCHESTRATOR_STORE_PLAIN_HTTP=1")
+    assert said.startswith(
+        "the store at http://only-here.lan is reached by plain http, as ORCHESTRATOR_STORE_PLAIN_HTTP=1"
+    )
 
 
 def test_a_password_in_the_endpoint_is_refused_and_not_shown() -> None:

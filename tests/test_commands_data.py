@@ -1,5 +1,6 @@
 """The commands for datasets: what push suggests works for every kind of data, and says what was found."""
 
+import json
 import re
 import shlex
 import sys
@@ -99,13 +100,25 @@ def store(monkeypatch: pytest.MonkeyPatch) -> MemoryStore:
     return store
 
 
+ERRORS = " stderr: "
+MODELS = {
+    "pictures": "cnn",
+    "boxes": "cnn",
+    "digits": "cnn",
+    "series": "rnn",
+    "elnino": "rnn",
+    "texts": "rnn",
+    "sounds": "rnn",
+}
+
+
 def typed(words: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> tuple[int, str]:
     """The exit code of a command and all that it prints, in one line."""
     monkeypatch.setattr(sys, "argv", ["orchestrator", *words])
     with pytest.raises(SystemExit) as ended:
         main()
     found = capsys.readouterr()
-    return int(ended.value.code or 0), " ".join((found.out + found.err).split())
+    return int(ended.value.code or 0), " ".join(f"{found.out}{ERRORS}{found.err}".split())
 
 
 @pytest.mark.parametrize("kind", SOURCES)
@@ -116,16 +129,42 @@ def test_what_push_suggests_works_for_every_kind_of_data(
     source = str(SOURCES[kind](tmp_path / kind))
     code, said = typed(["data", "push", source, "--name", kind], monkeypatch, capsys)
     assert code == 0, said
-    suggested = re.findall(r"orchestrator (data [^`]*?\.html)", said)
-    assert suggested == [f"data show {kind} --html {kind}.html"]
-    for words in (*map(shlex.split, suggested), ["data", "show", kind]):
-        code, shown = typed(words, monkeypatch, capsys)
-        assert code == 0 and SHOWN[kind] in shown, shown
+    suggested = re.findall(
+        r"orchestrator (?!train)(.+?)(?= orchestrator |$)", said.partition("Next:")[2].partition(ERRORS)[0]
+    )
+    assert f"data show {kind} --html {kind}.html" in suggested and len(suggested) > 1
+    for words in suggested:
+        code, shown = typed(shlex.split(words), monkeypatch, capsys)
+        assert code == 0, (words, shown)
+    code, shown = typed(["data", "show", kind], monkeypatch, capsys)
+    assert code == 0 and SHOWN[kind] in shown, shown
+    window = {"lookback": 6, "horizon": 2} if MODELS.get(kind) == "rnn" and kind in ("series", "elnino") else {}
+    experiment = {
+        "data": {"name": kind, **window},
+        "model": {"type": MODELS.get(kind, "fm")},
+        "train": {"epochs": 1, "learning_rate": 0.1},
+    }
+    (tmp_path / "my.yaml").write_text(json.dumps(experiment))
+    code, checked = typed(["check", "my.yaml"], monkeypatch, capsys)
+    assert code == 0 and f"name: {kind}" in checked, checked
     assert (tmp_path / f"{kind}.html").read_text().startswith("<!doctype html>")
     code, listed = typed(["data", "ls"], monkeypatch, capsys)
     assert code == 0 and kind in listed
     code, again = typed(["data", "push", source, "--name", kind], monkeypatch, capsys)
     assert code == 0 and again.startswith(f"unchanged {kind}")
+
+
+def test_the_examples_of_help_work_one_after_the_other(
+    store: MemoryStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    write_ratings(tmp_path / "ml-100k")
+    for words in (["push"], ["ls"], ["show"]):
+        _, told = typed(["data", *words, "--help"], monkeypatch, capsys)
+        example = re.findall(r"orchestrator (data \w+[^A-Z│]*?) (?=[A-Z])", told.partition("Usage:")[2])
+        assert len(example) == 1, told
+        code, said = typed(shlex.split(example[0]), monkeypatch, capsys)
+        assert code == 0 and "movielens-100k" in said, said
 
 
 def test_an_unknown_option_is_answered_with_those_of_the_source_s_format(

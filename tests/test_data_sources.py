@@ -1,5 +1,6 @@
 """Sources: what comes out of each format, and that every malformed input is named with its file and row."""
 
+import re
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +10,7 @@ from cluster.errors import ConfigError
 from models.features import TARGET, NumberTarget
 from orchestrator.data.manifest import SeriesTarget
 from orchestrator.data.sources.bundles import pixel_fields
-from orchestrator.data.sources.formats import prepare
+from orchestrator.data.sources.formats import FORMATS, prepare
 from orchestrator.data.sources.options import SourceOptions, parse_options
 
 SHARED = Path(__file__).parents[2] / "shared" / "data"
@@ -255,3 +256,17 @@ def test_etth1_is_cut_as_published():
         "test": (3600, 720),
     }
     assert prepared.features["series"].channels == ("HUFL", "HULL", "MUFL", "MULL", "LUFL", "LULL", "OT")
+
+
+@pytest.mark.parametrize("format", [format for format in FORMATS if format != "bundle"])
+def test_the_documentation_lists_the_options_that_a_format_has(format, tmp_path):
+    text = (Path(__file__).parents[1] / "docs/data.md").read_text()
+    (row,) = (line for line in text.splitlines() if line.startswith(f"| `{format}` |"))
+    listed = set(re.findall(r"`([a-z_]+)", row.split("|")[4]))
+    found: set[str] = set()
+    (tmp_path / "folder").mkdir()
+    for source in ("x.csv", str(tmp_path / "folder")):
+        with pytest.raises(ConfigError, match="option must be one of those of") as raised:
+            FORMATS[format](source, SourceOptions(unknown=("nothing",)))
+        found |= set(str(raised.value).partition(", got ")[0].split(", ")[1:])
+    assert listed | {"leakage", "order"} == found

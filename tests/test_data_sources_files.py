@@ -76,6 +76,18 @@ def test_a_source_has_the_store_s_keys_and_server_unless_it_has_its_own(opened: 
     assert isinstance(found := open_files("s3://bucket/data"), Bucket) and found.settings == store
 
 
+def test_a_server_of_the_source_s_own_is_reached_by_https_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    plain = Access(endpoint_url="http://minio.lan:9000", profile="team")
+    with (
+        reading_with(plain),
+        pytest.raises(ConfigError, match=r"--source-endpoint must use https unless .*PLAIN_HTTP=1"),
+    ):
+        open_source("s3://bucket/data")
+    monkeypatch.setenv("ORCHESTRATOR_STORE_PLAIN_HTTP", "1")
+    with reading_with(plain):
+        assert open_source("s3://bucket/data").settings.endpoint_url == "http://minio.lan:9000"
+
+
 @pytest.mark.store
 def test_a_folder_that_a_console_made_in_a_real_bucket_is_read(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     source = f"{store.settings.url}/data"

@@ -150,6 +150,7 @@ FINE = wav(noise(20))
             r"got 16000 \(1, such as a/1\.wav\), 8000 \(1, such as b/1\.wav\)\. .* --option rate=16000",
         ),
         ({"a/1.txt": b""}, {}, "must hold two classes|of a test split|CLASS_"),
+        ({"a/2.mp3": b"ID3"}, {}, r"must hold sounds as \.wav files, got a/2\.mp3\. Convert others: `ffmpeg"),
         ({"a/1.wav": FINE}, {}, "must hold enough different rows for a test split of 20%, got 2 rows"),
         (
             {"1.wav": FINE},
@@ -170,7 +171,7 @@ def test_malformed_sounds_are_named(tmp_path, files, options, message):
 
 
 def test_a_folder_without_sounds_is_refused(tmp_path):
-    with pytest.raises(ConfigError, match=r"must hold \.wav files, got none"):
+    with pytest.raises(ConfigError, match=r"must hold sounds as \.wav files, got a/1\.mp3"):
         prepare(written(tmp_path, {"a/1.mp3": b"x"}), format="wav")
 
 

@@ -85,8 +85,8 @@ def _default_region(core: Any, settings: StoreSettings) -> str | None:
     return core.get_config_variable("region") or ("us-east-1" if settings.endpoint_url else None)
 
 
-def check_endpoint(endpoint_url: str | None) -> None:
-    """Refuse an endpoint that would send data in the clear over a network.
+def check_endpoint(endpoint_url: str | None, *, name: str = "the store's endpoint") -> None:
+    """Refuse an endpoint that would send data in the clear over a network; ``name`` is what a message calls it.
 
     Raises:
         ConfigError: It is not http(s), or plain http to another machine and ``PLAIN_HTTP_VARIABLE`` is not 1.
@@ -97,12 +97,12 @@ def check_endpoint(endpoint_url: str | None) -> None:
     shown = f"{parts.scheme}://{parts.hostname}"  # not the whole: it may hold a password
     more = parts.username or parts.query or parts.fragment  # a password, or the signature of a single request
     if parts.scheme not in ("http", "https") or not parts.hostname or more:
-        raise ConfigError(f"the store's endpoint must be http(s)://HOST[:PORT], got {shown}.")
+        raise ConfigError(f"{name} must be http(s)://HOST[:PORT], got {shown}.")
     if not is_in_the_clear(endpoint_url):
         return
     if os.environ.get(PLAIN_HTTP_VARIABLE) != "1":
         raise ConfigError(
-            f"the store's endpoint must use https unless it is on this machine, got {shown}. Put TLS before the "
+            f"{name} must use https unless it is on this machine, got {shown}. Put TLS before the "
             f"server, or tunnel it to 127.0.0.1. Where you trust the network, set {PLAIN_HTTP_VARIABLE}=1: "
             f"{_IN_THE_CLEAR}."
         )

@@ -13,6 +13,7 @@ from typing import Protocol
 from cluster.config import StoreSettings
 from cluster.errors import ConfigError, IntegrityError
 from cluster.machine.files import open_file, read_file, require_file
+from cluster.s3.connection import check_endpoint
 from cluster.s3.store import ObjectInfo, Store, parse_url
 from cluster.s3.urls import shown_url
 from cluster.storage import open_store
@@ -177,6 +178,7 @@ def open_source(source: str) -> Store:
     access = _ACCESS.get()
     if access is None or access == Access():
         return open_store(source)
+    check_endpoint(access.endpoint_url, name="--source-endpoint")
     if access.profile is None:  # then the keys are those of the store, at another address
         return Store(open_store(source).settings.model_copy(update={"endpoint_url": access.endpoint_url}))
     file = os.environ.get("AWS_SHARED_CREDENTIALS_FILE", _CREDENTIALS)  # workers are told the one of the store

@@ -25,6 +25,7 @@ from orchestrator.data.sources.rows import in_order
 from orchestrator.data.sources.splitting import drawn, numbered, refuse_draw, require_classes
 
 SUFFIX = ".wav"
+_OTHER_SUFFIXES = (".mp3", ".flac", ".ogg", ".opus", ".m4a", ".aac", ".wma", ".aif", ".aiff", ".au", ".webm")
 
 _PIECE_FILES = 256
 _READ_THREADS = 8  # a bucket answers each after some milliseconds
@@ -57,8 +58,12 @@ def read_wav(source: str, options: SourceOptions) -> Prepared:
     only(options, "wav", "label", "rate", "damaged", "test", "seed", "test_share")
     files, sizes = list_files(source)
     names = [name for name in sizes if name.lower().endswith(SUFFIX)]
-    if not names:
-        raise ConfigError(f"{source} must hold {SUFFIX} files, got none.")
+    others = [name for name in sizes if name.lower().endswith(_OTHER_SUFFIXES)]
+    if others or not names:
+        raise ConfigError(
+            f"{source} must hold sounds as {SUFFIX} files, got {others[0] if others else 'none'}. Convert others: "
+            "`ffmpeg -i IN -c:a pcm_s16le OUT.wav`."
+        )
     found = _look_at_all(files, names, options)
     names, looks, skipped = refuse_or_skip(names, found, options, place=files.uri, what="sounds")
     rate = options.rate or _one_rate(names, looks, files.uri)

@@ -12,7 +12,7 @@ from models.preparing.gaps import Bools, Floats, Gaps, fill, find_gaps, spread_o
 from orchestrator.data.manifest import Change, Source
 from orchestrator.data.order import Ints
 from orchestrator.data.sources.located import ALL, source_name, split_files
-from orchestrator.data.sources.options import SourceOptions, only
+from orchestrator.data.sources.options import DELIMITED, SourceOptions, only
 from orchestrator.data.sources.prepared import Prepared
 from orchestrator.data.sources.rows import Delimited, distinct, read_delimited, require_rows
 from orchestrator.data.sources.series.cutting import assembled, gap_change, split_edges
@@ -25,13 +25,13 @@ _LEAST_ROWS = 10
 
 def read_series(source: str, options: SourceOptions) -> Prepared:
     """Read a file of dates and numbers, and cut it by time into train, validation and test."""
-    only(options, "series", *OPTIONS)
+    only(options, "series", *OPTIONS, *DELIMITED)
     files = split_files(source, suffixes=SUFFIXES)
     if ALL not in files:
         raise ConfigError(
             f"source must be one file for format series, which is cut by time, got {' and '.join(files)}."
         )
-    rows = read_delimited(files)
+    rows = read_delimited(files, options=options)
     first = [column[0].as_py() for column in rows.table.columns]
     columns = choose_columns(rows.names, first, options, rows.place)
     series, dropped = _dropped(_series_of(rows, columns, options), options)
@@ -39,7 +39,7 @@ def read_series(source: str, options: SourceOptions) -> Prepared:
         require_rows(len(one.times), one.place, least=_LEAST_ROWS)
     clock = _clock(series, columns, options)
     gaps = [find_gaps(one.times, clock.step) for one in series]
-    changes = [*dropped, *_gap_changes(series, gaps, clock)]
+    changes = [*_item_changes(series, columns), *dropped, *_gap_changes(series, gaps, clock)]
     filled = [_filled(one, found, columns, clock, options) for one, found in zip(series, gaps, strict=True)]
     changes += _interpolated(series, columns, options)
     return assembled(
@@ -112,6 +112,15 @@ def _dropped(series: list[_Series], options: SourceOptions) -> tuple[list[_Serie
         for one, keep in zip(series, kept, strict=True)
     ]
     return rest, [Change(option="missing=drop", text=text, numbers={"dropped": float(total - left)})]
+
+
+def _item_changes(series: Sequence[_Series], columns: Columns) -> list[Change]:
+    """Say how many series there are, where a column tells them apart."""
+    if columns.item is None:
+        return []
+    rows = [len(one.times) for one in series]
+    text = f"{len(series):,} series of {min(rows):,} to {max(rows):,} rows; each is cut by time."
+    return [Change(option=f"item={columns.item}", text=text, numbers={"series": float(len(series))})]
 
 
 def _clock(series: Sequence[_Series], columns: Columns, options: SourceOptions) -> Clock:
