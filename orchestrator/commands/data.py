@@ -132,7 +132,8 @@ def _feature(feature: Any) -> str:
             kept = "" if feature.encoding == "raw" else ", scaled from files"
             return "picture, {} × {} × {}".format(*feature.shape) + kept
         case "vector":
-            return f"{len(feature.names)} numbers"
+            more = ", …" if len(feature.names) > 8 else ""
+            return f"{len(feature.names)} numbers: {', '.join(feature.names[:8])}{more}"
         case "categorical":
             return f"one of {len(feature.vocabulary):,} values"
         case "series":
