@@ -177,7 +177,7 @@ def test_what_is_no_data_is_left_out_and_counted(tmp_path: Path) -> None:
         written(tmp_path / name, "x")
     manifest = push(MemoryStore(), str(tmp_path)).manifest  # type: ignore[arg-type]
     assert sum(split.rows for split in manifest.splits.values()) == 40
-    assert manifest.notes == (
+    assert tuple(change.text for change in manifest.source.changes) == (
         "left out 6 files: .DS_Store, LICENSE, README.md, __MACOSX/cat/._1.png, cat/Thumbs.db, …",
     )
 
