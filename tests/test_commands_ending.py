@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import pytest
 
@@ -334,3 +335,54 @@ def test_ctrl_c_ends_a_training_and_says_how_to_continue_it(ray_cluster: RayStat
     assert code == 130, said
     assert said.endswith(f"error: run r1 was stopped. Continue it: `{cure}`.\n")
     assert json.loads(store.read("runs/r1/run.json"))["state"] == "cancelled"
+
+
+# ---------------------------------------------------------------------------------------------------------- the end
+
+
+@pytest.mark.parametrize(("code", "expected"), [(None, 0), (0, 0), (2, 2), ("words", 1), (True, 1)])
+def test_the_end_runs_what_was_registered_for_it_and_waits_for_no_thread(code: object, expected: int) -> None:
+    program = (
+        "import atexit, sys, threading\n"
+        "from orchestrator.commands.ending import leave\n"
+        "atexit.register(print, 'at exit')\n"
+        "threading.Thread(target=threading.Event().wait).start()\n"
+        f"print('said', end=' '); leave(SystemExit({code!r}))\n"
+    )
+    found = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False, cwd=ROOT)
+    assert (found.returncode, found.stdout, found.stderr) == (expected, "said at exit\n", "")
+
+
+def test_the_end_is_the_same_when_nobody_reads_what_was_said() -> None:
+    with subprocess.Popen(
+        [sys.executable, "-m", "orchestrator", "check", "digits-techniques"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        cwd=ROOT,
+    ) as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        process.stdout.close()
+        assert (process.wait(), process.stderr.read()) == (1, b"")
+
+
+@pytest.mark.store
+def test_refused_pushes_side_by_side_all_end_with_2(store: Store, tmp_path: Path) -> None:
+    source = tmp_path / "rows.csv"
+    rows = "".join(f"{n},{n * 2},{n % 3}\n" for n in range(60_000))
+    source.write_text(f"a,b,label\n{rows}1,2\n{rows}")
+    words = [sys.executable, "-m", "orchestrator", "data", "push", str(source), "--store", store.settings.url]
+    environment = os.environ | store_environment(store.settings)
+    for _ in range(3):
+        running = [
+            subprocess.Popen(
+                words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=ROOT, env=environment
+            )
+            for _ in range(3)
+        ]
+        for process in running:
+            _, said = process.communicate(timeout=60)
+            assert (process.returncode, said) == (
+                2,
+                f"error: {source} must have 3 fields, separated by commas, got 2 in row 60002.\n",
+            )

@@ -66,15 +66,18 @@ Command = TypeVar("Command", bound=Callable[..., Any])
 def main() -> None:
     """Run the command line; errors become one clear message and an exit code."""
     from cluster.head_watch import told_by
-    from orchestrator.commands.ending import CommandEnd, run_to_end
+    from orchestrator.commands.ending import CommandEnd, leave, run_to_end
     from orchestrator.commands.terminal import LogLines, print_traceback, stdout_kept_for_json
 
     sys.excepthook = print_traceback
     logging.basicConfig(handlers=[LogLines()])
     as_json = "--json" in sys.argv[1:] and "--help" not in sys.argv[1:]
     ending = CommandEnd(as_json=as_json)
-    with stdout_kept_for_json() if as_json else nullcontext(), told_by(ending.tell), ending.answering_ctrl_c():
-        run_to_end(partial(app, standalone_mode=False), ending)
+    try:
+        with stdout_kept_for_json() if as_json else nullcontext(), told_by(ending.tell), ending.answering_ctrl_c():
+            run_to_end(partial(app, standalone_mode=False), ending)
+    except SystemExit as end:
+        leave(end)
 
 
 def command(group: typer.Typer, example: str, *, name: str | None = None) -> Callable[[Command], Command]:
