@@ -177,8 +177,8 @@ def test_what_is_no_data_is_left_out_and_counted(tmp_path: Path) -> None:
         written(tmp_path / name, "x")
     manifest = push(MemoryStore(), str(tmp_path)).manifest  # type: ignore[arg-type]
     assert sum(split.rows for split in manifest.splits.values()) == 40
-    assert manifest.notes == (
-        "left out 6 files that are no data: .DS_Store, LICENSE, README.md, __MACOSX/cat/._1.png, cat/Thumbs.db, …",
+    assert tuple(change.text for change in manifest.source.changes) == (
+        "left out 6 files: .DS_Store, LICENSE, README.md, __MACOSX/cat/._1.png, cat/Thumbs.db, …",
     )
 
 
@@ -187,4 +187,10 @@ def test_an_underscore_hides_no_table(tmp_path: Path) -> None:
     written(tmp_path / "_SUCCESS", "")
     prepared = read(str(tmp_path))
     assert sum(part.rows for part in prepared.splits.values()) == 60
-    assert prepared.notes == ("left out 1 file that is no data: _SUCCESS",)
+    assert prepared.notes == ("left out 1 file: _SUCCESS",)
+
+
+def test_files_beside_a_table_are_counted_too(tmp_path: Path) -> None:
+    for name in ("data.csv", "README.md", "notes/old.csv"):
+        written(tmp_path / name, TABLE)
+    assert read(str(tmp_path)).notes == ("left out 2 files: README.md, notes/old.csv",)

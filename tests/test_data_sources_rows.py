@@ -151,14 +151,14 @@ TABLES = [
     ("a,label\n1,x\n\n2,y,z\n", "must have 2 fields, separated by commas, got 3 in row 4"),
     (
         "a,label\n1,x\n,y\n",
-        "got none in . rows of these columns: a in 1; the first is a in row 3 of",
+        "got none in . rows of these columns: a in 1; the first is a in row 3",
     ),
     (
         "a,label\nred,x\n,y\nblue,x\n",
-        "got none in . rows of these columns: a in 1; the first is a in row 3 of",
+        "got none in . rows of these columns: a in 1; the first is a in row 3",
     ),
-    ("a,label\n1,x\n2,\n", "these columns: label in 1; .* row 3 .* rows out with --option 'missing={label: drop}'"),
-    ("a,label\n1,x\nNA,y\n3,x\n", "got none in 3 rows of these columns: a in 1; the first is a in row 3 of"),
+    ("a,label\n1,x\n2,\n", "columns: label in 1; .* row 3. Leave their rows out with --option 'missing={label: drop}'"),
+    ("a,label\n1,x\nNA,y\n3,x\n", "got none in 3 rows of these columns: a in 1; the first is a in row 3"),
     (
         "a,label\n1,x\ninf,y\n3,x\n",
         "a in .* must be numbers or few .* 'inf' in row 3 of .* between numbers. Correct",
@@ -167,7 +167,7 @@ TABLES = [
         "a,label\n1,x\n1e39,y\n3,x\n",
         "a in .* must be numbers .* got '1e39', which does not fit 32 bits",
     ),
-    ("a,label\n1,1.5\n2,nan\n", "these columns: label in 1; the first is label in row 3 of"),
+    ("a,label\n1,1.5\n2,nan\n", "these columns: label in 1; the first is label in row 3"),
     ("a,label\n1,1.5\n2,-inf\n", "label in .* must be a finite number in 32 bits, got '-inf' in row 3"),
     ("a,label\n1,1\n2,two\n3,3\n", "label in .* must be a finite number in 32 bits, got 'two' in row 3"),
     ("a,b\n1,2\n3,4\n", r"must have one column to predict, called label or target or class, got a, b"),

@@ -83,7 +83,8 @@ def test_numbers_are_read_as_the_option_says(tmp_path, fields, option, expected,
     prepared = read(source, *([option] if option else []))
     assert column(prepared, "price")[[0, -1]].tolist() == pytest.approx(expected)
     assert prepared.rows.columns["price"] == NumberColumn(notation=notation)
-    assert any(note.startswith("read the numbers of price") for note in prepared.notes)
+    assert len(prepared.notes) == 1
+    assert prepared.notes[0].startswith("read the numbers of price as ")
     assert len(column(prepared, "x")) == 40
 
 
@@ -185,7 +186,7 @@ def test_missing_values_are_refused_with_one_message_about_all_columns(people):
         read(people)
     assert str(refused.value).replace(people, "FILE") == (
         "every field of FILE must have a value, got none in 180 rows of these columns: age in 20, job in 14; the first "
-        "is age in row 2 of FILE. Fill them with --option missing=mean (or median, or category: a value of its own), "
+        "is age in row 2. Fill them with --option missing=mean (or median, or category: a value of its own), "
         "leave their rows out with --option missing=drop, or say it of one column, as --option 'missing={age: median}'."
     )
 

@@ -87,7 +87,6 @@ def data_push(
         verb = "pushed" if result.changed else "unchanged"
         out.print(f"{verb} {result.manifest.name} version {result.manifest.version}")
         _print_changes(result.manifest)
-        _print_notes(result.manifest)
         _print_splits(result.manifest)
         name = result.manifest.name
         next_steps(("data", "show", name, "--html", f"{name}.html"), ("recipes",))
@@ -141,7 +140,6 @@ def data_show(
         if manifest.order:
             out.print(f"  order of the rows: {_ORDERS[manifest.order]}", markup=False)
         _print_changes(manifest)
-        _print_notes(manifest)
         _print_splits(manifest)
         if html is not None:
             out.print(f"page: {html}", markup=False)
@@ -154,14 +152,8 @@ def _print_changes(manifest: Any) -> None:
 
     for change in manifest.source.changes:
         names = ", ".join(change.names[:5]) + (", …" if len(change.names) > 5 else "")
-        out.print(f"  {change.option}: {change.text}" + (f" {names}" if names else ""), markup=False)
-
-
-def _print_notes(manifest: Any) -> None:
-    from orchestrator.commands.terminal import out
-
-    for note in manifest.notes:
-        out.print(f"  {note}", markup=False)
+        option = f"{change.option}: " if change.option else ""
+        out.print(f"  {option}{change.text}" + (f" {names}" if names else ""), markup=False)
 
 
 def _print_splits(manifest: Any) -> None:

@@ -86,12 +86,12 @@ class Split(Frozen):
 
 
 class Change(Frozen):
-    """Something that an option changed, filled in or left out on the way from the source."""
+    """Something that was converted, filled in or left out on the way from the source."""
 
-    option: str
-    """As it was given: `rate=8000`; where the program chose it, what it chose."""
+    option: str | None = None
+    """As it was given: `rate=8000`; where the program chose it, what it chose; ``None``: there is no such choice."""
     text: str
-    """What was done, in a sentence with its numbers."""
+    """What was done, in words with its numbers."""
     numbers: dict[str, float] = {}
     names: Annotated[tuple[str, ...], FailFast()] = ()
     """Files that were left out."""
@@ -145,8 +145,6 @@ class Manifest(Frozen):
     before the order was random do not say: theirs is the source's."""
     splits: dict[SplitName, Split]
     source: Source
-    notes: tuple[str, ...] = ()
-    """What was converted, filled or left out when the source was read, a sentence each, with its numbers."""
     created: str
     """UTC, ISO 8601."""
 

@@ -36,7 +36,15 @@ from orchestrator.data.fetching.archives import is_archive
 from orchestrator.data.fetching.download import LocalCopy, local_copy
 from orchestrator.data.fetching.http import Progress as DownloadProgress
 from orchestrator.data.layout import RowOrder, ShardLayout, layout_of
-from orchestrator.data.manifest import FORMAT_VERSION, DatasetTarget, Lengths, Manifest, SeriesTarget, Shard, Split
+from orchestrator.data.manifest import (
+    FORMAT_VERSION,
+    DatasetTarget,
+    Lengths,
+    Manifest,
+    SeriesTarget,
+    Shard,
+    Split,
+)
 from orchestrator.data.pieces import Here, OnCluster, Runner, runner_for
 from orchestrator.data.scan import Scan, copies, refuse_copies, scan, with_statistics
 from orchestrator.data.shards import sha256, write_shard
@@ -45,7 +53,7 @@ from orchestrator.data.sources.damaged import naming_all_damaged
 from orchestrator.data.sources.files import SCHEME, open_files
 from orchestrator.data.sources.formats import prepare
 from orchestrator.data.sources.options import SourceOptions, parse_options
-from orchestrator.data.sources.prepared import Prepared, without
+from orchestrator.data.sources.prepared import Prepared, told, without
 
 if TYPE_CHECKING:
     from cluster.s3.store import Store
@@ -198,8 +206,7 @@ def _manifest(
         target=prepared.target,
         order=order,
         splits=splits,
-        source=prepared.source.model_copy(update={"licence": licence} if licence else {}),
-        notes=prepared.notes,
+        source=told(prepared, licence=licence),
         rows=prepared.rows,
         created=datetime.now(UTC).isoformat(),
     )

@@ -112,14 +112,16 @@ class Bucket:
 
     def sizes(self) -> dict[str, int]:
         """Return the bytes of every object below the prefix."""
-        return {info.key: info.size for info in self._objects() if not is_hidden(info.key)}
+        return {info.key: info.size for info in self._objects if not is_hidden(info.key)}
 
     def hidden(self) -> list[str]:
         """Return the names of the hidden objects below the prefix."""
-        return sorted(info.key for info in self._objects() if is_hidden(info.key))
+        return sorted(info.key for info in self._objects if is_hidden(info.key))
 
-    def _objects(self) -> Iterator[ObjectInfo]:
-        return (info for info in self._store.list() if not is_marker(info))
+    @cached_property
+    def _objects(self) -> list[ObjectInfo]:
+        """All objects, listed once: a million of them take a minute."""
+        return [info for info in self._store.list() if not is_marker(info)]
 
     def read(self, name: str, *, most_bytes: int = MOST_BYTES) -> bytes:
         """Return an object's content."""

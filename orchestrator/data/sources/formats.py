@@ -31,6 +31,7 @@ from orchestrator.data.sources.bundles import BUNDLES, read_bundle
 from orchestrator.data.sources.cifar import read_cifar
 from orchestrator.data.sources.delimited.dialect import DELIMITERS
 from orchestrator.data.sources.delimited.ratings import FILES as RATING_FILES
+from orchestrator.data.sources.delimited.ratings import SUFFIXES as RATING_SUFFIXES
 from orchestrator.data.sources.delimited.ratings import rating_columns, read_ratings
 from orchestrator.data.sources.delimited.table import SUFFIXES as TABLE_SUFFIXES
 from orchestrator.data.sources.delimited.table import read_table
@@ -38,7 +39,7 @@ from orchestrator.data.sources.files import SCHEME, Files, Folder
 from orchestrator.data.sources.huggingface import read_huggingface_images
 from orchestrator.data.sources.idx import read_idx
 from orchestrator.data.sources.image_folder import read_image_folder
-from orchestrator.data.sources.located import SourceFile, plain_name
+from orchestrator.data.sources.located import SourceFile, plain_name, tables_of
 from orchestrator.data.sources.options import SourceOptions
 from orchestrator.data.sources.picture_files import SPLIT_NAMES, detect_pictures, left_out, list_files
 from orchestrator.data.sources.picture_files import SUFFIXES as PICTURE_SUFFIXES
@@ -104,24 +105,45 @@ def prepare(source: str, *, format: str | None = None, options: SourceOptions | 
             f"source must be a file, a folder or one of {', '.join(BUNDLES)}, got {source!r}, which does not exist."
         )
     try:
-        prepared = FORMATS[format or detect(source, options)](source, options)
+        format = format or detect(source, options)
+        prepared = FORMATS[format](source, options)
     except ValidationError as error:  # a feature or a target that is larger than a model can read
         raise ConfigError(f"{source} must hold what a model can read, got {first_fault(error)}.") from None
     if options.order and isinstance(prepared.target, SeriesTarget):
         raise ConfigError(f"order must be left out for {source}, a series, whose rows stay in time. Remove it.")
-    notes = (*_left_out(source), *prepared.notes)
+    notes = (*_left_out(source, format), *prepared.notes)
     return replace(prepared, keeps_order=options.order == "keep", notes=notes)
 
 
-def _left_out(source: str) -> tuple[str, ...]:
-    """Say which files of a folder or prefix are not data."""
-    is_folder = source.startswith(SCHEME) or (source not in BUNDLES and Path(source).is_dir())
-    names = left_out(source) if is_folder else []
+def _left_out(source: str, format: str) -> tuple[str, ...]:
+    """Say which files of a folder or prefix were not read."""
+    if source in BUNDLES or (not source.startswith(SCHEME) and not Path(source).is_dir()):
+        return ()
+    files, sizes = list_files(source)
+    used = _used(format, [*sizes])
+    names = sorted([*left_out(files, sizes), *(name for name in sizes if name not in used)])
     if not names:
         return ()
     more = ", …" if len(names) > _NAMED else ""
-    files = "1 file" if len(names) == 1 else f"{len(names):,} files"
-    return (f"left out {files} that {'is' if len(names) == 1 else 'are'} no data: {', '.join(names[:_NAMED])}{more}",)
+    return (f"left out {len(names):,} file{'s' * (len(names) > 1)}: {', '.join(names[:_NAMED])}{more}",)
+
+
+def _used(format: str, names: Sequence[str]) -> set[str]:
+    """Return the files that a format reads; of formats that refuse what they do not know, all."""
+    suffixes: Mapping[str, Sequence[str]] = {
+        "table": TABLE_SUFFIXES,
+        "ratings": RATING_SUFFIXES,
+        "svmlight": SVMLIGHT_SUFFIXES,
+        "series": (".csv",),
+    }
+    if format in suffixes or (format == "text" and tables_of(names, suffixes=TABLE_SUFFIXES)):
+        known = RATING_FILES if format == "ratings" else ()
+        chosen = tables_of(names, suffixes=suffixes.get(format, TABLE_SUFFIXES), known=known)
+        return set(chosen)
+    if format == "text":
+        return set(text_files(names))
+    ends = {"wav": ".wav", "huggingface-images": ".parquet"}.get(format, "")
+    return {name for name in names if name.lower().endswith(ends)}
 
 
 def detect(source: str, options: SourceOptions) -> str:

@@ -74,8 +74,7 @@ def split_files(source: str, *, suffixes: Sequence[str], known: Sequence[str] = 
     if not source.startswith(SCHEME) and path.is_file():
         return {ALL: SourceFile(Folder(path.parent), path.name)}
     files, sizes = list_files(source)
-    names = [name for name in sizes if "/" not in name and plain_name(name).endswith(tuple(suffixes))]
-    names = next(([name] for name in known if name in sizes), names)
+    names = tables_of([*sizes], suffixes=suffixes, known=known)
     splits: dict[str | None, SourceFile] = {
         SPLIT_NAMES.get(PurePosixPath(plain_name(name)).stem): SourceFile(files, name) for name in names
     }
@@ -90,6 +89,12 @@ def split_files(source: str, *, suffixes: Sequence[str], known: Sequence[str] = 
             f"{', '.join(names) or 'none of them'}. Name the file itself, or rename them."
         )
     return found
+
+
+def tables_of(names: Sequence[str], *, suffixes: Sequence[str], known: Sequence[str] = ()) -> list[str]:
+    """Return the files of a folder that are read as rows; see `split_files`."""
+    found = [name for name in names if "/" not in name and plain_name(name).endswith(tuple(suffixes))]
+    return next(([name] for name in known if name in names), found)
 
 
 def plain_name(name: str) -> str:

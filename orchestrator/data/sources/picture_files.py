@@ -65,9 +65,8 @@ def list_files(source: str) -> tuple[Files, dict[str, int]]:
     return files, sizes
 
 
-def left_out(source: str) -> list[str]:
-    """Return the names of the files of a folder or prefix that `list_files` leaves out."""
-    files, sizes = list_files(source)
+def left_out(files: Files, sizes: Mapping[str, int]) -> list[str]:
+    """Return the names of the files of a folder or prefix that `list_files`, which has returned these, leaves out."""
     notes = [name for name in files.sizes() if name not in sizes]
     return sorted([*files.hidden(), *notes])
 

@@ -11,7 +11,7 @@ import numpy as np
 from models.features import Feature
 from models.preparing.rows import RowSchema
 from orchestrator.data.columns import Columns, join, take
-from orchestrator.data.manifest import DatasetTarget, Source
+from orchestrator.data.manifest import Change, DatasetTarget, Source
 from orchestrator.data.order import Ints
 
 
@@ -130,3 +130,14 @@ class Prepared:
     """How a row of the source becomes the features, if it has named columns."""
     keeps_order: bool = False
     """Whether the rows are written as they come, and not in a random order."""
+
+
+def told(prepared: Prepared, *, licence: str | None) -> Source:
+    """Return where data came from as the manifest says it, with everything that was changed on the way.
+
+    Args:
+        prepared: the data.
+        licence: what is recorded instead of the source's own.
+    """
+    changes = (*prepared.source.changes, *(Change(text=note) for note in prepared.notes))
+    return prepared.source.model_copy(update={"changes": changes, "licence": licence or prepared.source.licence})

@@ -79,10 +79,12 @@ def _card(dataset: Dataset) -> list[tuple[str, str]]:
         ("Format", manifest.source.format),
         ("Licence", manifest.source.licence or "not stated"),
         ("Target", manifest.target_text),
-        *((change.option, " ".join((change.text, listed(change.names)))) for change in manifest.source.changes),
+        *(
+            (change.option or "Prepared", " ".join((change.text, listed(change.names))))
+            for change in manifest.source.changes
+        ),
         *((f"Feature {name}", describe_feature(feature)) for name, feature in manifest.features.items()),
         *(("Order of the rows", manifest.order) for _ in [0] if manifest.order),
-        *(("Prepared", note) for note in manifest.notes),
         ("Size in the store", size(sum(s.bytes for split in manifest.splits.values() for s in split.shards))),
     ]
 

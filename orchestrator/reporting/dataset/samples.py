@@ -195,7 +195,8 @@ def _column_names(name: str, feature: Feature) -> tuple[str, ...]:
 
 def _cells(value: Any, feature: Feature) -> tuple[str, ...]:
     if isinstance(feature, VectorFeature):
-        return tuple(data_value(float(x)) for x in value[:MOST_NAMES])
+        pairs = zip(value[:MOST_NAMES], feature.offsets, strict=False)
+        return tuple(data_value(float(x) + offset) for x, offset in pairs)
     return (_cell(value, feature),)
 
 

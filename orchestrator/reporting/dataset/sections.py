@@ -167,7 +167,7 @@ def feature_section(name: str, feature: Feature, splits: Mapping[str, Sampled]) 
         case ImageFeature():
             return _image_section(title, feature, train.columns[name])
         case VectorFeature():
-            return _columns_section(title, feature.names, array_of(train, name))
+            return _columns_section(title, feature.names, array_of(train, name) + np.array(feature.offsets))
         case SeriesFeature():
             return _columns_section(title, feature.channels, array_of(train, name))
         case CategoricalFeature():

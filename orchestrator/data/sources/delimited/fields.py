@@ -81,7 +81,7 @@ def read_field(rows: Delimited, name: str, options: SourceOptions) -> Field:
     """
     texts = pc.utf8_trim_whitespace(rows.table.column(name))
     if name not in (options.categories or ()):
-        numbers = _plain_numbers(texts) if (options.decimal or ".") == "." else None
+        numbers = _plain_numbers(texts) if asked_notation(options).decimal == "." else None
         if numbers is not None:
             _refuse_codes(name, texts, options)
             _refuse_identifier(name, texts, numbers, options)
@@ -97,7 +97,9 @@ def read_field(rows: Delimited, name: str, options: SourceOptions) -> Field:
         _refuse_codes(name, present, options)
         numbers = _with_gaps(numbers_in(present, notation), gone)
         _refuse_identifier(name, present, numbers[~gone], options)
-        return _of_numbers(name, NumberColumn(notation=notation), texts, gone, numbers)
+        is_plain = notation == Notation() or _all_match(present, number_pattern(Notation()))
+        notes = () if is_plain else (f"read the numbers of {name} as {_shown(notation)}",)
+        return _of_numbers(name, NumberColumn(notation=notation), texts, gone, numbers, notes)
     if _all_match(present, _DATE) or (options.date_format and _parses(present, options.date_format)):
         return _of_dates(name, texts, gone, present, options)
     _refuse_no_category(rows, name, texts, gone, present)
@@ -148,12 +150,18 @@ def _plain_numbers(texts: pa.ChunkedArray) -> Array | None:
 
 def notation_of(present: pa.ChunkedArray, options: SourceOptions) -> Notation | None:
     """Return how all of a column's values are written as numbers, if they are."""
-    asked = Notation(decimal=options.decimal or ".", thousands=options.thousands or "")
+    asked = asked_notation(options)
     sign = _sign_of(present)
     for notation in (asked, asked.model_copy(update={"sign": sign}), Notation(), Notation(sign=sign)):
         if _all_match(present, number_pattern(notation)):
             return notation
     return None
+
+
+def asked_notation(options: SourceOptions) -> Notation:
+    """Return how the person says that numbers are written; where points separate thousands, commas do decimals."""
+    thousands = options.thousands or ""
+    return Notation(decimal=options.decimal or ("," if thousands == "." else "."), thousands=thousands)
 
 
 def other_notations(present: pa.ChunkedArray) -> str:
@@ -173,14 +181,17 @@ def _sign_of(present: pa.ChunkedArray) -> str:
     return next((sign for sign in SIGNS if sign in first), "")
 
 
-def _of_numbers(name: str, column: NumberColumn, texts: pa.ChunkedArray, gone: Array, numbers: Array) -> Field:
+def _of_numbers(
+    name: str,
+    column: NumberColumn,
+    texts: pa.ChunkedArray,
+    gone: Array,
+    numbers: Array,
+    notes: tuple[str, ...] = (),
+) -> Field:
     if np.nanmax(np.abs(numbers)) > LARGEST:
         row = int(np.nanargmax(np.abs(numbers)))
         raise FieldError(f"{texts[row].as_py()!r}, which does not fit 32 bits", found="numbers beyond 32 bits")
-    notation = column.notation
-    notes = (f"read the numbers of {name} without their {notation.sign}",) if notation.sign else ()
-    if notation.thousands or notation.decimal != ".":
-        notes = (*notes, f"read the numbers of {name} as {_shown(notation)}")
     return Field(name, column, texts, gone, (_stored(numbers),), notes)
 
 
@@ -290,7 +301,8 @@ def _refuse_no_category(
         raise FieldError("an identifier, which is different in every row", found="an identifier")
     if different > _MOST_CATEGORIES or (different > _FEW and 2 * different > len(texts)):
         reason = f"{different} different texts in {len(texts)} rows"
-        raise FieldError(reason, "push it with --format text")
+        as_words = f"--option 'categories={in_brackets([name])}'"
+        raise FieldError(reason, f"read it as categories all the same with {as_words}, or as texts with --format text")
 
 
 def _options(notation: Notation) -> str:
@@ -300,7 +312,8 @@ def _options(notation: Notation) -> str:
 
 
 def _shown(notation: Notation) -> str:
-    return f"1{notation.thousands}234{notation.decimal}5"
+    number = f"1{notation.thousands}234{notation.decimal}5"
+    return f"{number}{notation.sign}" if notation.sign == "%" else f"{notation.sign}{number}"
 
 
 def _all_match(texts: pa.ChunkedArray, pattern: str) -> bool:

@@ -48,7 +48,7 @@ def gaps_of(rows: Delimited, fields: Sequence[Field], target: str, options: Sour
         cures.append(f"say it of one column, as --option 'missing={{{in_brackets([one])[1:-1]}: median}}'")
     return (
         f"every field of {rows.place} must have a value, got none in {len(rows):,} rows of these columns: {listed}; "
-        f"the first is {name} in row {row} of {file}. {_sentence(cures)}."
+        f"the first is {name} in row {row}{f' of {file}' if len(rows.files) > 1 else ''}. {_sentence(cures)}."
     )
 
 
@@ -88,6 +88,9 @@ def with_rules(field: Field, options: SourceOptions) -> Field:
                 f"missing of {field.name} must be drop or category, as it holds categories, got {policy}."
             )
         word = MISSING_CATEGORY if policy in ("mean", "median", "category") else None
+        if word and field.is_missing.any():
+            note = f"made {int(field.is_missing.sum()):,} missing values of {field.name} a category, {word}"
+            field = replace(field, notes=(*field.notes, note))
         return replace(field, column=column.model_copy(update={"missing": word, "keeps_words": policy == "keep"}))
     fills = policy in ("mean", "median", "category")
     if fills and field.is_missing.any() and (options.indicators or policy == "category"):

@@ -35,7 +35,7 @@ from orchestrator.data.sources.splitting import SPLIT_KEY, refuse_draw
 FILES = ("u.data", "ratings.dat", "ratings.csv")
 """MovieLens' names, of the 100k, the 1M and 10M, and the 20M and later."""
 
-_SUFFIXES = (".data", ".dat", ".csv", ".tsv")
+SUFFIXES = (".data", ".dat", ".csv", ".tsv")
 _COLUMNS = ("user", "item", "rating", "timestamp")
 _THINGS = (
     "item",
@@ -85,7 +85,7 @@ class _Ratings:
 def read_ratings(source: str, options: SourceOptions) -> Prepared:
     """Read ratings, and hold 10 % of them, drawn at random, back as the test split."""
     only(options, "ratings", "user", "item", "rating", "copies", "negatives", "seed", "test_share", *DELIMITED)
-    files = split_files(source, suffixes=_SUFFIXES, known=FILES)
+    files = split_files(source, suffixes=SUFFIXES, known=FILES)
     rows, names = _read(files, options)
     require_rows(len(rows), rows.place, least=2)
     found, notes = _once(rows, _ratings(rows, names), options)
