@@ -22,6 +22,8 @@ def one(text: str, **order: str) -> str:
         ("2016", "2016-01-01T00:00:00"),
         ("2016-07", "2016-07-01T00:00:00"),
         ("2016/7", "2016-07-01T00:00:00"),
+        ("201607", "2016-07-01T00:00:00"),
+        ("2016M07", "2016-07-01T00:00:00"),
         ("2016Q3", "2016-07-01T00:00:00"),
         ("2016-q4", "2016-10-01T00:00:00"),
         ("Jul 2016", "2016-07-01T00:00:00"),
@@ -94,7 +96,7 @@ def test_any_text_is_a_date_or_refused(text: str) -> None:
 
 def test_numbers_do_not_look_like_dates() -> None:
     assert [is_date(text) for text in ("2016", "20160701", "5.5", "1467378000", "red", "")] == [False] * 6
-    assert [is_date(text) for text in ("2016-07", "1/2/2016", "2016-07-01", "Jul 2016")] == [True] * 4
+    assert [is_date(text) for text in ("2016-07", "1/2/2016", "01.02.2016", "Jul 2016")] == [True] * 4
 
 
 def test_fields_of_several_columns_are_one_date() -> None:

@@ -21,7 +21,7 @@ from cluster.s3.connection import check_endpoint
 from cluster.s3.retries import RetryPolicy
 from cluster.s3.store import parse_url
 from cluster.s3.urls import masked, shown_reason, shown_url
-from orchestrator.commands import app as cli
+from orchestrator.commands.ending import CommandEnd
 from orchestrator.data.fetching.download import local_copy
 from orchestrator.data.push import ls, push
 from orchestrator.reporting.dataset.page import write_page
@@ -278,8 +278,7 @@ def test_an_unexpected_error_is_told_with_a_traceback_but_no_signature(capsys: p
             raise RuntimeError(f"https://me:{PASSWORD}@h.org/a.csv?{QUERY}") from error
     except RuntimeError as error:
         caught = error
-    with pytest.raises(SystemExit, match="1"):
-        cli._fail_unexpectedly(caught, as_json=False)
+    CommandEnd(as_json=False).tell_fault(caught)
     told = capsys.readouterr().err
     assert "Traceback" in told and "RuntimeError: https://h.org/a.csv?…" in told
     assert PASSWORD not in told and SIGNATURE not in told

@@ -1,7 +1,7 @@
 """Reads dates as people write them, of one column at a time, so that all are read in the same way.
 
 2016-07-01 13:00   2016-07-01T13:00:00Z   20160701   ISO 8601
-2016   2016-07   2016Q3   Jul 2016                   a year, a month, a quarter: its first day
+2016   2016-07   201607   2016Q3   Jul 2016          a year, a month, a quarter: its first day
 1467378000   1467378000.5   1467378000000            Unix time, in seconds, milliseconds and less
 2016/7/1   2016.7.1 1:05 PM   1-Jul-2016             other separators, names of months
 31/12/2016 13:00   12.31.2016                        only where the person says what comes first
@@ -23,7 +23,7 @@ Micros = npt.NDArray[np.int64]
 _EPOCH = datetime(1970, 1, 1)
 _MONTHS = ("jan", "feb", "mar", "apr", "may", "jun", "jul", "aug", "sep", "oct", "nov", "dec")
 _UNIX_S, _UNIX = re.compile(r"\d{9,11}([.,]\d+)?"), re.compile(r"\d{12,14}|\d{15,17}|\d{18,19}")
-_YEAR_MONTH = re.compile(r"(\d{4})(?:[-/. ](\d{1,2}))?")
+_YEAR_MONTH = re.compile(r"(\d{4})(?:[-/. ]?[mM]?(\d{2})|[-/. ][mM]?(\d{1,2}))?")
 _QUARTER = re.compile(r"(\d{4})[-/. ]?[qQ]([1-4])")
 _NAMED = re.compile(r"(?:(\d{1,2})[-/. ]+)?([A-Za-z]{3,9})\.?[-/., ]+(\d{4})\b(.*)")  # 1-Jul-2016, July 2016
 _YEAR_NAMED = re.compile(r"(\d{4})[-/. ]+([A-Za-z]{3,9})()(.*)")  # 2016 July
@@ -65,7 +65,7 @@ def parse_dates(texts: Sequence[str], order: DateOrder | None = None) -> Micros:
 
 def is_date(text: str) -> bool:
     """Whether a text is a date that is no bare number."""
-    if re.fullmatch(r"[\d.,]*", text.strip()):
+    if re.fullmatch(r"\d*[.,]?\d*", text.strip()):
         return False
     try:
         parse_dates([text])
@@ -102,7 +102,7 @@ def _parsed(text: str, order: DateOrder | None, index: int) -> datetime:
 def _short(text: str) -> datetime | None:
     """A year, a month, a quarter, or Unix time."""
     if found := _YEAR_MONTH.fullmatch(text):
-        return datetime(int(found[1]), int(found[2] or 1), 1)
+        return datetime(int(found[1]), int(found[2] or found[3] or 1), 1)
     if found := _QUARTER.fullmatch(text):
         return datetime(int(found[1]), 3 * int(found[2]) - 2, 1)
     if _UNIX_S.fullmatch(text):
