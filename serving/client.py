@@ -216,8 +216,8 @@ def parse_inputs(words: Sequence[str], signature: Signature) -> Any:
         return Path(_single(words, "the path of a PNG or JPEG file"))
     if only and isinstance(only[1], AudioFeature):
         return Path(_single(words, "the path of a WAV file"))
-    if only and isinstance(only[1], TextFeature) and not words[0].startswith(f"{_text_name(only[0], signature)}="):
-        return {only[0]: " ".join(words)}
+    if only and isinstance(only[1], TextFeature):
+        return {only[0]: " ".join(words).removeprefix(f"{_text_name(only[0], signature)}=")}
     if only and isinstance(only[1], SparseFeature):
         return {only[0]: _parse_columns(words)}
     if only and isinstance(only[1], SeriesFeature):

@@ -74,10 +74,11 @@ def test_numbers_are_read_as_the_option_says(tmp_path, fields, option, expected,
             ConfigError, match=r"price in .*t\.csv must be numbers or few categories, got ['\"]"
         ) as refused:
             read(source)
-        assert option.replace("'", '"\'"') in str(refused.value)
+        word = {"thousands=space": option, "thousands='": f'"{option}"'}.get(option, f"'{option}'")
+        assert f"--option {word}" in str(refused.value)
         assert "--option 'categories=[price]'" in str(refused.value)
     if expected is None:
-        assert "--option decimal=, --option thousands=." in str(refused.value)
+        assert "--option 'decimal=,' --option 'thousands=.'" in str(refused.value)
         assert column(read(source, "decimal=,", "thousands=."), "price")[[0, -1]].tolist() == [56, 1234.5]
         return
     prepared = read(source, *([option] if option else []))
@@ -318,6 +319,11 @@ def test_identifiers_that_repeat_are_no_numbers_unless_asked_for(tmp_path):
         read(source)
     assert read(source, "numbers=shop_id").features["numbers"].names == ("shop_id", "x")
     assert len(read(source, "categories=[shop_id]").features["shop_id"].vocabulary) == 12
+    for name in ("COVID", "paid", "index", "Grid"):
+        assert read(written(tmp_path / "t.csv", f"{name},x,label", rows)).features["numbers"].names == (name, "x")
+    for name in ("shopId", "Shop ID", "id"):
+        with pytest.raises(ConfigError, match=r"got an identifier of 12 different values"):
+            read(written(tmp_path / "t.csv", f"{name},x,label", rows))
 
 
 def test_columns_without_a_name_are_dropped_if_empty_and_ignored_by_place(tmp_path):
@@ -329,6 +335,9 @@ def test_columns_without_a_name_are_dropped_if_empty_and_ignored_by_place(tmp_pa
     prepared = read(source, "ignore=1")
     assert prepared.features["numbers"].names == ("x",)
     assert prepared.notes == ("left out column 4, which has neither a name nor a value",)
+    trailing = read(written(tmp_path / "t.csv", "n,x,label", list(rows)))
+    assert trailing.features["numbers"].names == ("n", "x")
+    assert trailing.notes == prepared.notes
 
 
 # ---- dates
