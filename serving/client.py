@@ -193,8 +193,10 @@ def _prediction_line(prediction: Mapping[str, Any]) -> str:
         line = "\n".join(f"{i}: " + "  ".join(f"{k} {v:.5g}" for k, v in step.items()) for i, step in steps)
     else:
         line = f"{prediction['value']:.5g}"
-    unseen = prediction.get("unseen")
-    return f"{line}  (never seen in training: {', '.join(unseen)})" if unseen else line
+    for key, note in (("unseen", "never seen in training"), ("filled", "not given, so filled")):
+        if prediction.get(key):
+            line += f"  ({note}: {', '.join(prediction[key])})"
+    return line
 
 
 def parse_inputs(words: Sequence[str], signature: Signature) -> Any:

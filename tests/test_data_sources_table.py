@@ -24,6 +24,7 @@ from orchestrator.training.fit import fit
 from orchestrator.training.trainer import World
 from serving.client import parse_inputs
 from serving.requests.inputs import parse_samples
+from serving.requests.outputs import name_filled
 from serving.requests.protocol import parse_request, request_of
 from serving.requests.values import InputError
 
@@ -442,6 +443,11 @@ def test_files_with_gaps_are_pushed_trained_and_asked_with_a_missing_field(tmp_p
         batch = parse_samples([{**row, **dict.fromkeys(gap, gone)}], signature)
         assert network.predict(batch).tolist() == answer.tolist()
     assert answer.sum().item() == pytest.approx(1, abs=1e-5)
+    answers: list[dict[str, Any]] = [{}, {}]
+    name_filled(answers, [row, {**row, **dict.fromkeys(gap, "?")}], signature)
+    assert answers[0] == answers[1]
+    assert set(gap) <= set(answers[0]["filled"])
+    assert set(answers[0]["filled"]) == {name for name in signature.rows.columns if row.get(name) is None}
     pairs = [f"{name}={value if value is not None else ''}" for name, value in row.items()]
     batch = parse_samples(parse_inputs(pairs, signature), signature)
     assert network.predict(batch).tolist() == answer.tolist()
@@ -455,6 +461,10 @@ def test_a_request_is_checked_like_a_row_of_the_file(tmp_path):
     assert batch["numbers"].tolist() == [[2.5]]
     assert batch["stadt"].tolist() == [2]
     assert parse_samples({"größe": 2.5, "stadt": "Bonn"}, signature)["stadt"].tolist() == [0]
+    plain: list[dict[str, Any]] = [{}]
+    name_filled(plain, {"numbers": [2.5], "stadt": "Ulm"}, signature)
+    name_filled(plain, {"größe": "2,5", "stadt": "Ulm"}, signature)
+    assert plain == [{}]
     assert parse_samples({"numbers": [2.5], "stadt": "Ulm"}, signature)["numbers"].tolist() == [[2.5]]
     for row, code, message in (
         (

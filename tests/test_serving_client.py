@@ -86,6 +86,8 @@ def test_answers_are_shown_on_lines():
     assert answer_line({"prediction": {**top[0], "top": top}}) == "cat 91.0%  dog 9.0%"
     unseen = {"value": 3.25, "unseen": ["user"]}
     assert answer_line({"predictions": [unseen, {"value": 1.0}]}) == "3.25  (never seen in training: user)\n1"
+    filled = {"value": 2.0, "filled": ["age", "job"]}
+    assert answer_line({"prediction": filled}) == "2  (not given, so filled: age, job)"
     assert answer_line({"prediction": {"forecast": [{"a": 1.0, "b": 2.5}, {"a": 3.0, "b": 4.0}]}}) == (
         "1: a 1  b 2.5\n2: a 3  b 4"
     )
