@@ -30,7 +30,7 @@ from serving.http.limits import BODY_TIMEOUT_S
 from serving.http.sockets import listen_on_node_address
 from serving.registry import load
 from serving.requests.inputs import Batch, join_batches, parse_file, parse_samples, read_json
-from serving.requests.outputs import describe_answers
+from serving.requests.outputs import describe_answers, name_filled
 from serving.requests.protocol import describe_output, describe_tensors, parse_request
 from serving.requests.values import InputError
 
@@ -131,6 +131,7 @@ def describe_answer(kind: Kind, request: Any, batch: Batch, output: Tensor, mode
         outputs = describe_output(output, version.signature)
         return {**body, "parameters": {"weights_sha256": version.weights_sha256}, "outputs": outputs}
     answers = describe_answers(output, batch, version.signature)
+    name_filled(answers, request, version.signature)
     found = {"predictions": answers} if isinstance(request, list) else {"prediction": answers[0]}
     return {"model": version.name, "version": version.version, "weights_sha256": version.weights_sha256, **found}
 

@@ -193,8 +193,10 @@ def _prediction_line(prediction: Mapping[str, Any]) -> str:
         line = "\n".join(f"{i}: " + "  ".join(f"{k} {v:.5g}" for k, v in step.items()) for i, step in steps)
     else:
         line = f"{prediction['value']:.5g}"
-    unseen = prediction.get("unseen")
-    return f"{line}  (never seen in training: {', '.join(unseen)})" if unseen else line
+    for key, note in (("unseen", "never seen in training"), ("filled", "not given, so filled")):
+        if prediction.get(key):
+            line += f"  ({note}: {', '.join(prediction[key])})"
+    return line
 
 
 def parse_inputs(words: Sequence[str], signature: Signature) -> Any:
@@ -216,8 +218,8 @@ def parse_inputs(words: Sequence[str], signature: Signature) -> Any:
         return Path(_single(words, "the path of a PNG or JPEG file"))
     if only and isinstance(only[1], AudioFeature):
         return Path(_single(words, "the path of a WAV file"))
-    if only and isinstance(only[1], TextFeature) and not words[0].startswith(f"{_text_name(only[0], signature)}="):
-        return {only[0]: " ".join(words)}
+    if only and isinstance(only[1], TextFeature):
+        return {only[0]: " ".join(words).removeprefix(f"{_text_name(only[0], signature)}=")}
     if only and isinstance(only[1], SparseFeature):
         return {only[0]: _parse_columns(words)}
     if only and isinstance(only[1], SeriesFeature):

@@ -352,6 +352,7 @@ def test_the_splits_of_sparse_files_share_their_columns(tmp_path):
         ("1 1:2\n1 2.5:1\n", "a column in .* must be a whole number from 0 to .*, got 2.5 in row 2"),
         ("1 1:2\n1 9999999999:1\n", "a column in .* must be a whole number from 0 to .*, got 9999999999 in row 2"),
         ("1 1:2\n# c\n1 2:1 2:3\n", "must name each column once per row, got column 2 twice in row 3"),
+        ("1 1:1700000000\n2 1:1700000001\n", "a value in .* that 32 bits can tell from others, got 1700000000 and"),
         ("1 1:2\n1 1:3\n1 1:4\n1 1:5\n1 1:6\n", "must hold two classes or more, got 1 only"),
         (b"1 1:2\n1 1:\xe9\n", "must have column:value in field 2, got '1:.*' in row 2"),
         (b"1 1:2\n1 \0:2\n", "must be a text file in UTF-8, got a NUL byte in row 2"),

@@ -24,6 +24,7 @@ from orchestrator.training.fit import fit
 from orchestrator.training.trainer import World
 from serving.client import parse_inputs
 from serving.requests.inputs import parse_samples
+from serving.requests.outputs import name_filled
 from serving.requests.protocol import parse_request, request_of
 from serving.requests.values import InputError
 
@@ -74,10 +75,11 @@ def test_numbers_are_read_as_the_option_says(tmp_path, fields, option, expected,
             ConfigError, match=r"price in .*t\.csv must be numbers or few categories, got ['\"]"
         ) as refused:
             read(source)
-        assert option.replace("'", '"\'"') in str(refused.value)
+        word = {"thousands=space": option, "thousands='": f'"{option}"'}.get(option, f"'{option}'")
+        assert f"--option {word}" in str(refused.value)
         assert "--option 'categories=[price]'" in str(refused.value)
     if expected is None:
-        assert "--option decimal=, --option thousands=." in str(refused.value)
+        assert "--option 'decimal=,' --option 'thousands=.'" in str(refused.value)
         assert column(read(source, "decimal=,", "thousands=."), "price")[[0, -1]].tolist() == [56, 1234.5]
         return
     prepared = read(source, *([option] if option else []))
@@ -318,6 +320,11 @@ def test_identifiers_that_repeat_are_no_numbers_unless_asked_for(tmp_path):
         read(source)
     assert read(source, "numbers=shop_id").features["numbers"].names == ("shop_id", "x")
     assert len(read(source, "categories=[shop_id]").features["shop_id"].vocabulary) == 12
+    for name in ("COVID", "paid", "index", "Grid"):
+        assert read(written(tmp_path / "t.csv", f"{name},x,label", rows)).features["numbers"].names == (name, "x")
+    for name in ("shopId", "Shop ID", "id"):
+        with pytest.raises(ConfigError, match=r"got an identifier of 12 different values"):
+            read(written(tmp_path / "t.csv", f"{name},x,label", rows))
 
 
 def test_columns_without_a_name_are_dropped_if_empty_and_ignored_by_place(tmp_path):
@@ -329,6 +336,9 @@ def test_columns_without_a_name_are_dropped_if_empty_and_ignored_by_place(tmp_pa
     prepared = read(source, "ignore=1")
     assert prepared.features["numbers"].names == ("x",)
     assert prepared.notes == ("left out column 4, which has neither a name nor a value",)
+    trailing = read(written(tmp_path / "t.csv", "n,x,label", list(rows)))
+    assert trailing.features["numbers"].names == ("n", "x")
+    assert trailing.notes == prepared.notes
 
 
 # ---- dates
@@ -433,6 +443,11 @@ def test_files_with_gaps_are_pushed_trained_and_asked_with_a_missing_field(tmp_p
         batch = parse_samples([{**row, **dict.fromkeys(gap, gone)}], signature)
         assert network.predict(batch).tolist() == answer.tolist()
     assert answer.sum().item() == pytest.approx(1, abs=1e-5)
+    answers: list[dict[str, Any]] = [{}, {}]
+    name_filled(answers, [row, {**row, **dict.fromkeys(gap, "?")}], signature)
+    assert answers[0] == answers[1]
+    assert set(gap) <= set(answers[0]["filled"])
+    assert set(answers[0]["filled"]) == {name for name in signature.rows.columns if row.get(name) is None}
     pairs = [f"{name}={value if value is not None else ''}" for name, value in row.items()]
     batch = parse_samples(parse_inputs(pairs, signature), signature)
     assert network.predict(batch).tolist() == answer.tolist()
@@ -446,6 +461,10 @@ def test_a_request_is_checked_like_a_row_of_the_file(tmp_path):
     assert batch["numbers"].tolist() == [[2.5]]
     assert batch["stadt"].tolist() == [2]
     assert parse_samples({"größe": 2.5, "stadt": "Bonn"}, signature)["stadt"].tolist() == [0]
+    plain: list[dict[str, Any]] = [{}]
+    name_filled(plain, {"numbers": [2.5], "stadt": "Ulm"}, signature)
+    name_filled(plain, {"größe": "2,5", "stadt": "Ulm"}, signature)
+    assert plain == [{}]
     assert parse_samples({"numbers": [2.5], "stadt": "Ulm"}, signature)["numbers"].tolist() == [[2.5]]
     for row, code, message in (
         (

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from example_runs import PICTURES, RATINGS, SERIES, TABLE
+from example_runs import PICTURES, RATINGS, ROWS, SERIES, SOUNDS, TABLE, TEXTS
 
 from cluster.errors import ClusterError, ConfigError, NotFoundError, RunFailedError
 from serving import client
@@ -31,6 +31,17 @@ def test_words_of_categories_and_numbers_become_a_sample():
 
 def test_the_word_of_a_picture_is_its_path():
     assert parse_inputs(["cat.png"], PICTURES) == Path("cat.png")
+
+
+def test_a_sound_is_its_path_a_text_its_words_and_a_sparse_row_its_columns():
+    assert parse_inputs(["seven.wav"], SOUNDS) == Path("seven.wav")
+    [text], [row] = TEXTS.features, ROWS.features
+    assert parse_inputs(["a fine film"], TEXTS) == {text: "a fine film"}
+    assert parse_inputs(["a", "fine", "film"], TEXTS) == {text: "a fine film"}
+    assert parse_inputs([f"{text}=a film"], TEXTS) == {text: "a film"}
+    assert parse_inputs(["3=1.5", "0=2"], ROWS) == {row: {"3": 1.5, "0": 2.0}}
+    with pytest.raises(ConfigError, match=r"inputs must be given as COLUMN=NUMBER \.\.\., .* got 'x=1'"):
+        parse_inputs(["x=1"], ROWS)
 
 
 def test_the_word_of_a_series_is_a_csv_file_or_its_text(tmp_path):
@@ -76,6 +87,8 @@ def test_answers_are_shown_on_lines():
     assert answer_line({"prediction": {**top[0], "top": top}}) == "cat 91.0%  dog 9.0%"
     unseen = {"value": 3.25, "unseen": ["user"]}
     assert answer_line({"predictions": [unseen, {"value": 1.0}]}) == "3.25  (never seen in training: user)\n1"
+    filled = {"value": 2.0, "filled": ["age", "job"]}
+    assert answer_line({"prediction": filled}) == "2  (not given, so filled: age, job)"
     assert answer_line({"prediction": {"forecast": [{"a": 1.0, "b": 2.5}, {"a": 3.0, "b": 4.0}]}}) == (
         "1: a 1  b 2.5\n2: a 3  b 4"
     )

@@ -144,6 +144,16 @@ def features_of(row: Mapping[str, Any], schema: RowSchema) -> dict[str, Any]:
     return found
 
 
+def filled_columns(row: Mapping[str, Any], schema: RowSchema) -> list[str]:
+    """Return the columns of a row that have no value, so that a model reads what the dataset fills them with."""
+    found = []
+    for name, column in schema.columns.items():
+        words = () if isinstance(column, CategoryColumn) and column.keeps_words else schema.missing_words
+        if not isinstance(column, TextColumn) and is_missing(row.get(name), words):
+            found.append(name)
+    return found
+
+
 def is_missing(value: Any, words: tuple[str, ...]) -> bool:
     """Whether a value stands for nothing."""
     return value is None or (isinstance(value, str) and (not value.strip() or value.strip() in words))

@@ -163,7 +163,7 @@ def _add_models(app: FastAPI, endpoints: Endpoints) -> None:
 def _add_predictions(app: FastAPI, endpoints: Endpoints) -> None:
     @app.post("/models/{name}/predict", summary="Ask a model", openapi_extra=PREDICT_SCHEMA)
     async def predict(name: str, request: Request) -> JSONResponse:
-        """Send one sample `{feature: value}`, a list of samples, or a PNG, JPEG or WAV file."""
+        """Send one sample `{feature: value}` or row of the source, a list of them, or a PNG, JPEG or WAV file."""
         await _require_name(endpoints, name)
         return await _ask(endpoints, name, *await _read_content(request))
 

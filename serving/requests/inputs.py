@@ -179,13 +179,18 @@ def _parse_sample(sample: Any, signature: Signature, *, prefix: str) -> Batch:
     return row
 
 
+def is_row(sample: Mapping[str, Any], signature: Signature) -> bool:
+    """Whether a sample names columns of the source, and not only features."""
+    columns = signature.rows.columns.keys() if signature.rows else set()
+    return signature.rows is not None and (sample.keys() <= columns or not sample.keys() <= signature.features.keys())
+
+
 def _as_features(sample: dict[str, Any], signature: Signature, *, prefix: str) -> dict[str, Any]:
     """Return what a row of the source stands for; a sample that names features and no column stays as it is."""
-    schema = signature.rows
-    if schema is None or (sample.keys() <= signature.features.keys() and not sample.keys() <= schema.columns.keys()):
+    if signature.rows is None or not is_row(sample, signature):
         return sample
     try:
-        return features_of(sample, schema)
+        return features_of(sample, signature.rows)
     except RowError as error:
         field = None if error.field is None else prefix + error.field[:60]
         raise InputError(error.code, field, f"{prefix if error.code != 'unknown_field' else ''}{error}") from None

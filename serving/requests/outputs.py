@@ -16,7 +16,8 @@ from models.features import (
     SeriesFeature,
     Signature,
 )
-from serving.requests.inputs import Batch
+from models.rows import filled_columns
+from serving.requests.inputs import Batch, is_row
 from serving.requests.values import InputError
 
 TOP = 5
@@ -40,6 +41,22 @@ def describe_answers(output: Tensor, batch: Batch, signature: Signature) -> list
             if index == 0:
                 answer.setdefault("unseen", []).append(name)
     return answers
+
+
+def name_filled(answers: list[dict[str, Any]], request: Any, signature: Signature) -> None:
+    """Say in each answer, as ``filled``, which columns of its row had no value and were filled as the dataset does.
+
+    Args:
+        answers: of `describe_answers`.
+        request: the parsed JSON that was asked, one sample or a list of them; None for a file.
+        signature: of the model.
+    """
+    rows = request if isinstance(request, list) else [request]
+    for answer, row in zip(answers, rows, strict=True):
+        if signature.rows and isinstance(row, dict) and is_row(row, signature):
+            filled = filled_columns(row, signature.rows)
+            if filled:
+                answer["filled"] = filled
 
 
 def require_finite(output: Tensor) -> None:

@@ -308,6 +308,7 @@ def _read_table(file: TextFile, content: bytes, form: _Form, types: Mapping[str,
     if names is None:
         names, skip = _header(content, form)
         if form.may_lack_names:
+            names = [*names, *([""] if _has_trailing_delimiter(content, form, len(names)) else [])]
             names = [name or f"{_UNNAMED}{place}" for place, name in enumerate(names, start=1)]
         _check_header(names, file)
     columns = {name: types.get(name, pa.string()) for name in names}
@@ -337,6 +338,12 @@ def _header(content: bytes, form: _Form) -> tuple[list[str], int]:
     reader = csv.reader(text, delimiter=form.delimiter[0], quoting=QUOTING[form.quoting.quotes])
     names = next(fields for fields in reader if fields)
     return [name.strip() for name in names[:: len(form.delimiter)]], reader.line_num
+
+
+def _has_trailing_delimiter(content: bytes, form: _Form, width: int) -> bool:
+    """Whether the rows end with a delimiter that the header does not end with."""
+    row = [*head_rows(content, form.delimiter, count=2), []][1]
+    return len(row) == width + 1 and not row[-1].strip()
 
 
 def _check_header(names: Sequence[str], file: TextFile) -> None:

@@ -8,6 +8,7 @@ from cluster.errors import ConfigError
 from models.features import TARGET, SparseFeature
 from orchestrator.data.columns import SPARSE, Array, Ragged, join, take
 from orchestrator.data.manifest import Source
+from orchestrator.data.precision import merged
 from orchestrator.data.sources.located import ALL, SourceFile, source_name, split_files
 from orchestrator.data.sources.options import SourceOptions, only
 from orchestrator.data.sources.prepared import Part, Prepared
@@ -109,6 +110,12 @@ def _check_values(
                 f"{what} in {file} must be a finite number in 32 bits, got {found[index]} in row "
                 f"{rows[where[index]][0]}."
             )
+    lost = merged(values)
+    if lost:
+        raise ConfigError(
+            f"a value in {file} must be one that 32 bits can tell from others, got {lost[0]:.17g} and {lost[1]:.17g}. "
+            "Subtract a number from all of its column."
+        )
     fits = (columns >= 0) & (columns <= _MOST_COLUMNS) & (columns == np.rint(columns))
     if not fits.all():
         index = int((~fits).argmax())

@@ -1,5 +1,6 @@
 """What a column of a table is: numbers, dates or categories, and how they are written."""
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import product
@@ -38,6 +39,7 @@ _FORMATS = tuple(
 _FIRST = 64  # values that are looked at before all are
 _CODE_LENGTH = 3  # months and days have two digits
 _ID_NAMES = ("id", "index", "uuid", "guid")
+_ID = re.compile(r"(^|[_ -])(id|ID|Id)$|[a-z]I[dD]$")  # user_id and userId, but neither paid nor COVID
 _NOTATIONS = tuple(
     Notation(decimal=decimal, thousands=thousands)
     for decimal, thousands in ((",", ""), (".", ","), (".", " "), (".", "'"), (",", "."), (",", " "))
@@ -247,7 +249,7 @@ def _parses(present: pa.ChunkedArray, format: str) -> bool:
 
 
 def _is_identifier(name: str) -> bool:
-    return name.lower() in _ID_NAMES or name.lower().endswith(("_id", " id")) or name.endswith(("Id", "ID"))
+    return name.lower() in _ID_NAMES or _ID.search(name) is not None
 
 
 def _refuse_identifier(name: str, texts: pa.ChunkedArray, numbers: Array, options: SourceOptions) -> None:
@@ -256,7 +258,7 @@ def _refuse_identifier(name: str, texts: pa.ChunkedArray, numbers: Array, option
     different = len(distinct(texts)[1])
     if different == len(texts):
         raise FieldError("an identifier, which is different in every row", found="an identifier")
-    if (numbers == np.rint(numbers)).all():
+    if _ID.search(name) and (numbers == np.rint(numbers)).all():
         word = in_brackets([name])
         raise FieldError(
             f"an identifier of {different} different values",
@@ -306,9 +308,10 @@ def _refuse_no_category(
 
 
 def _options(notation: Notation) -> str:
-    thousands = {" ": "space", "'": '"\'"'}.get(notation.thousands, notation.thousands)
-    decimal = ["--option decimal=,"] if notation.decimal == "," else []
-    return " ".join([*decimal, *([f"--option thousands={thousands}"] if thousands else [])])
+    thousands = {"": "", " ": "--option thousands=space", "'": '--option "thousands=\'"'}
+    words = ["--option 'decimal=,'" if notation.decimal == "," else ""]
+    words.append(thousands.get(notation.thousands, f"--option 'thousands={notation.thousands}'"))
+    return " ".join(filter(None, words))
 
 
 def _shown(notation: Notation) -> str:
