@@ -16,7 +16,7 @@ from models.features import (
     SeriesFeature,
     Signature,
 )
-from models.rows import filled_columns
+from models.preparing.rows import filled_columns
 from serving.requests.inputs import Batch, is_row
 from serving.requests.values import InputError
 
