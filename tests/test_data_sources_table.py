@@ -86,7 +86,7 @@ def test_numbers_are_read_as_the_option_says(tmp_path, fields, option, expected,
     assert column(prepared, "price")[[0, -1]].tolist() == pytest.approx(expected)
     assert prepared.rows.columns["price"] == NumberColumn(notation=notation)
     assert len(prepared.notes) == 1
-    assert prepared.notes[0].startswith("read the numbers of price as ")
+    assert prepared.notes[0].startswith("read the numbers of price, written like ")
     assert len(column(prepared, "x")) == 40
 
 
@@ -145,6 +145,15 @@ def test_numbers_that_32_bits_cannot_tell_apart_are_refused(tmp_path):
         ConfigError, match=r"target in .* must be numbers that 32 bits can tell apart, got 1700000000 and"
     ):
         read(written(tmp_path / "t.csv", "x,target", rows))
+
+
+def test_numbers_that_64_bits_cannot_tell_apart_are_refused(tmp_path):
+    rows = [f"{400_000_000_000_000_001 + i},{i % 3}" for i in range(90)]
+    with pytest.raises(ConfigError, match=r"card in .* got '400000000000000001' and the like, of which 64 bits cannot"):
+        read(written(tmp_path / "t.csv", "card,label", rows))
+    rows = [f"{400_000_000_000_000_000 + 1024 * i},{i % 3}" for i in range(90)]
+    prepared = read(written(tmp_path / "t.csv", "card,label", rows))
+    assert column(prepared, "card").tolist() == [400_000_000_000_000_000 + 1024 * i for i in range(90)]
 
 
 def test_fractions_are_stored_as_exactly_as_they_were_measured(tmp_path):
@@ -230,6 +239,18 @@ def test_missing_values_can_be_a_category_of_their_own(people):
     assert prepared.rows.columns["job"] == CategoryColumn(feature="job", missing="(missing)")
     indicators = read(people, "missing=median", "indicators=true")
     assert indicators.features["numbers"].names == ("age", "age is missing", "size")
+
+
+def test_the_cure_of_one_column_fits_what_it_holds(tmp_path):
+    rows = [f"{('NA', 'DE', 'FR')[i % 3]},{i},{i % 2}" for i in range(60)]
+    source = written(tmp_path / "t.csv", "country,x,label", rows)
+    expected = (
+        r"as --option 'missing=\{country: category\}', or keep .* --option 'missing=\{country: keep\}'"
+    )
+    with pytest.raises(ConfigError, match=expected):
+        read(source)
+    assert read(source, "missing={country: keep}").features["country"].vocabulary == ("DE", "FR", "NA")
+    assert read(source, "missing={country: category}").features["country"].vocabulary == ("(missing)", "DE", "FR")
 
 
 def test_rows_with_missing_values_can_be_dropped(people):

@@ -36,6 +36,7 @@ _FORMATS = tuple(
         ("%d.%m.%Y", "%d/%m/%Y", "%m/%d/%Y", "%d-%m-%Y", "%m-%d-%Y", "%Y/%m/%d"), ("", " %H:%M", " %H:%M:%S")
     )
 )
+_EXACT = 2.0**53  # whole numbers up to here have a float each
 _FIRST = 64  # values that are looked at before all are
 _CODE_LENGTH = 3  # months and days have two digits
 _ID_NAMES = ("id", "index", "uuid", "guid")
@@ -100,7 +101,7 @@ def read_field(rows: Delimited, name: str, options: SourceOptions) -> Field:
         numbers = _with_gaps(numbers_in(present, notation), gone)
         _refuse_identifier(name, present, numbers[~gone], options)
         is_plain = notation == Notation() or _all_match(present, number_pattern(Notation()))
-        notes = () if is_plain else (f"read the numbers of {name} as {_shown(notation)}",)
+        notes = () if is_plain else (f"read the numbers of {name}, written like {_shown(notation)}",)
         return _of_numbers(name, NumberColumn(notation=notation), texts, gone, numbers, notes)
     if _all_match(present, _DATE) or (options.date_format and _parses(present, options.date_format)):
         return _of_dates(name, texts, gone, present, options)
@@ -175,6 +176,8 @@ def other_notations(present: pa.ChunkedArray) -> str:
         for signed in (notation, notation.model_copy(update={"sign": sign}))
         if _all_match(present, number_pattern(signed))
     ]
+    if "--option 'decimal=,'" in ways:  # which alone is enough
+        ways = [way for way in ways if not way.startswith("--option 'decimal=,' ")]
     return " or ".join(dict.fromkeys(ways))
 
 
@@ -194,6 +197,12 @@ def _of_numbers(
     if np.nanmax(np.abs(numbers)) > LARGEST:
         row = int(np.nanargmax(np.abs(numbers)))
         raise FieldError(f"{texts[row].as_py()!r}, which does not fit 32 bits", found="numbers beyond 32 bits")
+    if np.nanmax(np.abs(numbers)) > _EXACT:
+        present = pc.filter(texts, pa.array(~gone))
+        if len(np.unique(numbers[~gone])) < len(distinct(present)[1]):
+            word = in_brackets([name])
+            reason = f"{present[0].as_py()!r} and the like, of which 64 bits cannot tell all apart"
+            raise FieldError(reason, f"make them categories with --option 'categories={word}'")
     return Field(name, column, texts, gone, (_stored(numbers),), notes)
 
 

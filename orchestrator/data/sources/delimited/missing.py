@@ -4,6 +4,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 
 from cluster.errors import ConfigError
 from models.preparing.rows import CategoryColumn, DateColumn, NumberColumn
@@ -45,7 +47,11 @@ def gaps_of(rows: Delimited, fields: Sequence[Field], target: str, options: Sour
     cures.append(f"leave their rows out with --option {_drop(target, gaps)}")
     one = next((name for name in gaps if name != target), None)
     if one:
-        cures.append(f"say it of one column, as --option 'missing={{{in_brackets([one])[1:-1]}: median}}'")
+        numeric = any(field.is_numeric for field in fields if field.name == one)
+        word = in_brackets([one])[1:-1]
+        cures.append(f"say it of one column, as --option 'missing={{{word}: {'median' if numeric else 'category'}}}'")
+        if not numeric and not pc.all(pc.equal(pc.filter(trimmed(rows, one), pa.array(gaps[one])), "")).as_py():
+            cures.append(f"keep its words as categories with --option 'missing={{{word}: keep}}'")
     return (
         f"every field of {rows.place} must have a value, got none in {len(rows):,} rows of these columns: {listed}; "
         f"the first is {name} in row {row}{f' of {file}' if len(rows.files) > 1 else ''}. {_sentence(cures)}."
