@@ -1,12 +1,16 @@
 """Tables, ratings and sparse rows: what they become, how they are split, and how malformed ones are named."""
 
+import sys
+import threading
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pytest
 
 from cluster.errors import ConfigError
 from models.features import TARGET, CategoricalFeature, ClassTarget, NumberTarget, SparseFeature
+from orchestrator.data.sources import rows
 from orchestrator.data.sources.formats import detect, prepare
 from orchestrator.data.sources.options import SourceOptions
 from orchestrator.data.sources.splitting import equal_rows, stratified
@@ -422,3 +426,46 @@ def test_what_the_person_says_helps_to_find_the_format(tmp_path):
     source = written(tmp_path / "a.csv", "comment,stars\n" + "very good,5\nbad,1\nmeh,3\n" * 20)
     assert detect(source, SourceOptions()) == "table"
     assert detect(source, SourceOptions(text="comment", target="stars")) == "text"
+
+
+class Kept:
+    """A file in memory."""
+
+    def __init__(self, content):
+        self.content = content
+
+    def __str__(self):
+        return "kept.csv"
+
+    def read(self):
+        return self.content
+
+    def head(self):
+        return self.content[:1000]
+
+
+def test_no_thread_holds_what_was_read_once_it_is_refused(monkeypatch):
+    monkeypatch.setattr(rows, "_BLOCK_BYTES", 2**16)  # so that many are worked on at a time
+    text = b"a,b\n1,2\n1\n" + b"1.25,2.5\n" * 300_000
+    before = sys.getrefcount(text)
+    for _ in range(5):
+        with pytest.raises(ConfigError, match=r"kept\.csv must have 2 fields, separated by commas, got 1 in row 3"):
+            rows._read_table(Kept(text), text, ",", None, {})
+        assert sys.getrefcount(text) == before
+
+
+def test_what_a_thread_still_holds_is_waited_for(monkeypatch):
+    text = b"a,b\n1,2\n1\n" + b"1.25,2.5\n" * 10
+    holder = []
+    timer = threading.Timer(0.05, holder.clear)
+
+    def read_csv(*_args, **_options):
+        holder.append(text)
+        timer.start()
+        raise pa.ArrowInvalid("in row 3")
+
+    monkeypatch.setattr(rows.arrow_csv, "read_csv", read_csv)
+    with pytest.raises(ConfigError, match="got 1 in row 3"):
+        rows._read_table(Kept(text), text, ",", None, {})
+    assert holder == []
+    timer.join()

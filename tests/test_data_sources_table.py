@@ -244,9 +244,7 @@ def test_missing_values_can_be_a_category_of_their_own(people):
 def test_the_cure_of_one_column_fits_what_it_holds(tmp_path):
     rows = [f"{('NA', 'DE', 'FR')[i % 3]},{i},{i % 2}" for i in range(60)]
     source = written(tmp_path / "t.csv", "country,x,label", rows)
-    expected = (
-        r"as --option 'missing=\{country: category\}', or keep .* --option 'missing=\{country: keep\}'"
-    )
+    expected = r"as --option 'missing=\{country: category\}', or keep .* --option 'missing=\{country: keep\}'"
     with pytest.raises(ConfigError, match=expected):
         read(source)
     assert read(source, "missing={country: keep}").features["country"].vocabulary == ("DE", "FR", "NA")
