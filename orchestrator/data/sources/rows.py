@@ -1,6 +1,5 @@
 """Delimited text files: columns read at the speed of pyarrow, and the row of whatever is wrong in them."""
 
-import csv
 import io
 import sys
 import time
@@ -23,10 +22,10 @@ from orchestrator.data.sources.delimited.dialect import (
     BOM,
     DELIMITERS,
     HEAD_BYTES,
-    QUOTING,
     Quotes,
     Quoting,
     decoded,
+    fields_of,
     find_delimiter,
     head_rows,
     quoting_of,
@@ -39,13 +38,7 @@ _NUMBER = r"^[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?$"
 LARGEST = float(np.finfo(np.float32).max)  # numbers are stored in 32 bits
 _UNNAMED = "column "
 _BLOCK_BYTES = 16 * 2**20  # a row may be as long as this
-<<<<<<< HEAD
-=======
-_HEAD_BYTES = 2**20
 _LET_GO_S = 10.0  # a block is worked through in a tenth of a second
-
-csv.field_size_limit(2**31 - 1)  # a text may be longer than 128 KiB
->>>>>>> w1
 
 
 class TextFile(Protocol):
@@ -338,21 +331,17 @@ def _read_table(file: TextFile, content: bytes, form: _Form, types: Mapping[str,
             convert_options=arrow_csv.ConvertOptions(column_types=columns, null_values=[""]),
         )
     except pa.ArrowInvalid as error:
-<<<<<<< HEAD
-        raise _fault(file, form, len(names), error) from error
-=======
         ends = time.monotonic() + _LET_GO_S
         while sys.getrefcount(content) > references and time.monotonic() < ends:
             time.sleep(0.001)  # a thread of Arrow's still has the bytes: at the interpreter's end it would abort it
-        raise _fault(file, delimiter, len(names), error) from error
->>>>>>> w1
+        raise _fault(file, form, len(names), error) from error
     return table.select(list(names))
 
 
 def _header(content: bytes, form: _Form) -> tuple[list[str], int]:
     """Return the names of the columns, and the lines up to the end of that row."""
     text = io.StringIO(content[:HEAD_BYTES].decode(errors="replace"), newline="")
-    reader = csv.reader(text, delimiter=form.delimiter[0], quoting=QUOTING[form.quoting.quotes])
+    reader = fields_of(text, delimiter=form.delimiter[0], quotes=form.quoting.quotes)
     names = next(fields for fields in reader if fields)
     return [name.strip() for name in names[:: len(form.delimiter)]], reader.line_num
 

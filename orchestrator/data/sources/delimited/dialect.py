@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
@@ -23,8 +23,6 @@ _LOOKED_AT = 100  # rows that must agree on a delimiter
 _LINE_END = re.compile(r"\r\n|\n|\r")
 _QUOTE, _LF, _CR = b'"\n\r'
 _WINDOWS_BYTES = re.compile(rb"[\x80-\x9f]")  # letters of Windows, control characters of Latin-1
-
-csv.field_size_limit(2**31 - 1)  # a text may be longer than 128 KiB
 
 
 # ---- encoding
@@ -73,11 +71,18 @@ def _utf8_fault(content: bytes) -> UnicodeDecodeError | None:
 # ---- delimiter
 
 
+def fields_of(text: io.StringIO, *, delimiter: str, quotes: Quotes = "fields", strict: bool = False) -> Any:
+    """Return a reader of the rows' fields, which may be longer than the 128 KiB that the csv module allows by itself."""
+    csv.field_size_limit(2**31 - 1)
+    return csv.reader(text, delimiter=delimiter, quoting=QUOTING[quotes], strict=strict)
+
+
 def split_rows(text: io.StringIO, delimiter: str, *, quotes: Quotes = "fields") -> Iterator[list[str]]:
     """Yield the fields of every row; none of an empty one."""
     if delimiter == "::":
         return (line.split("::") if (line := whole.rstrip("\r\n")) else [] for whole in text)
-    return csv.reader(text, delimiter=delimiter, quoting=QUOTING[quotes])
+    rows: Iterator[list[str]] = fields_of(text, delimiter=delimiter, quotes=quotes)
+    return rows
 
 
 def head_rows(content: bytes, delimiter: str, *, count: int) -> list[list[str]]:
@@ -180,7 +185,7 @@ class _Reading:
 
 
 def _read_as_fields(text: str, delimiter: str) -> _Reading:
-    reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
+    reader = fields_of(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
     rows, widths, before, spanning = 0, set(), 0, 0
     try:
         for fields in reader:
