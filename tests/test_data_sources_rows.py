@@ -11,6 +11,7 @@ import pytest
 from cluster.errors import ConfigError
 from models.features import TARGET, CategoricalFeature, ClassTarget, NumberTarget, SparseFeature
 from orchestrator.data.sources import rows
+from orchestrator.data.sources.delimited.dialect import Quoting
 from orchestrator.data.sources.formats import detect, prepare
 from orchestrator.data.sources.options import SourceOptions
 from orchestrator.data.sources.splitting import equal_rows, stratified
@@ -428,6 +429,9 @@ def test_what_the_person_says_helps_to_find_the_format(tmp_path):
     assert detect(source, SourceOptions(text="comment", target="stars")) == "text"
 
 
+FORM = rows._Form(",", Quoting("fields", spans_lines=False), "utf-8", None, False)
+
+
 class Kept:
     """A file in memory."""
 
@@ -450,7 +454,7 @@ def test_no_thread_holds_what_was_read_once_it_is_refused(monkeypatch):
     before = sys.getrefcount(text)
     for _ in range(5):
         with pytest.raises(ConfigError, match=r"kept\.csv must have 2 fields, separated by commas, got 1 in row 3"):
-            rows._read_table(Kept(text), text, ",", None, {})
+            rows._read_table(Kept(text), text, FORM, {})
         assert sys.getrefcount(text) == before
 
 
@@ -466,6 +470,6 @@ def test_what_a_thread_still_holds_is_waited_for(monkeypatch):
 
     monkeypatch.setattr(rows.arrow_csv, "read_csv", read_csv)
     with pytest.raises(ConfigError, match="got 1 in row 3"):
-        rows._read_table(Kept(text), text, ",", None, {})
+        rows._read_table(Kept(text), text, FORM, {})
     assert holder == []
     timer.join()

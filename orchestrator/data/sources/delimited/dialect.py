@@ -72,7 +72,7 @@ def _utf8_fault(content: bytes) -> UnicodeDecodeError | None:
 
 
 def fields_of(text: io.StringIO, *, delimiter: str, quotes: Quotes = "fields", strict: bool = False) -> Any:
-    """Return a reader of the rows' fields, which may be longer than the 128 KiB that the csv module allows by itself."""
+    """Return a reader of the rows' fields, which may exceed the 128 KiB that the csv module allows by itself."""
     csv.field_size_limit(2**31 - 1)
     return csv.reader(text, delimiter=delimiter, quoting=QUOTING[quotes], strict=strict)
 
