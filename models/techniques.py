@@ -86,6 +86,11 @@ class Initializer:
         weight.detach().normal_(0.0, std, generator=self.generator)
 
 
+def empty_table(rows: int, columns: int) -> nn.Embedding:
+    """Return a table for `Initializer.table`; PyTorch's own initial weights would take its compiler to be imported."""
+    return nn.Embedding.from_pretrained(torch.empty(rows, columns), freeze=False)  # type: ignore[no-untyped-call,no-any-return]
+
+
 def glorot_std(weight: Tensor, *, gain: float) -> float:
     """Standard deviation that serves both directions (Glorot and Bengio 2010). ``weight``: [out, in, ...]."""
     receptive = weight[0, 0].numel()

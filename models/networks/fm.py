@@ -8,7 +8,7 @@ from torch.nn import functional as F
 
 from models.config import FMConfig, ResolvedTechniques
 from models.inputs import FieldInput, Fields
-from models.techniques import Dropout, Initializer
+from models.techniques import Dropout, Initializer, empty_table
 
 PAIRWISE_VARIANCE = 1e-4  # of the pairwise term at the start: 1 % of a standardized target, deviation to deviation
 NORM_EPS = 1e-9  # far below the variance of a factor's interactions at the start, PAIRWISE_VARIANCE / E
@@ -33,8 +33,8 @@ class FM(nn.Module):
         self.unseen_rows = inputs.unseen_rows
         num_columns = num_outputs * config.factors
         self.bias_O = nn.Parameter(torch.empty(num_outputs))
-        self.weights = nn.Embedding(inputs.num_rows, num_outputs)
-        self.factors = nn.Embedding(inputs.num_rows, num_columns)
+        self.weights = empty_table(inputs.num_rows, num_outputs)
+        self.factors = empty_table(inputs.num_rows, num_columns)
         regularized = techniques.regularization == "layers"
         self.norm = nn.BatchNorm1d(num_columns, eps=NORM_EPS) if regularized else nn.Identity()
         self.dropout = Dropout(config.dropout if regularized else 0.0)

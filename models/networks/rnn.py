@@ -11,7 +11,7 @@ from torch.nn import functional as F
 from models.config import ResolvedTechniques, RNNConfig
 from models.features import PADDING, UNKNOWN
 from models.inputs import FrameInput, Steps, TokenInput, WindowInput
-from models.techniques import Dropout, Initializer
+from models.techniques import Dropout, Initializer, empty_table
 
 EMBEDDING_STD = 0.1  # small, for a rare word gets few updates: of 0.02 to 1, this and less learned sentiment well
 GATED_CELLS: Mapping[str, Callable[..., nn.RNNBase]] = {"gru": nn.GRU, "lstm": nn.LSTM}
@@ -106,7 +106,7 @@ def _check_segment(config: RNNConfig, inputs: WindowInput | TokenInput | FrameIn
 
 def _embedding(config: RNNConfig, inputs: WindowInput | TokenInput | FrameInput) -> nn.Module:
     if isinstance(inputs, TokenInput):
-        return nn.Embedding(inputs.num_tokens, config.hidden_size)
+        return empty_table(inputs.num_tokens, config.hidden_size)
     if config.segment > 1:
         return nn.Linear(config.segment * inputs.num_channels, config.hidden_size)
     return nn.Identity()

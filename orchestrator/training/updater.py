@@ -6,17 +6,21 @@ however many layers there are. Several networks of one structure have a row each
 
 # R = networks, P = numbers of a network's parameters
 
-from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.optim.adam import adam
+from torch.optim.sgd import sgd
 
 from models.network import Network
 from models.techniques import penalized_weights
 from orchestrator.config import TrainConfig
 from orchestrator.runs.record import RunRecord
+
+STEP = "step"
+"""How many steps Adam has made: one number of all parameters."""
 
 
 class _Stretch(NamedTuple):
@@ -48,13 +52,8 @@ class Updater:
             gradients_RP: where gradients are found by `apply`; their memory stays the same.
         """
         self._settings = records[0].experiment.train
-        self._rows = [nn.Parameter(weights_P) for weights_P in weights_RP]
-        places = defaultdict(list)
-        for place, (row, gradient_P) in enumerate(zip(self._rows, gradients_RP, strict=True)):
-            row.grad = gradient_P
-            places[records[place].experiment.train.learning_rate].append(place)
-        groups = [{"params": [self._rows[i] for i in alike], "places": alike} for alike in places.values()]
-        self._optimizer = _optimizer(groups, self._settings)
+        kind = Adam if self._settings.optimizer == "adam" else SGD
+        self._rows = [kind(w_P, g_P, self._settings) for w_P, g_P in zip(weights_RP, gradients_RP, strict=True)]
         self._stretches = list(_stretches(network))
         self._gradients_RP = gradients_RP
         is_penalized = records[0].techniques.regularization == "penalty"
@@ -80,33 +79,90 @@ class Updater:
             kept_R1 = 1 - torch.tensor(rates, device=self._gradients_RP.device).unsqueeze(1) * settings.weight_decay
             for weights_RN in self._decayed:
                 weights_RN.mul_(kept_R1)
-        for alike in self._optimizer.param_groups:
-            alike["lr"] = rates[alike["places"][0]]
-        self._optimizer.step()
+        for row, rate in zip(self._rows, rates, strict=True):
+            row.step(rate)
 
     def tensors(self, place: int = 0) -> dict[str, Tensor]:
         """A copy of a row's optimizer state, ``PARAMETER.KEY``; a number of all of it is every parameter's own."""
-        row = self._rows[place]
         found: dict[str, Tensor] = {}
-        for key, value in self._optimizer.state[row].items():
-            if value is None:
-                continue
+        for key, value in self._rows[place].state.items():
             for stretch in self._stretches:
-                own = stretch.of(value) if _is_row(value, row) else torch.as_tensor(value)
+                own = stretch.of(value) if value.ndim else value
                 found[f"{stretch.name}.{key}"] = own.detach().cpu().clone(memory_format=torch.contiguous_format)
         return found
 
     def load(self, tensors: dict[str, Tensor], place: int = 0) -> None:
         """Go on from what `tensors` returned."""
         row = self._rows[place]
-        state = self._optimizer.state[row]
-        for stretch in self._stretches:
-            for name in [name for name in tensors if name.rpartition(".")[0] == stretch.name]:
-                key, tensor = name.rpartition(".")[2], tensors[name]
-                if key == "step" or tensor.shape != stretch.like.shape:
-                    state[key] = tensor.clone()
-                    continue
-                stretch.of(state.setdefault(key, torch.zeros_like(row.detach()))).copy_(tensor)
+        by_stretch = {stretch.name: stretch for stretch in self._stretches}
+        for name, tensor in tensors.items():
+            parameter, _, key = name.rpartition(".")
+            if key == STEP:
+                row.state[key] = tensor.to(row.weights_P.device, torch.float32, copy=True)
+            else:
+                by_stretch[parameter].of(row.state.setdefault(key, torch.zeros_like(row.weights_P))).copy_(tensor)
+
+
+class SGD:
+    """Stochastic gradient descent of one row, with Nesterov's momentum.
+
+    Both optimizers call the functions below PyTorch's classes: these import its compiler at the first step, which takes
+    every process a second, and take longer than a small network's update.
+    """
+
+    def __init__(self, weights_P: Tensor, gradient_P: Tensor, settings: TrainConfig) -> None:
+        self.weights_P, self.gradient_P, self.momentum = weights_P, gradient_P, settings.momentum
+        self.state: dict[str, Tensor] = {}
+        """The momentum, once there was a step."""
+
+    def step(self, rate: float) -> None:
+        """Change the weights along the gradient."""
+        buffers = [self.state.get("momentum_buffer")]
+        sgd(
+            [self.weights_P],
+            [self.gradient_P],
+            buffers,
+            fused=True,
+            weight_decay=0.0,
+            momentum=self.momentum,
+            lr=rate,
+            dampening=0.0,
+            nesterov=self.momentum > 0,
+            maximize=False,
+        )
+        if buffers[0] is not None:
+            self.state["momentum_buffer"] = buffers[0]
+
+
+class Adam:
+    """Adam (Kingma and Ba 2015) of one row; see `SGD`."""
+
+    def __init__(self, weights_P: Tensor, gradient_P: Tensor, settings: TrainConfig) -> None:  # noqa: ARG002
+        self.weights_P, self.gradient_P = weights_P, gradient_P
+        self.state: dict[str, Tensor] = {}
+        """The number of steps and both moments, once there was one."""
+
+    def step(self, rate: float) -> None:
+        """Change the weights along the gradient."""
+        if not self.state:
+            first_P, second_P = torch.zeros_like(self.weights_P), torch.zeros_like(self.weights_P)
+            self.state |= {STEP: self.weights_P.new_zeros(()), "exp_avg": first_P, "exp_avg_sq": second_P}
+        adam(
+            [self.weights_P],
+            [self.gradient_P],
+            [self.state["exp_avg"]],
+            [self.state["exp_avg_sq"]],
+            [],
+            [self.state[STEP]],
+            fused=True,
+            amsgrad=False,
+            beta1=0.9,
+            beta2=0.999,
+            lr=rate,
+            weight_decay=0.0,
+            eps=1e-8,
+            maximize=False,
+        )
 
 
 def flat_weights(network: Network) -> Tensor:
@@ -136,15 +192,3 @@ def _joined(network: Network, chosen: Iterable[nn.Parameter]) -> list[slice]:
         elif id(stretch.like) in wanted:
             found.append(slice(stretch.start, stretch.stop))
     return found
-
-
-def _is_row(value: object, row: Tensor) -> bool:
-    return isinstance(value, Tensor) and value.shape == row.shape
-
-
-def _optimizer(groups: list[dict[str, object]], settings: TrainConfig) -> torch.optim.Optimizer:
-    """The optimizer of rows; their learning rates are set before every update."""
-    rate = settings.learning_rate
-    if settings.optimizer == "adam":
-        return torch.optim.Adam(groups, lr=rate, fused=True)
-    return torch.optim.SGD(groups, lr=rate, momentum=settings.momentum, nesterov=settings.momentum > 0, fused=True)

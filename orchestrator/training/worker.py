@@ -131,4 +131,3 @@ def leave_group() -> None:
 def warm_up() -> None:
     """Import what a training needs first; where a process was started ahead, nobody waits for it."""
     imported("orchestrator.training.fit")
-    imported("torch._dynamo")  # two seconds that an optimizer takes at its first step
