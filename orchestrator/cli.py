@@ -9,9 +9,9 @@ from typing import Any
 import typer
 
 from orchestrator.commands import data, jobs, local, report, serve, sweep, train
-from orchestrator.commands.app import app, main
+from orchestrator.commands.app import app, main, run_command_line
 
-__all__ = ["app", "main"]
+__all__ = ["app", "main", "run_command_line"]
 
 PANELS: Mapping[str, tuple[str, ...]] = {
     "First steps": ("demo", "doctor", "recipes", "check"),

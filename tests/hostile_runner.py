@@ -46,7 +46,7 @@ def _answer(*, words: list[str], env: dict[str, str]) -> dict[str, Any]:
 
 def _become(words: list[str], env: dict[str, str], output: int, errors: int) -> None:
     """Be the command `orchestrator WORDS`; never returns."""
-    from orchestrator.cli import main
+    from orchestrator.cli import run_command_line
 
     signal.alarm(LIMIT_S)
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
@@ -56,7 +56,7 @@ def _become(words: list[str], env: dict[str, str], output: int, errors: int) -> 
     sys.argv = ["orchestrator", *words]
     code: Any = 1
     try:
-        main()
+        run_command_line()
         code = 0
     except SystemExit as done:
         code = done.code or 0

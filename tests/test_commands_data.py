@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 from test_training_trainer import write_pictures, write_rows, write_sounds, write_texts
 
-from orchestrator.cli import main
+from orchestrator.cli import run_command_line
 from tests.fake_store import MemoryStore
 
 
@@ -116,7 +116,7 @@ def typed(words: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.Capt
     """The exit code of a command and all that it prints, in one line."""
     monkeypatch.setattr(sys, "argv", ["orchestrator", *words])
     with pytest.raises(SystemExit) as ended:
-        main()
+        run_command_line()
     found = capsys.readouterr()
     return int(ended.value.code or 0), " ".join(f"{found.out}{ERRORS}{found.err}".split())
 

@@ -5,7 +5,7 @@ import sys
 from collections.abc import Callable
 from contextlib import nullcontext
 from functools import partial, wraps
-from typing import TYPE_CHECKING, Annotated, Any, TypeVar, cast
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn, TypeVar, cast
 
 import typer
 
@@ -63,21 +63,32 @@ DryRun = Annotated[bool, typer.Option("--dry-run", help="Say what would be done,
 Command = TypeVar("Command", bound=Callable[..., Any])
 
 
-def main() -> None:
-    """Run the command line; errors become one clear message and an exit code."""
+def main() -> NoReturn:
+    """Run the command line, and end the process."""
+    from orchestrator.commands.ending import leave
+
+    try:
+        run_command_line()
+    except SystemExit as end:
+        leave(end)
+
+
+def run_command_line() -> NoReturn:
+    """Run the command line; errors become one clear message and an exit code.
+
+    Raises:
+        SystemExit: in any case, at the end.
+    """
     from cluster.head_watch import told_by
-    from orchestrator.commands.ending import CommandEnd, leave, run_to_end
+    from orchestrator.commands.ending import CommandEnd, run_to_end
     from orchestrator.commands.terminal import LogLines, print_traceback, stdout_kept_for_json
 
     sys.excepthook = print_traceback
     logging.basicConfig(handlers=[LogLines()])
     as_json = "--json" in sys.argv[1:] and "--help" not in sys.argv[1:]
     ending = CommandEnd(as_json=as_json)
-    try:
-        with stdout_kept_for_json() if as_json else nullcontext(), told_by(ending.tell), ending.answering_ctrl_c():
-            run_to_end(partial(app, standalone_mode=False), ending)
-    except SystemExit as end:
-        leave(end)
+    with stdout_kept_for_json() if as_json else nullcontext(), told_by(ending.tell), ending.answering_ctrl_c():
+        run_to_end(partial(app, standalone_mode=False), ending)
 
 
 def command(group: typer.Typer, example: str, *, name: str | None = None) -> Callable[[Command], Command]:
