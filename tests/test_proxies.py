@@ -149,10 +149,10 @@ def test_grpc_asks_this_machine_itself(proxied: BlackHole) -> None:
         socket.create_server(("127.0.0.1", 0)) as server,
         grpc.insecure_channel(f"127.0.0.1:{server.getsockname()[1]}") as channel,
     ):
-        ready = grpc.channel_ready_future(channel)
+        call = channel.unary_unary("/a/b").future(b"", wait_for_ready=True)
         connection, _ = server.accept()
         assert connection.recv(3) == b"PRI"  # HTTP/2 itself, and no request to a proxy
-        ready.cancel()
+        call.cancel()
         connection.close()
     assert proxied.asked == []
 

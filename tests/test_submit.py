@@ -184,7 +184,7 @@ def wait_until_training(job: str, dashboard: str, folder: Path) -> None:
         lines = []
         for line in process.stdout:
             lines.append(line)
-            if line.startswith("epoch "):
+            if ": epoch " in line:
                 break
         else:
             raise AssertionError("".join(lines) + process.communicate()[1])
