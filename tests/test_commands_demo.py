@@ -9,6 +9,10 @@ from pathlib import Path
 import psutil
 import pytest
 
+from cluster.process.typed import typed
+from orchestrator.cli import app
+from orchestrator.commands import demo, terminal
+
 
 @pytest.mark.ray
 @pytest.mark.store
@@ -36,6 +40,21 @@ def test_the_demo_trains_sweeps_deploys_answers_and_leaves_nothing_behind(tmp_pa
     assert (tmp_path / "orchestrator-demo-restored.png").read_bytes().startswith(b"\x89PNG")
     left = [p.cmdline() for p in psutil.process_iter() if str(home) in " ".join(_words(p))]
     assert left == []
+
+
+def test_the_commands_to_go_on_with_are_printed_as_they_are_typed(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    steps = [typed("up"), typed("predict", "digits", "my picture.png")]
+    report = {"queries": [], "store": "s3://b", "seconds": {"up": 1.0}, "next": steps}
+    monkeypatch.setattr(demo, "run_demo", lambda *, keep: report)
+    monkeypatch.setattr(terminal, "out", terminal._Terminal(stderr=False, width=200))
+    app(["demo"], standalone_mode=False)
+    assert capsys.readouterr().out.splitlines()[-3:] == [
+        "Next:",
+        "  orchestrator up",
+        "  orchestrator predict digits 'my picture.png'",
+    ]
 
 
 def _words(process: psutil.Process) -> list[str]:

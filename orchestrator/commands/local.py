@@ -1,6 +1,5 @@
 """Commands for a first look and the local cluster: demo, doctor, up, down, status."""
 
-import shlex
 import time
 from typing import TYPE_CHECKING, Annotated
 
@@ -26,7 +25,7 @@ def demo(
 ) -> None:
     """See all of it in about two minutes: push, train, sweep, deploy and query, on data that comes with the package."""
     from orchestrator.commands.demo import run_demo
-    from orchestrator.commands.terminal import emit, next_steps, out
+    from orchestrator.commands.terminal import emit, out, print_next
 
     report = run_demo(keep=keep)
 
@@ -34,7 +33,7 @@ def demo(
         for query in report["queries"]:
             out.print(f"asked   {query['ask']}\nanswer  {query['answer']}\ntruth   {query['truth']}\n", markup=False)
         out.print(f"Everything is in {report['store']}; it took {sum(report['seconds'].values()):.0f} s.")
-        next_steps(*(tuple(shlex.split(line)) for line in report["next"]))
+        print_next(report["next"])
 
     emit(report, as_json=json, show=show)
 

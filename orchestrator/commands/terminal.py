@@ -131,6 +131,11 @@ def next_steps(*commands: tuple[str, ...]) -> None:
     Args:
         commands: The words of each, without ``orchestrator``; see `cluster.process.typed.typed`.
     """
+    print_next([typed(*words) for words in commands])
+
+
+def print_next(lines: Sequence[str]) -> None:
+    """The closing lines, of commands as `cluster.process.typed.typed` has written them."""
     out.print("\nNext:")
-    for words in commands:
-        out.print(f"  {typed(*words)}", style="bold")
+    for line in lines:
+        out.print(f"  {line}", style="bold")
