@@ -28,7 +28,7 @@ def describe_feature(feature: Feature) -> str:
             scaled = "" if encoding == "raw" else ", scaled from files"
             return f"a picture of {width} × {height}, {'grey' if channels == 1 else f'{channels} channels'}{scaled}"
         case VectorFeature(names=names):
-            return f"{_counted(names, 'number')}"
+            return _counted(names, "number")
         case CategoricalFeature(vocabulary=vocabulary):
             return f"one of {_counted(vocabulary, 'value')}"
         case SeriesFeature(channels=names, clock=clock):

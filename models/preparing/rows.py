@@ -229,7 +229,7 @@ def _number(name: str, value: Any, notation: Notation) -> float:
         found = number_of(value, notation)
         if found is None:
             raise RowError(
-                name, "wrong_type", f"{name} must be a number, written like {_example(notation)}, got other text."
+                name, "wrong_type", f"{name} must be a number, written like {example_of(notation)}, got other text."
             )
         value = found
     if isinstance(value, bool) or not isinstance(value, int | float):
@@ -239,7 +239,8 @@ def _number(name: str, value: Any, notation: Notation) -> float:
     return float(value)
 
 
-def _example(notation: Notation) -> str:
+def example_of(notation: Notation) -> str:
+    """Return a number as it is written, such as ``$1,234.5``."""
     number = f"1{notation.thousands}234{notation.decimal}5"
     return f"{number}{notation.sign}" if notation.sign == "%" else f"{notation.sign}{number}"
 

@@ -89,10 +89,6 @@ class Delimited:
         """The rows of each file."""
         return consecutive(self.counts)
 
-    def in_encoding(self, format: str) -> str:
-        """Return the name of a format, with the encoding if it is not UTF-8."""
-        return format if self.encoding == "utf-8" else f"{format} ({self.encoding})"
-
     def where(self, index: int) -> tuple[str, int]:
         """Return the file of a row, and its number in it, counted from 1 with the header and empty rows."""
         for split, file in self.files.items():
@@ -103,13 +99,17 @@ class Delimited:
             index -= self.counts[split]
         raise IndexError(index)
 
+    def trimmed(self, name: str) -> pa.ChunkedArray:
+        """Return a column as text, without the blanks around it; an empty field is an empty text."""
+        return pc.utf8_trim_whitespace(self.table.column(name))
+
     def column(self, name: str) -> pa.ChunkedArray:
         """Return a column as text, without the blanks around it.
 
         Raises:
             ConfigError: if a field is empty.
         """
-        values = pc.utf8_trim_whitespace(self.table.column(name))
+        values = self.trimmed(name)
         empty = pc.equal(values, "").to_numpy()
         if empty.any():
             file, row = self.where(int(empty.argmax()))
@@ -124,7 +124,7 @@ class Delimited:
         Raises:
             ConfigError: if a field is not a number, or does not fit 32 bits.
         """
-        values = pc.utf8_trim_whitespace(self.table.column(name))
+        values = self.trimmed(name)
         numbers, _ = as_numbers(values)
         wrong = ~(np.abs(numbers) <= LARGEST)
         if wrong.any():

@@ -5,7 +5,6 @@ from dataclasses import dataclass
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from cluster.errors import ConfigError
 from models.features import ClassTarget, NumberTarget
@@ -67,11 +66,6 @@ def target_column(names: Sequence[str], options: SourceOptions, place: str) -> s
     return found[0]
 
 
-def trimmed(rows: Delimited, name: str) -> pa.ChunkedArray:
-    """Return a column as text, without the blanks around it."""
-    return pc.utf8_trim_whitespace(rows.table.column(name))
-
-
 def read_labels(rows: Delimited, name: str, options: SourceOptions, *, kept: Ints | None = None) -> Labels:
     """Return the target of every row: classes if it is text or `MOST_WHOLE_CLASSES` whole numbers at most.
 
@@ -84,7 +78,7 @@ def read_labels(rows: Delimited, name: str, options: SourceOptions, *, kept: Int
     Raises:
         ConfigError: if a field is empty, or a number where the others are text or the other way round.
     """
-    values = rows.column(name) if kept is None else trimmed(rows, name).take(pa.array(kept))
+    values = rows.column(name) if kept is None else rows.trimmed(name).take(pa.array(kept))
     notation = notation_of(values, options)
     if notation is not None and notation != Notation():
         return number_labels(numbers_in(values, notation), options, f"{name} in {rows.place}")

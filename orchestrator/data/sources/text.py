@@ -16,6 +16,7 @@ from orchestrator.data.columns import Ragged
 from orchestrator.data.manifest import Change, Source
 from orchestrator.data.order import Ints
 from orchestrator.data.sources.classes import check_class_names
+from orchestrator.data.sources.delimited.dialect import in_encoding
 from orchestrator.data.sources.files import SCHEME, Files
 from orchestrator.data.sources.located import SourceFile, plain_name, source_name, split_files
 from orchestrator.data.sources.options import DELIMITED, SourceOptions, only
@@ -65,9 +66,7 @@ def read_text(source: str, options: SourceOptions) -> Prepared:
         target=found.labels.target(rows, found.place),
         splits={s: _part(tokens_of, found.labels, r) for s, r in rows.items()},
         rows=found.rows,
-        source=Source(
-            format="text" if found.encoding == "utf-8" else f"text ({found.encoding})", uri=source, changes=changes
-        ),
+        source=Source(format=in_encoding("text", found.encoding), uri=source, changes=changes),
     )
 
 

@@ -3,7 +3,7 @@
 import csv
 import io
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from itertools import islice
 from typing import Any, Literal, NamedTuple
@@ -58,6 +58,11 @@ def decoded(contents: Mapping[str, bytes], places: Mapping[str, object]) -> tupl
                 f"{row}. Convert it."
             ) from error
     return found, encoding
+
+
+def in_encoding(format: str, encoding: str) -> str:
+    """Return the name of a format, with the encoding of its files if it is not UTF-8."""
+    return format if encoding == "utf-8" else f"{format} ({encoding})"
 
 
 def _utf8_fault(content: bytes) -> UnicodeDecodeError | None:
@@ -231,13 +236,3 @@ def _every_quote_is_closed(content: bytes, delimiter: str) -> bool:
         return False
     breaks = np.flatnonzero((data == _LF) | (data == _CR) | ((data == ends[0]) if delimiter == "\t" else False))
     return bool((np.searchsorted(breaks, opening) == np.searchsorted(breaks, closing)).all())
-
-
-def quoted(words: Sequence[str]) -> str:
-    """Return column names as a list that can be pasted behind `--option`: see `cure`."""
-    return ", ".join(word if re.fullmatch(r"[A-Za-z_][\w-]*", word) else _yaml(word) for word in words)
-
-
-def _yaml(word: str) -> str:
-    escaped = word.replace("\\", "\\\\").replace('"', '\\"')
-    return f'"{escaped}"'

@@ -21,6 +21,7 @@ from models.preparing.rows import (
     RowColumn,
     date_of,
     date_parts,
+    example_of,
     number_pattern,
 )
 from orchestrator.data.columns import Array
@@ -82,7 +83,7 @@ def read_field(rows: Delimited, name: str, options: SourceOptions) -> Field:
     Raises:
         FieldError: if it is neither numbers nor dates nor categories.
     """
-    texts = pc.utf8_trim_whitespace(rows.table.column(name))
+    texts = rows.trimmed(name)
     if name not in (options.categories or ()):
         numbers = _plain_numbers(texts) if asked_notation(options).decimal == "." else None
         if numbers is not None:
@@ -101,7 +102,7 @@ def read_field(rows: Delimited, name: str, options: SourceOptions) -> Field:
         numbers = _with_gaps(numbers_in(present, notation), gone)
         _refuse_identifier(name, present, numbers[~gone], options)
         is_plain = notation == Notation() or _all_match(present, number_pattern(Notation()))
-        notes = () if is_plain else (f"read the numbers of {name}, written like {_shown(notation)}",)
+        notes = () if is_plain else (f"read the numbers of {name}, written like {example_of(notation)}",)
         return _of_numbers(name, NumberColumn(notation=notation), texts, gone, numbers, notes)
     if _all_match(present, _DATE) or (options.date_format and _parses(present, options.date_format)):
         return _of_dates(name, texts, gone, present, options)
@@ -321,11 +322,6 @@ def _options(notation: Notation) -> str:
     words = ["--option 'decimal=,'" if notation.decimal == "," else ""]
     words.append(thousands.get(notation.thousands, f"--option 'thousands={notation.thousands}'"))
     return " ".join(filter(None, words))
-
-
-def _shown(notation: Notation) -> str:
-    number = f"1{notation.thousands}234{notation.decimal}5"
-    return f"{number}{notation.sign}" if notation.sign == "%" else f"{notation.sign}{number}"
 
 
 def _all_match(texts: pa.ChunkedArray, pattern: str) -> bool:

@@ -14,7 +14,6 @@ from orchestrator.data.order import Ints
 from orchestrator.data.sources.delimited.fields import Field, in_brackets, missing_in, policy_of
 from orchestrator.data.sources.options import SourceOptions
 from orchestrator.data.sources.rows import Delimited
-from orchestrator.data.sources.targets import trimmed
 
 MISSING_CATEGORY = "(missing)"
 
@@ -34,7 +33,7 @@ def gaps_of(rows: Delimited, fields: Sequence[Field], target: str, options: Sour
     """Return what is to be said of the missing values that nothing was said about; empty if there are none."""
     gaps = {field.name: field.is_missing for field in fields if policy_of(field.name, options) in ("refuse", "keep")}
     if policy_of(target, options) != "drop":
-        gaps[target] = missing_in(trimmed(rows, target), target, options)
+        gaps[target] = missing_in(rows.trimmed(target), target, options)
     gaps = {name: gone for name, gone in gaps.items() if gone.any()}
     if not gaps:
         return ""
@@ -50,7 +49,7 @@ def gaps_of(rows: Delimited, fields: Sequence[Field], target: str, options: Sour
         numeric = any(field.is_numeric for field in fields if field.name == one)
         word = in_brackets([one])[1:-1]
         cures.append(f"say it of one column, as --option 'missing={{{word}: {'median' if numeric else 'category'}}}'")
-        if not numeric and not pc.all(pc.equal(pc.filter(trimmed(rows, one), pa.array(gaps[one])), "")).as_py():
+        if not numeric and not pc.all(pc.equal(pc.filter(rows.trimmed(one), pa.array(gaps[one])), "")).as_py():
             cures.append(f"keep its words as categories with --option 'missing={{{word}: keep}}'")
     return (
         f"every field of {rows.place} must have a value, got none in {len(rows):,} rows of these columns: {listed}; "
@@ -73,7 +72,7 @@ def kept_rows(rows: Delimited, fields: Sequence[Field], target: str, options: So
     """Return the rows that stay, and a note about those that do not."""
     gone = {field.name: field.is_missing for field in fields if policy_of(field.name, options) == "drop"}
     if policy_of(target, options) == "drop":
-        gone[target] = missing_in(trimmed(rows, target), target, options)
+        gone[target] = missing_in(rows.trimmed(target), target, options)
     gone = {name: found for name, found in gone.items() if found.any()}
     if not gone:
         return np.arange(len(rows)), ""

@@ -18,6 +18,7 @@ from models.preparing.rows import CategoryColumn, RowSchema
 from orchestrator.data.columns import Array, number_target
 from orchestrator.data.manifest import Source
 from orchestrator.data.order import Ints, permutation, random_bits
+from orchestrator.data.sources.delimited.dialect import in_encoding
 from orchestrator.data.sources.located import ALL, SourceFile, source_name, split_files
 from orchestrator.data.sources.options import DELIMITED, SourceOptions, only
 from orchestrator.data.sources.prepared import Part, Prepared
@@ -103,7 +104,7 @@ def read_ratings(source: str, options: SourceOptions) -> Prepared:
         features={"user": user, "item": item},
         target=number_target(columns[TARGET][splits["train"]]),
         splits={split: Part.of({k: v[chosen] for k, v in columns.items()}) for split, chosen in splits.items()},
-        source=Source(format=rows.in_encoding("ratings"), uri=source),
+        source=Source(format=in_encoding("ratings", rows.encoding), uri=source),
         notes=tuple(notes),
         rows=RowSchema(
             columns={names[word]: CategoryColumn(feature=word) for word in ("user", "item")},

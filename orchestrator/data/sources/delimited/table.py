@@ -15,6 +15,7 @@ from orchestrator.data.columns import Array, Column, Columns, row_statistics, ta
 from orchestrator.data.manifest import Source
 from orchestrator.data.order import Ints
 from orchestrator.data.precision import centre_of, merged
+from orchestrator.data.sources.delimited.dialect import in_encoding
 from orchestrator.data.sources.delimited.fields import (
     Field,
     FieldError,
@@ -76,7 +77,7 @@ def read_table(source: str, options: SourceOptions) -> Prepared:
         features=features,
         target=table.labels.target(splits, rows.place),
         splits={s: Part.of({n: take(column, chosen) for n, column in columns.items()}) for s, chosen in splits.items()},
-        source=Source(format=rows.in_encoding("table"), uri=source),
+        source=Source(format=in_encoding("table", rows.encoding), uri=source),
         notes=tuple(notes),
         rows=RowSchema(
             columns={field.name: field.column for field in table.fields},
@@ -84,14 +85,6 @@ def read_table(source: str, options: SourceOptions) -> Prepared:
             missing_words=missing_words(options),
         ),
     )
-
-
-def split_rows(rows: Delimited, strata: Array, groups: Ints, options: SourceOptions) -> dict[str, Ints]:
-    """Return the rows of each split: those of its file, or drawn if there is one file."""
-    if ALL in rows.files:
-        return drawn(strata, groups=groups, options=options, place=rows.place)
-    refuse_draw(options, rows.place)
-    return rows.rows
 
 
 # ---- columns
@@ -117,7 +110,7 @@ def _named(rows: Delimited, options: SourceOptions) -> tuple[Delimited, list[str
 
 
 def _holds_anything(rows: Delimited, name: str) -> bool:
-    return bool(pc.any(pc.not_equal(pc.utf8_trim_whitespace(rows.table.column(name)), "")).as_py())
+    return bool(pc.any(pc.not_equal(rows.trimmed(name), "")).as_py())
 
 
 def _feature_names(rows: Delimited, target: str, options: SourceOptions) -> list[str]:

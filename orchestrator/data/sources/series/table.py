@@ -14,7 +14,7 @@ from models.preparing.dates import DateError, Micros, is_date, joined, parse_dat
 from models.preparing.gaps import MISSING
 from orchestrator.data.columns import Array
 from orchestrator.data.sources.options import SourceOptions
-from orchestrator.data.sources.rows import Delimited, as_numbers
+from orchestrator.data.sources.rows import LARGEST, Delimited, as_numbers
 
 DATE_NAMES = (
     "date",
@@ -39,8 +39,6 @@ _WHOLE = ("date", "datetime", "date_time", "timestamp", "ts", "ds")
 _PARTS = ("year", "month", "day", "hour")
 
 ITEM_NAMES = ("item_id", "unique_id", "series_id", "timeseries_id")
-
-_LARGEST = float(np.finfo(np.float32).max)  # numbers are stored in 32 bits
 
 
 @dataclass(frozen=True)
@@ -105,7 +103,7 @@ def read_times(rows: Delimited, columns: Columns, options: SourceOptions) -> tup
     Raises:
         ConfigError: naming the first row without a date.
     """
-    fields = [pc.utf8_trim_whitespace(rows.table.column(name)).to_pylist() for name in columns.dates]
+    fields = [rows.trimmed(name).to_pylist() for name in columns.dates]
     texts = fields[0] if len(fields) == 1 else [joined(parts) for parts in zip(*fields, strict=True)]
     try:
         return parse_dates(texts, options.date_order), texts
@@ -140,13 +138,13 @@ def read_values(rows: Delimited, columns: Columns, options: SourceOptions) -> Ar
 
 
 def _column(rows: Delimited, name: str, options: SourceOptions) -> Array:
-    texts = pc.utf8_trim_whitespace(rows.table.column(name))
+    texts = rows.trimmed(name)
     if options.decimal == ",":
         texts = pc.replace_substring(texts, ",", ".")
     missing = pc.is_in(pc.utf8_lower(texts), value_set=pa.array(MISSING))
     numbers, _ = as_numbers(pc.if_else(missing, "nan", texts))
     is_missing = missing.to_numpy()
-    wrong = ~is_missing & ~(np.abs(numbers) <= _LARGEST)
+    wrong = ~is_missing & ~(np.abs(numbers) <= LARGEST)
     if wrong.any():
         index = int(wrong.argmax())
         file, row = rows.where(index)
