@@ -1,5 +1,6 @@
 """Series as people have them: dates, delimiters, gaps, missing values, many in one file; down to the windows."""
 
+import gzip
 from pathlib import Path
 from typing import Any
 
@@ -124,6 +125,16 @@ def test_a_date_somewhere_makes_a_series_unless_something_is_to_be_predicted(
     tmp_path: Path, text: str, format: str
 ) -> None:
     assert detect(written(tmp_path, text), SourceOptions()) == format
+
+
+@pytest.mark.parametrize("name", ["s.csv", "s.tsv", "s.txt", "s.tsv.gz"])
+def test_the_one_file_of_a_folder_is_read_and_not_said_to_be_left_out(tmp_path: Path, name: str) -> None:
+    text = hourly(range(48)).replace(",", "\t").encode()
+    (tmp_path / name).write_bytes(gzip.compress(text) if name.endswith(".gz") else text)
+    (tmp_path / "notes.pdf").write_bytes(b"%PDF")
+    prepared = prepare(str(tmp_path), format="series")
+    assert len(values_of(prepared)) == 48
+    assert prepared.notes == ("left out 1 file: notes.pdf",)
 
 
 # ---- gaps

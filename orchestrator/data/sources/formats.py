@@ -45,6 +45,7 @@ from orchestrator.data.sources.picture_files import SPLIT_NAMES, detect_pictures
 from orchestrator.data.sources.picture_files import SUFFIXES as PICTURE_SUFFIXES
 from orchestrator.data.sources.prepared import Prepared
 from orchestrator.data.sources.rows import as_number, first_rows, refuse_empty
+from orchestrator.data.sources.series.reading import SUFFIXES as SERIES_SUFFIXES
 from orchestrator.data.sources.series.reading import read_series
 from orchestrator.data.sources.series.table import DATE_NAMES
 from orchestrator.data.sources.sound import read_wav
@@ -134,7 +135,7 @@ def _used(format: str, names: Sequence[str]) -> set[str]:
         "table": TABLE_SUFFIXES,
         "ratings": RATING_SUFFIXES,
         "svmlight": SVMLIGHT_SUFFIXES,
-        "series": (".csv",),
+        "series": SERIES_SUFFIXES,
     }
     if format in suffixes or (format == "text" and tables_of(names, suffixes=TABLE_SUFFIXES)):
         known = RATING_FILES if format == "ratings" else ()
