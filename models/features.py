@@ -19,7 +19,7 @@ padded to the longest of the batch, and ``NAME.length`` [B] int64 says how many 
 feature are ``NAME.value``.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Set
 from typing import Annotated, ClassVar, Literal
 
 from pydantic import FailFast, Field, field_validator, model_validator
@@ -243,3 +243,9 @@ class Signature(Frozen):
     @classmethod
     def _in_one_order(cls, features: dict[str, Feature]) -> dict[str, Feature]:
         return dict(sorted(features.items()))
+
+    def is_row(self, names: Set[str]) -> bool:
+        """Whether what has these names is a row of the source: they are its columns, and not only features."""
+        if self.rows is None:
+            return False
+        return names <= self.rows.columns.keys() or not names <= self.features.keys()

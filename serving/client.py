@@ -1,7 +1,6 @@
 """A client for deployed models: pictures, series, categories or JSON in, answers out."""
 
 import json
-import math
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -31,7 +30,7 @@ from models.features import (
 )
 from models.preparing.rows import RowSchema
 from serving.http.access import TOKEN_VARIABLE, read_token, read_url, token_path
-from serving.requests.series import parse_series
+from serving.requests.series import is_number, parse_series
 from serving.requests.values import InputError
 
 CONNECT_TIMEOUT_S = 5.0
@@ -229,13 +228,6 @@ def parse_inputs(words: Sequence[str], signature: Signature) -> Any:
     return _parse_pairs(words, signature)
 
 
-def _is_number(cell: str) -> bool:
-    try:
-        return math.isfinite(float(cell))
-    except ValueError:
-        return False
-
-
 def _text_name(feature: str, signature: Signature) -> str:
     """What a text is called in the source."""
     return next(iter(signature.rows.columns), feature) if signature.rows else feature
@@ -246,7 +238,7 @@ def _parse_columns(words: Sequence[str]) -> dict[str, float]:
     found = {}
     for word in words:
         column, _, value = word.partition("=")
-        if not column.isdecimal() or not _is_number(value):
+        if not column.isdecimal() or not is_number(value):
             raise ConfigError(f"inputs must be given as COLUMN=NUMBER ..., columns counted from 0, got {word!r}.")
         found[column] = float(value)
     return found
@@ -266,7 +258,7 @@ def _parse_row(words: Sequence[str], schema: RowSchema) -> dict[str, str]:
 
 def _parse_pairs(words: Sequence[str], signature: Signature) -> dict[str, Any]:
     named = {word.partition("=")[0] for word in words}
-    if signature.rows and not (named <= signature.features.keys() and not named <= signature.rows.columns.keys()):
+    if signature.rows and signature.is_row(named):
         return _parse_row(words, signature.rows)
     owner = {
         number: name for name, f in signature.features.items() if isinstance(f, VectorFeature) for number in f.names
@@ -280,7 +272,7 @@ def _parse_pairs(words: Sequence[str], signature: Signature) -> dict[str, Any]:
             raise ConfigError(f"inputs must be given as {usage}, got {word!r}.")
         if key not in owner:
             sample[key] = value
-        elif _is_number(value):
+        elif is_number(value):
             sample.setdefault(owner[key], {})[key] = float(value)
         else:
             raise ConfigError(f"{key} must be a number, got {value!r}.")

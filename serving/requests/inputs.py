@@ -179,15 +179,9 @@ def _parse_sample(sample: Any, signature: Signature, *, prefix: str) -> Batch:
     return row
 
 
-def is_row(sample: Mapping[str, Any], signature: Signature) -> bool:
-    """Whether a sample names columns of the source, and not only features."""
-    columns = signature.rows.columns.keys() if signature.rows else set()
-    return signature.rows is not None and (sample.keys() <= columns or not sample.keys() <= signature.features.keys())
-
-
 def _as_features(sample: dict[str, Any], signature: Signature, *, prefix: str) -> dict[str, Any]:
     """Return what a row of the source stands for; a sample that names features and no column stays as it is."""
-    if signature.rows is None or not is_row(sample, signature):
+    if signature.rows is None or not signature.is_row(sample.keys()):
         return sample
     try:
         return features_of(sample, signature.rows)

@@ -17,7 +17,7 @@ from models.features import (
     Signature,
 )
 from models.preparing.rows import filled_columns
-from serving.requests.inputs import Batch, is_row
+from serving.requests.inputs import Batch
 from serving.requests.values import InputError
 
 TOP = 5
@@ -53,7 +53,7 @@ def name_filled(answers: list[dict[str, Any]], request: Any, signature: Signatur
     """
     rows = request if isinstance(request, list) else [request]
     for answer, row in zip(answers, rows, strict=True):
-        if signature.rows and isinstance(row, dict) and is_row(row, signature):
+        if signature.rows and isinstance(row, dict) and signature.is_row(row.keys()):
             filled = filled_columns(row, signature.rows)
             if filled:
                 answer["filled"] = filled

@@ -93,10 +93,10 @@ def _rows(text: str, feature: SeriesFeature) -> tuple[Rows, list[str] | None]:
         raise ConfigError(f"the series must be a CSV text, got {error}.") from None
     if has_commas:
         found = [
-            [cell.replace(",", ".") if _is_number(cell.replace(",", ".")) else cell for cell in row] for row in found
+            [cell.replace(",", ".") if is_number(cell.replace(",", ".")) else cell for cell in row] for row in found
         ]
     rows = list(enumerate(found, start=1))
-    if not rows or all(_is_number(cell) or _is_missing(rows[0][1], i) for i, cell in enumerate(rows[0][1])):
+    if not rows or all(is_number(cell) or _is_missing(rows[0][1], i) for i, cell in enumerate(rows[0][1])):
         return rows, None
     return rows[1:], [cell.strip().removeprefix("\ufeff") for cell in rows[0][1]]
 
@@ -118,7 +118,7 @@ def _require_rows(count: int, lookback: int) -> None:
 def _row(row: list[str], columns: list[int], feature: SeriesFeature, *, line: int) -> list[float]:
     fits = len(row) > max(columns)
     may_lack = feature.missing == "interpolate"
-    if not fits or not all(_is_number(row[c]) or (may_lack and _is_missing(row, c)) for c in columns):
+    if not fits or not all(is_number(row[c]) or (may_lack and _is_missing(row, c)) for c in columns):
         raise ConfigError(f"row {line} of the series must hold {len(columns)} numbers, got {','.join(row)[:60]!r}.")
     return [math.nan if _is_missing(row, column) else float(row[column]) for column in columns]
 
@@ -171,7 +171,8 @@ def _is_missing(row: list[str], column: int) -> bool:
     return column < len(row) and row[column].strip().lower() in MISSING
 
 
-def _is_number(cell: str) -> bool:
+def is_number(cell: str) -> bool:
+    """Whether a field is a finite number."""
     try:
         return math.isfinite(float(cell))
     except ValueError:
