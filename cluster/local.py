@@ -29,6 +29,7 @@ from cluster.machine.proxies import spare_loopback
 from cluster.machine.ray_head import answers, ray_processes, start_ray, stop_ray
 from cluster.machine.state import LocalState, RayState, StoreState, home, read_started, read_state, write_state
 from cluster.machine.store_server import start_store, stop_store
+from cluster.process.scoped import scoped_handler
 
 T = TypeVar("T")
 
@@ -150,14 +151,8 @@ def _started(
 @contextlib.contextmanager
 def _interrupt_sets(stop: threading.Event) -> Iterator[None]:
     """Let Ctrl-C set an event, for it may not fall between a start and its record; it is raised when the block ends."""
-    if threading.current_thread() is not threading.main_thread():
-        yield  # interrupts go to another thread
-        return
-    before = signal.signal(signal.SIGINT, lambda _number, _frame: stop.set())
-    try:
+    with scoped_handler(signal.SIGINT, lambda _number, _frame: stop.set()):
         yield
-    finally:
-        signal.signal(signal.SIGINT, before)
     if stop.is_set():
         raise KeyboardInterrupt
 

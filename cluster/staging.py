@@ -1,17 +1,15 @@
 """Puts our four packages into one folder, which workers and jobs get as their working directory."""
 
 import hashlib
-import importlib.util
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 from cluster.errors import ConfigError
+from cluster.machine.ours import HERE, OURS, in_the_way
 from cluster.machine.private import private_folder
 from cluster.machine.state import home
-
-PACKAGES = ("orchestrator", "models", "cluster", "serving")
 
 
 def stage(files: Mapping[str, bytes] | None = None) -> Path:
@@ -27,7 +25,7 @@ def stage(files: Mapping[str, bytes] | None = None) -> Path:
     """
     contents = dict(_sources(check_packages()))
     for name, data in (files or {}).items():
-        if "/" in name or name in ("", ".", "..", *PACKAGES):
+        if "/" in name or name in ("", ".", "..", *OURS):
             raise ConfigError(f"a file beside the packages must have a plain name of its own, got {name!r}.")
         contents[name] = data
     target = home() / "staged" / _digest(contents)[:16]
@@ -52,7 +50,7 @@ def content_check() -> Callable[[], None]:
     values and imports only the standard library, so that it travels by value: were it imported over there, whoever
     replaced the packages would have replaced the check.
     """
-    packages, expected = PACKAGES, packages_sha256()
+    packages, expected = OURS, packages_sha256()
 
     def check() -> None:
         import hashlib
@@ -79,26 +77,18 @@ def check_packages() -> Path:
     Raises:
         ConfigError: ``models``, say, is found elsewhere: a package of that name comes first on ``sys.path``.
     """
-    expected = Path(__file__).resolve().parents[1]
-    for name in PACKAGES:
-        found = _parent_of(name)
-        if found != expected:
-            raise ConfigError(
-                f"the package {name!r} must be imported from {expected}, got "
-                f"{'none' if found is None else found / name}. "
-                "Start in another folder, or remove that one from PYTHONPATH."
-            )
-    return expected
-
-
-def _parent_of(name: str) -> Path | None:
-    spec = importlib.util.find_spec(name)
-    places = list(spec.submodule_search_locations or ()) if spec else []
-    return Path(places[0]).resolve().parent if places else None
+    found = in_the_way(HERE)
+    if found is not None:
+        name, file = found
+        raise ConfigError(
+            f"the package {name!r} must be imported from {HERE}, got {file}. Start in another folder, or remove that "
+            "one from PYTHONPATH."
+        )
+    return HERE
 
 
 def _sources(root: Path) -> Iterator[tuple[str, bytes]]:
-    for package in PACKAGES:
+    for package in OURS:
         for path in sorted((root / package).rglob("*")):
             if path.is_file() and "__pycache__" not in path.parts:
                 yield path.relative_to(root).as_posix(), path.read_bytes()

@@ -19,6 +19,7 @@ from cluster.errors import (
 )
 from cluster.failpoints import VARIABLE, parse_failpoints
 from cluster.head_watch import continued_by
+from cluster.process.scoped import scoped_handler
 from cluster.process.typed import typed
 from cluster.s3.store import Store
 from cluster.session import cluster_resources, ray_session, require_resources
@@ -260,18 +261,10 @@ def _newest_status(store: Store, run: str) -> dict[Hashable, RunStatus]:
 @contextmanager
 def _sigterm_as_interrupt(first: Callable[[], None]) -> Iterator[None]:
     """Let a stopped job end its workers as Ctrl-C does, after ``first``; only the main thread can."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    before = {s: signal.getsignal(s) for s in (signal.SIGTERM, signal.SIGINT)}
 
     def handle(_number: int, _frame: FrameType | None) -> None:
         first()
         signal.raise_signal(signal.SIGINT)
 
-    signal.signal(signal.SIGTERM, handle)
-    try:
+    with scoped_handler(signal.SIGTERM, handle), scoped_handler(signal.SIGINT):  # Ray Train takes the second too
         yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)

@@ -12,6 +12,7 @@ from cluster import staging
 from cluster.address import ClusterAddress, resolve_address
 from cluster.config import StoreSettings
 from cluster.errors import ClusterError, ConfigError
+from cluster.machine.ours import OURS
 from cluster.machine.state import RayState
 from cluster.s3.store import Store
 from cluster.session import (
@@ -23,7 +24,7 @@ from cluster.session import (
     require_token,
     store_environment,
 )
-from cluster.staging import PACKAGES, check_packages, stage
+from cluster.staging import check_packages, stage
 
 
 @pytest.fixture
@@ -208,7 +209,7 @@ def test_the_environment_says_where_the_store_is_and_nothing_else(monkeypatch: p
 
 def test_staging_copies_our_packages_and_files_and_is_the_same_twice() -> None:
     staged = stage({"experiment.yaml": b"a: 1"})
-    assert {path.name for path in staged.iterdir()} == {*PACKAGES, "experiment.yaml"}
+    assert {path.name for path in staged.iterdir()} == {*OURS, "experiment.yaml"}
     assert (staged / "experiment.yaml").read_bytes() == b"a: 1"
     assert (staged / "cluster" / "staging.py").read_bytes() == Path(staging.__file__).read_bytes()
     assert not list(staged.rglob("__pycache__"))

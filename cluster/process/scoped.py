@@ -1,9 +1,12 @@
-"""What holds in this process for a while and is then put back: variables of its environment, levels of loggers."""
+"""What holds in this process for a while and is then put back: its environment, levels of loggers, signal handlers."""
 
 import logging
 import os
-from collections.abc import Iterator, Mapping
+import signal
+import threading
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from types import FrameType
 
 
 def set_environment(values: Mapping[str, str | None]) -> None:
@@ -35,3 +38,25 @@ def scoped_level(logger: str, level: int) -> Iterator[None]:
         yield
     finally:
         found.setLevel(before)
+
+
+@contextmanager
+def scoped_handler(
+    number: signal.Signals, handle: Callable[[int, FrameType | None], object] | None = None
+) -> Iterator[None]:
+    """Answer a signal with a function; only the main thread can, and in another nothing changes.
+
+    Args:
+        number: of the signal.
+        handle: ``None`` leaves the handler as it is, and undoes what the block does to it.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.getsignal(number)
+    if handle is not None:
+        signal.signal(number, handle)
+    try:
+        yield
+    finally:
+        signal.signal(number, before)
