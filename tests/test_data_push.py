@@ -1,18 +1,19 @@
 """Pushing: the content is the version, an interrupted push hurts nobody, and repeating it completes it."""
 
 import shutil
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 from fake_store import MemoryStore
+from numbered import Numbers
 from PIL import Image
 
 from cluster.errors import ConfigError, NotFoundError, StoreUnavailableError
 from cluster.session import ray_session
 from models.features import TARGET, CategoricalFeature, ClassTarget, ImageFeature, TextFeature, VectorFeature
-from orchestrator.data.columns import Columns, Ragged, image_statistics, join, row_statistics
+from orchestrator.data.columns import Ragged, image_statistics, join, row_statistics
 from orchestrator.data.dataset import manifest_key, open_dataset
 from orchestrator.data.layout import rows_per_group
 from orchestrator.data.manifest import Source
@@ -246,20 +247,6 @@ def test_a_bundled_dataset_survives_the_way_through_a_real_s3_server(store):
     assert not push(store, "sklearn:digits", options=SourceOptions(seed=3)).changed
     assert [summary.version for summary in ls(store).found] == [first.manifest.version]
     assert show(store, "digits") == first.manifest
-
-
-@dataclass(frozen=True)
-class Numbers:
-    """Rows of a text and its class, made when they are read."""
-
-    start: int
-    rows: int
-    source_bytes: int = 100
-
-    def read(self) -> Columns:
-        ids = range(self.start, self.start + self.rows)
-        words = [np.arange(2, 2 + i % 5, dtype=np.int32) + i for i in ids]
-        return {"text": Ragged.of(words, dtype=np.int32), TARGET: np.array([i % 2 for i in ids])}
 
 
 def sentences(*train: Numbers) -> Prepared:

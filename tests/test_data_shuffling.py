@@ -5,7 +5,7 @@ import math
 import struct
 import wave
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from fake_store import MemoryStore
+from numbered import Numbers
 from PIL import Image
 
 from cluster.errors import ConfigError
@@ -180,28 +181,15 @@ def assert_fair(store: MemoryStore, name: str, *, epoch: int) -> None:
 # ---- the ways to do it
 
 
-@dataclass(frozen=True)
-class Numbers:
-    """A piece of numbered sentences of different lengths that is read again each time."""
-
-    start: int
-    rows: int
-    source_bytes: int = 100
-
-    def read(self) -> Columns:
-        ids = range(self.start, self.start + self.rows)
-        words = [np.arange(2, 2 + i % 5, dtype=np.int32) + i for i in ids]
-        return {"text": Ragged.of(words, dtype=np.int32), TARGET: np.array([i // 3000 for i in ids])}
-
-
 def pieces_of_numbers(*, keeps_order: bool = False) -> Prepared:
+    numbers = partial(Numbers, class_rows=3000)
     return Prepared(
         name="sentences",
         features={"text": TextFeature(vocabulary=("a", "b"), max_tokens=5)},
         target=ClassTarget(classes=("no", "yes")),
         splits={
-            "train": Part((Numbers(0, 2500), Numbers(2500, 1), Numbers(2501, 3499))),
-            "test": Part((Numbers(9001, 3),)),
+            "train": Part((numbers(0, 2500), numbers(2500, 1), numbers(2501, 3499))),
+            "test": Part((numbers(9001, 3),)),
         },
         source=Source(format="test", uri="sentences"),
         keeps_order=keeps_order,
