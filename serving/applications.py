@@ -92,6 +92,7 @@ def start_proxy(*, host: str, port: int) -> str:
     return f"http://{host}:{port}"
 
 
+@quietly
 def gateway_url() -> str | None:
     """URL of the gateway that runs; ``None`` when none does."""
     gateway = all_applications().get(GATEWAY)

@@ -27,6 +27,7 @@ from serving.applications import (
     POLL_S,
     all_applications,
     gateway_url,
+    quietly,
     require_free,
     run_application,
     start_proxy,
@@ -267,6 +268,7 @@ def _describe(name: str) -> Endpoint | None:
     return _endpoint(name, url) if url and name in deployed_names() else None
 
 
+@quietly
 def _endpoint(name: str, url: str) -> Endpoint:
     handle = serve.get_app_handle(MODEL_PREFIX + name)
     found = handle.describe.remote().result(timeout_s=PROXY_TIMEOUT_S)

@@ -40,6 +40,7 @@ def test_the_demo_trains_sweeps_deploys_answers_and_leaves_nothing_behind(tmp_pa
     assert (tmp_path / "orchestrator-demo-restored.png").read_bytes().startswith(b"\x89PNG")
     left = [p.cmdline() for p in psutil.process_iter() if str(home) in " ".join(_words(p))]
     assert left == []
+    assert " INFO " not in f" {found.stderr}"  # the log of a library
 
 
 def test_the_commands_to_go_on_with_are_printed_as_they_are_typed(
