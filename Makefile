@@ -18,7 +18,7 @@ demo: $(INSTALLED)  ## all of it in two minutes
 	$(BIN)/orchestrator demo
 
 test: $(INSTALLED)  ## with a real local Ray cluster and a real S3 server
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadgroup
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal --max-worker-restart 0
 
 check: $(INSTALLED)  ## formatting, lint, types
 	$(BIN)/ruff format --check .

@@ -1,6 +1,7 @@
 """Fixtures shared by every test: nothing of the user's machine leaks in, and the servers are started once."""
 
 import os
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from uuid import uuid4
@@ -8,29 +9,34 @@ from uuid import uuid4
 import pytest
 
 from cluster import local
+from cluster.errors import OrchestratorError
+from cluster.head_watch import told_by
 from cluster.machine.state import RayState, StoreState
 from cluster.process import typed
 from cluster.s3.store import Store
 
-SECOND_HALF = (
-    "test_chaos.py",
-    "test_commands_demo.py",
-    "test_runs_checkpoint_crashes.py",
-)  # of the tests that mostly wait
-OWN_CLUSTER = ("test_submit.py", "test_cluster_head_watch.py", "test_secrets.py")  # for the process that is done first
 USER_VARIABLES = ("AWS_", "RAY_", "ORCHESTRATOR_")
+LAST_WORDS = 600  # characters
 LOGICAL_CPUS = 4  # more than a small machine has: the tests wait more than they compute
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """With ``-n 2``: one half of what waits for Ray in each process and its cluster, the other tests in either."""
-    for item in items:
-        if item.path.name in SECOND_HALF:
-            item.add_marker(pytest.mark.xdist_group("second half"))
-        elif item.path.name in OWN_CLUSTER:
-            item.add_marker(pytest.mark.xdist_group("own cluster"))
-        elif item.get_closest_marker("ray"):
-            item.add_marker(pytest.mark.xdist_group("first half"))
+def pytest_configure(config: pytest.Config) -> None:
+    """With ``-n``: let the process that the others report to say at once what failed."""
+    if not hasattr(config, "workerinput"):
+        config.pluginmanager.register(FailuresAtOnce(config))
+
+
+class FailuresAtOnce:
+    """Names each test as it fails: a run that is ended from outside never comes to its summary."""
+
+    def __init__(self, config: pytest.Config) -> None:
+        self._config = config
+
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        """Print the name of a test that failed, and the last lines of why."""
+        terminal = self._config.pluginmanager.get_plugin("terminalreporter")
+        if report.failed and terminal is not None:
+            terminal.write_line(f"\n{report.when} of {report.nodeid} failed:\n{report.longreprtext[-LAST_WORDS:]}")
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -54,6 +60,19 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         state = local.status()
         local.down()
         assert local.processes_of(state) == []
+
+
+@pytest.fixture(scope="session", autouse=True)
+def last_words(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Show why this process ends when the head of a cluster dies: what it prints otherwise ends with it."""
+    capture = request.config.pluginmanager.get_plugin("capturemanager")
+
+    def tell(error: OrchestratorError) -> None:
+        with capture.global_and_fixture_disabled():
+            print(error, file=sys.stderr, flush=True)
+
+    with told_by(tell):
+        yield
 
 
 @pytest.fixture(autouse=True)

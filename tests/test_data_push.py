@@ -1,6 +1,7 @@
 """Pushing: the content is the version, an interrupted push hurts nobody, and repeating it completes it."""
 
 import shutil
+import threading
 from dataclasses import replace
 from pathlib import Path
 
@@ -381,3 +382,4 @@ def test_ray_data_writes_what_one_process_writes(store, ray_cluster, tmp_path, m
         with pytest.raises(ConfigError, match=r"must be readable on every machine .* or prepare it here"):
             push_prepared(store, prepared, runner=OnRay())
     assert open_dataset(store, "animals").manifest == spread
+    assert not [thread for thread in threading.enumerate() if "usage" in thread.name], "nothing is asked for figures"

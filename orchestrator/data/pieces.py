@@ -8,7 +8,7 @@ from typing import Any, Literal, Protocol, TypeVar
 from cluster.address import resolve_address
 from cluster.errors import ClusterError, ConfigError, OrchestratorError
 from cluster.machine.files import MissingFileError
-from cluster.process.scoped import scoped_level
+from cluster.process.scoped import scoped_environment, scoped_level
 from cluster.s3.store import Store
 from cluster.session import ray_session
 from orchestrator.data.columns import Columns
@@ -17,6 +17,7 @@ from orchestrator.data.sources.prepared import InMemory, Piece
 
 KEPT_BYTES = 2**30  # rows read the first time that are not read again the second
 LARGE_BYTES = 2**30  # of a source, from which on the start of a cluster's workers pays
+_QUIET = {"RAY_DATA_USAGE_DISABLED": "1"}  # else a thread asks Ray and port 9090 for figures until the process ends
 
 OnCluster = Literal["auto", "always", "never"]
 
@@ -84,7 +85,7 @@ class OnRay:
         numbers = ray.data.from_items(
             [{"piece": number} for number in range(len(pieces))], override_num_blocks=len(pieces)
         )
-        with scoped_level("ray.data", logging.CRITICAL):  # its news and traces; what matters is raised
+        with scoped_environment(_QUIET), scoped_level("ray.data", logging.CRITICAL):  # what matters is raised
             for row in numbers.map(work).iter_rows():
                 if row["error"] is not None:
                     raise _for_the_person(row["error"])
