@@ -33,6 +33,9 @@ class MemoryStore:
         self._note("read_range", key)
         return self.damage(key, self._get(key)[start : start + length])
 
+    def read_range_with_etag(self, key: str, *, start: int, length: int) -> tuple[bytes, str]:
+        return self.read_range(key, start=start, length=length), _etag(self._get(key))
+
     def exists(self, key: str) -> bool:
         self._note("exists", key)
         return key in self.objects

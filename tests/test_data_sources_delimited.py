@@ -1,6 +1,7 @@
 """Delimited text as people write it: encodings, delimiters, quotes, and files that are no data."""
 
 import gzip
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +12,7 @@ from PIL import Image
 from cluster.errors import ConfigError
 from models.features import TARGET
 from orchestrator.data.push import push
+from orchestrator.data.sources.delimited.blocks import Content
 from orchestrator.data.sources.delimited.dialect import find_delimiter, quoting_of
 from orchestrator.data.sources.formats import prepare
 from orchestrator.data.sources.options import SourceOptions
@@ -20,15 +22,17 @@ from orchestrator.data.sources.rows import read_delimited
 class Text(str):
     """A file in memory."""
 
-    def read(self) -> bytes:
+    def head(self) -> bytes:
         return self.encode()
 
-    head = read
+    def pieces(self, num_bytes: int) -> Iterator[bytes]:
+        content = self.encode()
+        yield from (content[start : start + num_bytes] for start in range(0, len(content), num_bytes))
 
 
 def fields_of(text: str, **options: object) -> list[list[str]]:
     rows = read_delimited({"all": Text(text)}, options=SourceOptions.model_validate(options))
-    return [[row[name] for name in rows.names] for row in rows.table.to_pylist()]
+    return [[row[name] for name in rows.names] for row in rows.columns.table().to_pylist()]
 
 
 def written(path: Path, content: str | bytes) -> str:
@@ -89,9 +93,9 @@ def test_a_quote_that_is_not_closed_is_refused_where_it_stands(text: str, messag
 
 
 def test_quoted_fields_on_one_line_need_no_second_look() -> None:
-    assert quoting_of(b'a,b\n"x","y, z"\n"",1\n', ",", "f", None) == ("fields", False)
-    assert quoting_of(b"a,b\nx,y\n", ",", "f", None) == ("letters", False)
-    assert quoting_of(b'a,b\n"x\ny",2\n', ",", "f", None) == ("fields", True)
+    assert quoting_of(Content(Text('a,b\n"x","y, z"\n"",1\n')), ",", None) == ("fields", False)
+    assert quoting_of(Content(Text("a,b\nx,y\n")), ",", None) == ("letters", False)
+    assert quoting_of(Content(Text('a,b\n"x\ny",2\n')), ",", None) == ("fields", True)
 
 
 # ---- delimiters and encodings

@@ -10,11 +10,13 @@ import pytest
 
 from cluster.errors import ConfigError
 from models.features import TARGET, CategoricalFeature, ClassTarget, NumberTarget, SparseFeature
-from orchestrator.data.sources import rows
+from orchestrator.data.row_hashes import equal_rows
+from orchestrator.data.sources.delimited import parsing
+from orchestrator.data.sources.delimited.blocks import Content
 from orchestrator.data.sources.delimited.dialect import Quoting
 from orchestrator.data.sources.formats import detect, prepare
 from orchestrator.data.sources.options import SourceOptions
-from orchestrator.data.sources.splitting import equal_rows, stratified
+from orchestrator.data.sources.splitting import stratified
 
 PEOPLE = "age;job;label\n" + "".join(
     f"{i}.5;{'cook' if i % 2 else 'smith'};{'yes' if i % 4 else 'no'}\n" for i in range(40)
@@ -429,7 +431,7 @@ def test_what_the_person_says_helps_to_find_the_format(tmp_path):
     assert detect(source, SourceOptions(text="comment", target="stars")) == "text"
 
 
-FORM = rows._Form(",", Quoting("fields", spans_lines=False), "utf-8", None, False)
+FORM = parsing.Form(",", Quoting("fields", spans_lines=False), "utf-8", None, False)
 
 
 class Kept:
@@ -441,20 +443,24 @@ class Kept:
     def __str__(self):
         return "kept.csv"
 
-    def read(self):
-        return self.content
+    def pieces(self, num_bytes):
+        yield from (self.content[start : start + num_bytes] for start in range(0, len(self.content), num_bytes))
 
     def head(self):
         return self.content[:1000]
 
 
+def rows_of(text):
+    return list(parsing.parsed(Content(Kept(text)), FORM, types={}, only=None))
+
+
 def test_no_thread_holds_what_was_read_once_it_is_refused(monkeypatch):
-    monkeypatch.setattr(rows, "_BLOCK_BYTES", 2**16)  # so that many are worked on at a time
+    monkeypatch.setattr(parsing, "_ROW_BYTES", 2**16)  # so that many are worked on at a time
     text = b"a,b\n1,2\n1\n" + b"1.25,2.5\n" * 300_000
     before = sys.getrefcount(text)
     for _ in range(5):
         with pytest.raises(ConfigError, match=r"kept\.csv must have 2 fields, separated by commas, got 1 in row 3"):
-            rows._read_table(Kept(text), text, FORM, {})
+            rows_of(text)
         assert sys.getrefcount(text) == before
 
 
@@ -468,8 +474,8 @@ def test_what_a_thread_still_holds_is_waited_for(monkeypatch):
         timer.start()
         raise pa.ArrowInvalid("in row 3")
 
-    monkeypatch.setattr(rows.arrow_csv, "read_csv", read_csv)
+    monkeypatch.setattr(parsing.arrow_csv, "read_csv", read_csv)
     with pytest.raises(ConfigError, match="got 1 in row 3"):
-        rows._read_table(Kept(text), text, FORM, {})
+        rows_of(text)
     assert holder == []
     timer.join()

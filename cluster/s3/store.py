@@ -113,11 +113,13 @@ class Store:
         Raises:
             NotFoundError: There is no such object.
         """
+        return self.read_range_with_etag(key, start=start, length=length)[0] if length else b""
+
+    def read_range_with_etag(self, key: str, *, start: int, length: int) -> tuple[bytes, str]:
+        """Return bytes of an object as ``read_range`` does, and the etag that tells whether it is the same one."""
         if start < 0 or length < 0:
             raise ValueError(f"a range must not be negative, got start={start}, length={length}")
-        if length == 0:
-            return b""
-        return self._download(key, Download(key, self.policy, start=start, length=length))[0]
+        return self._download(key, Download(key, self.policy, start=start, length=length))
 
     def read_json(self, key: str) -> Any:
         """Return the object, parsed as JSON.

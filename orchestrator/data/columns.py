@@ -34,6 +34,7 @@ _DTYPES = {
     pa.int64(): np.int64,
     pa.float32(): np.float32,
 }
+_BLOCK_NUMBERS = 2**20  # that statistics are made of at a time
 BOX_NUMBERS = 5  # class, left, top, right, bottom
 
 
@@ -165,6 +166,37 @@ def row_statistics(rows_ND: Array) -> tuple[tuple[float, ...], tuple[float, ...]
     """Return mean and standard deviation of each column; 1 where it does not vary."""
     std = rows_ND.std(0, dtype=np.float64)
     return tuple(rows_ND.mean(0, dtype=np.float64).tolist()), tuple(np.where(std > 0, std, 1.0).tolist())
+
+
+class RowStatistics:
+    """Mean and standard deviation of each column of rows that come some at a time.
+
+    The same bits come out however the rows are dealt into parts, as long as each part but the last one has a multiple
+    of `block_rows`.
+    """
+
+    def __init__(self, columns: int) -> None:
+        self.block_rows = max(1, _BLOCK_NUMBERS >> max(0, columns - 1).bit_length())
+        self._rows = 0
+        self._first_D: Array | None = None
+        """Subtracted, so that sums of squares stay exact enough."""
+        self._sums_2D = np.zeros((2, columns))
+
+    def add(self, rows_ND: Array) -> None:
+        """Count more rows."""
+        if self._first_D is None:
+            self._first_D = rows_ND[0].astype(np.float64)
+        for start in range(0, len(rows_ND), self.block_rows):
+            block_ND = rows_ND[start : start + self.block_rows] - self._first_D
+            self._sums_2D += block_ND.sum(0), np.square(block_ND).sum(0)
+        self._rows += len(rows_ND)
+
+    def result(self) -> tuple[tuple[float, ...], tuple[float, ...]]:
+        """Return mean and standard deviation of each column; 1 where it does not vary."""
+        assert self._first_D is not None, "rows were added"
+        mean_D, squares_D = self._sums_2D / self._rows
+        std_D = np.sqrt(np.maximum(squares_D - mean_D**2, 0))
+        return tuple((self._first_D + mean_D).tolist()), tuple(np.where(std_D > 0, std_D, 1.0).tolist())
 
 
 def number_target(values_N: Array) -> NumberTarget:

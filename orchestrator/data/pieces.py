@@ -13,6 +13,7 @@ from cluster.s3.store import Store
 from cluster.session import ray_session
 from orchestrator.data.columns import Columns
 from orchestrator.data.shuffling import Regrouping, cut, in_memory, on_disk, put_together
+from orchestrator.data.sources.delimited.shelf import Shelved
 from orchestrator.data.sources.prepared import InMemory, Piece
 
 KEPT_BYTES = 2**30  # rows read the first time that are not read again the second
@@ -61,7 +62,7 @@ class Here:
             return self._kept[id(piece)]
         columns = piece.read()
         size = sum(column.nbytes for column in columns.values())
-        if size <= self._room:
+        if size <= self._room and not isinstance(piece, Shelved):  # which is read faster than it is made
             self._room -= size
             self._kept[id(piece)] = columns
         return columns
@@ -125,6 +126,11 @@ def runner_for(
     if on_cluster == "never" or (on_cluster == "auto" and not (large and _has_cluster(address))):
         yield Here()
         return
+    if any(isinstance(piece, Shelved) for piece in pieces) and not _has_cluster(address):
+        raise ConfigError(
+            "--cluster must be auto or never for a large source of text, which is read on this machine and waits on "
+            "its disk, got always with a cluster elsewhere. Leave it out."
+        )
     with ray_session(address, store=store.settings):
         yield OnRay()
 

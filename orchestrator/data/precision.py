@@ -6,6 +6,8 @@ from orchestrator.data.columns import Array
 
 _FEW = 0.01  # share of different values that may fall together if they are no whole numbers
 _NOISE = 1e-12  # of a value or of their spread: what is left of sums in 64 bits, as in 0.1 + 0.2
+_DECIMALS = (1e1, 1e2, 1e3, 1e4, 1e5, 1e6)
+_FIRST = 1000  # values that are looked at before all are
 _LEVELS = 2.0**23  # that 32 bits tell apart within a factor of two
 
 
@@ -19,7 +21,7 @@ def merged(values: Array) -> tuple[float, float] | None:
         values: [N] float64; NaN is passed over.
     """
     with np.errstate(over="ignore"):
-        if np.array_equal(values.astype(np.float32), values, equal_nan=True):
+        if np.array_equal(values.astype(np.float32), values, equal_nan=True) or _has_few_digits(values):
             return None
         present = np.sort(values[~np.isnan(values)])
         differ = present[1:] != present[:-1]
@@ -34,6 +36,16 @@ def merged(values: Array) -> tuple[float, float] | None:
         if len(lost) <= max(_FEW, different / _LEVELS) * different:
             return None
     return float(present[lost[0]]), float(present[lost[0] + 1])
+
+
+def _has_few_digits(values: Array) -> bool:
+    """Whether these are decimal fractions of so few digits that 32 bits tell any two of them apart."""
+    for factor in _DECIMALS:
+        if all(
+            np.array_equal(np.rint(some * factor) / factor, some, equal_nan=True) for some in (values[:_FIRST], values)
+        ):
+            return bool(max(np.nanmax(values), -np.nanmin(values)) * factor < _LEVELS)
+    return False
 
 
 def centre_of(values: Array, training: Array) -> float:

@@ -12,6 +12,7 @@ from models.features import Feature, ImageFeature
 from models.pictures import Fit, decode_picture, fit_for
 from orchestrator.data.columns import Array, Column, Columns, Ragged, columns_of, count_levels, level_statistics
 from orchestrator.data.manifest import DatasetTarget
+from orchestrator.data.row_hashes import row_hashes
 
 COMPARED = {"image", "text", "audio", "vector", "sparse"}
 """Kinds that tell a row from another. Categories alone, and series, repeat by their nature."""
@@ -47,7 +48,7 @@ def scan(columns: Columns, features: Mapping[str, Feature], target: DatasetTarge
         rows=len(first),
         bytes=sum(column.nbytes for column in columns.values()),
         sha256=_digest([columns[name] for name in columns_of(features, target)]),
-        fingerprints=_fingerprints(compared),
+        fingerprints=row_hashes(compared) if compared else np.empty(0, np.uint64),
         lengths=_lengths(ragged),
         levels={
             name: _levels(columns[name], feature, fit_for(target.kind))
@@ -98,30 +99,6 @@ def _digest(columns: Sequence[Column]) -> str:
             whole = np.ascontiguousarray(array).reshape(-1)
             digest.update(whole.astype(whole.dtype.newbyteorder("<"), copy=False).view(np.uint8).data)
     return digest.hexdigest()
-
-
-def _fingerprints(columns: Sequence[Column]) -> npt.NDArray[np.uint64]:
-    if not columns:
-        return np.empty(0, np.uint64)
-    rows = zip(*[_rows(column) for column in columns], strict=True)
-    hashes = (_hash(parts) for parts in rows)
-    return np.fromiter(hashes, np.uint64, count=len(columns[0]))
-
-
-def _rows(column: Column) -> list[memoryview]:
-    values = np.ascontiguousarray(column.values if isinstance(column, Ragged) else column)
-    width = values.nbytes // max(1, len(values))
-    offsets = (column.offsets if isinstance(column, Ragged) else np.arange(len(column) + 1)) * width
-    data = values.reshape(-1).view(np.uint8).data
-    return [data[start:stop] for start, stop in zip(offsets[:-1].tolist(), offsets[1:].tolist(), strict=True)]
-
-
-def _hash(parts: Sequence[memoryview]) -> int:
-    digest = hashlib.blake2b(digest_size=8)
-    for part in parts:
-        digest.update(len(part).to_bytes(8, "little"))  # so that "ab" and "c" is not "a" and "bc"
-        digest.update(part)
-    return int.from_bytes(digest.digest(), "little")
 
 
 def _lengths(columns: Sequence[Column]) -> npt.NDArray[np.int32]:

@@ -51,28 +51,35 @@ class Regrouping:
 
 
 def cut(columns: Columns, regrouping: Regrouping) -> list[Cut]:
-    """Return the rows of a piece for each part, in their new order."""
-    order = np.argsort(regrouping.places)
-    sorted_places = regrouping.places[order]
-    bounds = np.searchsorted(sorted_places, regrouping.edges)
+    """Return the rows of a piece for each part."""
+    parts = np.searchsorted(regrouping.edges, regrouping.places, side="right") - 1
+    order = np.argsort(parts.astype(np.uint16), kind="stable")  # small numbers are sorted without comparing them
+    bounds = np.cumsum([0, *np.bincount(parts, minlength=regrouping.num_parts)])
     found = []
     for start, stop in pairwise(bounds.tolist()):
         rows = order[start:stop]
-        found.append(Cut(sorted_places[start:stop], {name: take(column, rows) for name, column in columns.items()}))
+        found.append(Cut(regrouping.places[rows], {name: take(column, rows) for name, column in columns.items()}))
     return found
 
 
 def put_together(cuts: Sequence[Cut]) -> Columns:
     """Return the rows of a part in their order, from what the pieces have for it."""
-    order = np.argsort(np.concatenate([found.places for found in cuts]))
+    order = inverse(np.concatenate([found.places for found in cuts]))
     return {name: take(join([found.columns[name] for found in cuts]), order) for name in cuts[0].columns}
+
+
+def inverse(places: Ints) -> Ints:
+    """Return which row lies at each of some places that follow one another, [N]."""
+    order = np.empty(len(places), np.int64)
+    order[places - places.min() if len(places) else places] = np.arange(len(places))
+    return order
 
 
 def in_memory(
     function: Callable[[int, Columns], T], pieces: Sequence[Columns], regrouping: Regrouping
 ) -> Iterator[tuple[int, T]]:
     """Call a function with each part of rows that are in memory; only one part of them is copied at a time."""
-    order = np.argsort(regrouping.places)
+    order = inverse(regrouping.places)
     starts = np.cumsum([0, *(len(next(iter(columns.values()))) for columns in pieces)])
     for part, (start, stop) in enumerate(pairwise(regrouping.edges)):
         rows = order[start:stop]

@@ -48,6 +48,13 @@ class Files(Protocol):
             ConfigError: if it is no regular file, or larger than that.
         """
 
+    def pieces(self, name: str, num_bytes: int) -> Iterator[bytes]:
+        """Yield a file's content, so many bytes at a time, but for the last piece.
+
+        Raises:
+            ConfigError: if it is no regular file, or another one by the end.
+        """
+
     def head(self, name: str, num_bytes: int) -> bytes:
         """Return the beginning of a file's content."""
 
@@ -91,6 +98,12 @@ class Folder:
         """Return a file's content."""
         return read_file(self.path / name, most_bytes=most_bytes)
 
+    def pieces(self, name: str, num_bytes: int) -> Iterator[bytes]:
+        """Yield a file's content, so many bytes at a time, but for the last piece."""
+        with open_file(self.path / name) as file:
+            while piece := file.read(num_bytes):
+                yield piece
+
     def head(self, name: str, num_bytes: int) -> bytes:
         """Return the beginning of a file's content."""
         with open_file(self.path / name) as file:
@@ -129,6 +142,21 @@ class Bucket:
             return self._store.read(name, most_bytes=most_bytes)
         except IntegrityError as error:
             raise ConfigError(f"{self.uri.rstrip('/')}/{error}") from None
+
+    def pieces(self, name: str, num_bytes: int) -> Iterator[bytes]:
+        """Yield an object's content, so many bytes at a time, but for the last piece."""
+        found, etag = self._store.read_range_with_etag(name, start=0, length=num_bytes)
+        start = 0
+        while found:
+            yield found
+            start += len(found)
+            if len(found) < num_bytes:
+                return
+            found, now = self._store.read_range_with_etag(name, start=start, length=num_bytes)
+            if found and now != etag:
+                raise ConfigError(
+                    f"{self.uri.rstrip('/')}/{name} must stay as it is while it is read, got another one."
+                )
 
     def head(self, name: str, num_bytes: int) -> bytes:
         """Return the beginning of an object's content."""

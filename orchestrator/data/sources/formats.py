@@ -26,9 +26,11 @@ from pydantic import ValidationError
 from cluster.errors import ConfigError
 from cluster.s3.stored_json import first_fault
 from models.preparing.dates import is_date
+from models.preparing.rows import Notation, number_of
 from orchestrator.data.manifest import SeriesTarget
 from orchestrator.data.sources.bundles import BUNDLES, read_bundle
 from orchestrator.data.sources.cifar import read_cifar
+from orchestrator.data.sources.delimited.blocks import refuse_empty
 from orchestrator.data.sources.delimited.dialect import DELIMITERS
 from orchestrator.data.sources.delimited.ratings import FILES as RATING_FILES
 from orchestrator.data.sources.delimited.ratings import SUFFIXES as RATING_SUFFIXES
@@ -44,7 +46,7 @@ from orchestrator.data.sources.options import SourceOptions
 from orchestrator.data.sources.picture_files import SPLIT_NAMES, detect_pictures, left_out, list_files
 from orchestrator.data.sources.picture_files import SUFFIXES as PICTURE_SUFFIXES
 from orchestrator.data.sources.prepared import Prepared
-from orchestrator.data.sources.rows import as_number, first_rows, refuse_empty
+from orchestrator.data.sources.rows import first_rows
 from orchestrator.data.sources.series.reading import SUFFIXES as SERIES_SUFFIXES
 from orchestrator.data.sources.series.reading import read_series
 from orchestrator.data.sources.series.table import DATE_NAMES
@@ -227,7 +229,7 @@ def _is_rating(fields: Sequence[str], delimiter: str, options: SourceOptions) ->
     names = rating_columns(fields, options)
     if names or options.user or options.rating:
         return not names or "rating" in names or len(fields) <= _MOST_WITHOUT_RATING
-    return delimiter in ("\t", "::") and len(fields) in (3, 4) and as_number(fields[2]) is not None
+    return delimiter in ("\t", "::") and len(fields) in (3, 4) and _number(fields[2]) is not None
 
 
 def _is_series(header: Sequence[str], row: Sequence[str], options: SourceOptions) -> bool:
@@ -244,8 +246,12 @@ def _is_series(header: Sequence[str], row: Sequence[str], options: SourceOptions
 
 def _is_elapsed(text: str) -> bool:
     """Whether it is a number such as of the seconds since the first row: no year or month, and no Unix time."""
-    number = as_number(text)
+    number = _number(text)
     return number is not None and not is_date(text) and number < _FIRST_UNIX_TIME and not _is_year(number)
+
+
+def _number(text: str) -> float | None:
+    return number_of(text, Notation())
 
 
 def _is_year(number: float) -> bool:

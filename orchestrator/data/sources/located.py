@@ -1,7 +1,7 @@
 """Where a source's text files lie: one file, or a file for each split in a folder or under an `s3://` prefix."""
 
 import zlib
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
@@ -15,6 +15,7 @@ ALL = "all"
 
 GZIPPED = ".gz"
 _HEAD_BYTES = 2**20
+_PIECE_BYTES = 2**24
 _SMALL_BYTES, _MOST_RATIO = 2**26, 200  # a gzipped file may unpack to so many times its size; a bomb is a thousandth
 
 
@@ -28,34 +29,64 @@ class SourceFile:
     def __str__(self) -> str:
         return f"{self.files.uri.rstrip('/')}/{self.name}"
 
+    def pieces(self, num_bytes: int) -> Iterator[bytes]:
+        """Yield the content, unpacked if it is gzipped, so many bytes at a time, but for the last piece."""
+        found = self.files.pieces(self.name, num_bytes)
+        return _of_size(self._unpacked(found, num_bytes), num_bytes) if self._is_gzipped else found
+
     def read(self) -> bytes:
         """Return the content, unpacked if it is gzipped."""
-        content = self.files.read(self.name)
-        return self._unpacked(content, whole=True) if self._is_gzipped else content
+        return b"".join(self.pieces(_PIECE_BYTES))
 
     def head(self) -> bytes:
         """Return the beginning of the content."""
         head = self.files.head(self.name, _HEAD_BYTES)
-        return self._unpacked(head, whole=False) if self._is_gzipped else head
+        if not self._is_gzipped or not head:
+            return head
+        try:
+            return zlib.decompressobj(wbits=31).decompress(head, _HEAD_BYTES)
+        except zlib.error as error:
+            raise self._no_gzip(error) from error
 
     @property
     def _is_gzipped(self) -> bool:
         return self.name.lower().endswith(GZIPPED)
 
-    def _unpacked(self, content: bytes, *, whole: bool) -> bytes:
-        most_bytes = _SMALL_BYTES + _MOST_RATIO * len(content) if whole else _HEAD_BYTES
-        unpacked = bytearray()
+    def _unpacked(self, pieces: Iterable[bytes], num_bytes: int) -> Iterator[bytes]:
+        """Yield what gzipped bytes unpack to; a file may be several, one after another."""
+        reader, packed, unpacked = zlib.decompressobj(wbits=31), 0, 0
         try:
-            while content and len(unpacked) < most_bytes:  # a file may be several, one after another
-                reader = zlib.decompressobj(wbits=31)
-                unpacked += reader.decompress(content, most_bytes - len(unpacked))
-                content = reader.unused_data
-                if whole and not reader.eof:
-                    reason = "one that ends early" if len(unpacked) < most_bytes else "more than it should unpack to"
-                    raise zlib.error(reason)
+            for piece in pieces:
+                packed += len(piece)
+                rest = piece
+                while rest:
+                    found = reader.decompress(rest, num_bytes)
+                    unpacked += len(found)
+                    if unpacked > _SMALL_BYTES + _MOST_RATIO * packed:
+                        raise zlib.error("more than it should unpack to")
+                    yield found
+                    rest = reader.unconsumed_tail or reader.unused_data
+                    if reader.eof and rest:
+                        reader = zlib.decompressobj(wbits=31)
+            if packed and not reader.eof:
+                raise zlib.error("one that ends early")
         except zlib.error as error:
-            raise ConfigError(f"{self} must be a whole gzipped file, got {error}. Download it again.") from error
-        return bytes(unpacked)
+            raise self._no_gzip(error) from error
+
+    def _no_gzip(self, error: zlib.error) -> ConfigError:
+        return ConfigError(f"{self} must be a whole gzipped file, got {error}. Download it again.")
+
+
+def _of_size(pieces: Iterable[bytes], num_bytes: int) -> Iterator[bytes]:
+    """Yield the same bytes, so many at a time, but for the last piece."""
+    waiting = bytearray()
+    for piece in pieces:
+        waiting += piece
+        while len(waiting) >= num_bytes:
+            yield bytes(waiting[:num_bytes])
+            del waiting[:num_bytes]
+    if waiting:
+        yield bytes(waiting)
 
 
 def split_files(source: str, *, suffixes: Sequence[str], known: Sequence[str] = ()) -> dict[str, SourceFile]:

@@ -7,7 +7,7 @@ import numpy as np
 
 from cluster.errors import ConfigError
 from models.counters import counter_key
-from orchestrator.data.columns import Array, Column, Ragged
+from orchestrator.data.columns import Array
 from orchestrator.data.order import Ints, permutation
 from orchestrator.data.sources.options import SourceOptions
 
@@ -68,12 +68,6 @@ def consecutive(counts: Mapping[str, int]) -> dict[str, Ints]:
     return {split: np.arange(start, stop) for split, (start, stop) in zip(counts, pairwise(edges), strict=True)}
 
 
-def equal_rows(columns: Sequence[Column]) -> Ints:
-    """Return a number for each row that equal rows share: 0, 1, ... in order of their first rows."""
-    parts = [_row_bytes(column) for column in columns if isinstance(column, Ragged) or column.size]
-    return numbered(parts[0] if len(parts) == 1 else zip(*parts, strict=True))
-
-
 def numbered(keys: Iterable[Hashable]) -> Ints:
     """Return a number for each key that equal keys share: 0, 1, ... in order of their first places."""
     numbers: dict[Hashable, int] = {}
@@ -90,14 +84,3 @@ def require_classes(labels: Array, classes: Sequence[str], rows: Mapping[str, In
             f"the training split of {place} must hold every class, got no row of {classes[missing[0]]!r}. Add some, or "
             "remove those of the other splits."
         )
-
-
-def _row_bytes(column: Column) -> list[bytes]:
-    if isinstance(column, Ragged):
-        width = column.values.itemsize
-        data = column.values.tobytes()
-        offsets = (column.offsets * width).tolist()
-        return [data[start:stop] for start, stop in pairwise(offsets)]
-    rows = np.ascontiguousarray(column).reshape(len(column), -1)
-    joined: list[bytes] = rows.view(f"V{rows.itemsize * rows.shape[1]}").ravel().tolist()
-    return joined

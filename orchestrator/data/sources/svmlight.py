@@ -9,11 +9,12 @@ from models.features import TARGET, SparseFeature
 from orchestrator.data.columns import SPARSE, Array, Ragged, join, take
 from orchestrator.data.manifest import Source
 from orchestrator.data.precision import merged
+from orchestrator.data.row_hashes import equal_rows
+from orchestrator.data.sources.delimited.blocks import Content
 from orchestrator.data.sources.located import ALL, SourceFile, source_name, split_files
 from orchestrator.data.sources.options import SourceOptions, only
 from orchestrator.data.sources.prepared import Part, Prepared
-from orchestrator.data.sources.rows import text_content
-from orchestrator.data.sources.splitting import consecutive, drawn, equal_rows, refuse_draw
+from orchestrator.data.sources.splitting import consecutive, drawn, refuse_draw
 from orchestrator.data.sources.targets import number_labels
 
 SUFFIXES = (".svm", ".svmlight", ".libsvm", ".libfm")
@@ -30,7 +31,7 @@ def read_svmlight(source: str, options: SourceOptions) -> Prepared:
     """Read sparse rows; columns count from 0 if any file has a column 0, else from 1."""
     only(options, "svmlight", "task", "seed", "test_share")
     files = split_files(source, suffixes=SUFFIXES)
-    parsed = {split: _parse(file) for split, file in files.items()}
+    parsed = {split: _read(file) for split, file in files.items()}
     place = " and ".join(map(str, files.values()))
     labels = number_labels(np.concatenate([values for values, _ in parsed.values()]), options, f"label in {place}")
     sparse = join([rows for _, rows in parsed.values()])
@@ -56,12 +57,26 @@ def read_svmlight(source: str, options: SourceOptions) -> Prepared:
     )
 
 
-def _parse(file: SourceFile) -> tuple[Array, Ragged]:
+def _read(file: SourceFile) -> tuple[Array, Ragged]:
     """Return the labels [N] and the rows, whose columns are counted as in the file."""
-    rows = [(row, line) for row, line in enumerate(_COMMENT.sub(b"", text_content(file)).split(b"\n"), start=1)]
-    rows = [(row, line) for row, line in rows if line.strip()]
-    if not rows:
+    labels, parts, row = [], [], 1
+    for block in Content(file).blocks():
+        lines = _COMMENT.sub(b"", block).split(b"\n")
+        rows = [(number, line) for number, line in enumerate(lines, start=row) if line.strip()]
+        row += len(lines) - 1
+        if rows:
+            values, sparse = _parse(file, rows)
+            labels.append(values)
+            parts.append(sparse)
+    if not parts:
         raise ConfigError(f"{file} must hold at least 1 row, got comments only.")
+    joined = join(parts)
+    assert isinstance(joined, Ragged)
+    return np.concatenate(labels), joined
+
+
+def _parse(file: SourceFile, rows: list[tuple[int, bytes]]) -> tuple[Array, Ragged]:
+    """Return the labels [N] and the values of lines, which have their numbers in the file."""
     colons = np.array([line.count(b":") for _, line in rows])
     numbers = _numbers(b"\n".join(line for _, line in rows))
     if numbers is None or len(numbers) != len(rows) + 2 * colons.sum() or _is_odd(rows, colons):

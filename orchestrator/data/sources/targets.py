@@ -12,7 +12,7 @@ from models.preparing.rows import Notation
 from orchestrator.data.columns import Array, number_target
 from orchestrator.data.order import Ints
 from orchestrator.data.precision import merged
-from orchestrator.data.sources.delimited.fields import notation_of, numbers_in, other_notations
+from orchestrator.data.sources.delimited.notations import notation_of, numbers_in, other_notations
 from orchestrator.data.sources.options import SourceOptions
 from orchestrator.data.sources.rows import Delimited, as_numbers, distinct, in_order
 from orchestrator.data.sources.splitting import require_classes
@@ -22,6 +22,7 @@ MOST_WHOLE_CLASSES = 20
 """So many different whole numbers are classes, more are a number to predict."""
 
 _MOST_CLASSES = 10_000
+_FIRST = 1000  # values that are looked at before all are
 
 
 @dataclass(frozen=True, eq=False)
@@ -104,11 +105,10 @@ def read_labels(rows: Delimited, name: str, options: SourceOptions, *, kept: Int
 
 def number_labels(numbers: Array, options: SourceOptions, place: str) -> Labels:
     """Return finite numbers as classes or as numbers; see `read_labels`."""
-    present, labels = np.unique(numbers, return_inverse=True)
-    whole = bool((present == np.rint(present)).all())
+    whole = bool((numbers == np.rint(numbers)).all())
     if options.task == "class" and not whole:
-        raise ConfigError(f"{place} must be text or whole numbers for classes, got {present[present % 1 != 0][0]}.")
-    if options.task == "number" or (options.task is None and not (whole and len(present) <= MOST_WHOLE_CLASSES)):
+        raise ConfigError(f"{place} must be text or whole numbers for classes, got {numbers[numbers % 1 != 0].min()}.")
+    if options.task == "number" or (options.task is None and not (whole and _are_few(numbers))):
         lost = merged(numbers)
         if lost:
             raise ConfigError(
@@ -116,8 +116,14 @@ def number_labels(numbers: Array, options: SourceOptions, place: str) -> Labels:
                 "a number from all of them."
             )
         return Labels(numbers.astype(np.float32), None)
+    present, labels = np.unique(numbers, return_inverse=True)
     _check_count(len(present), len(numbers), place)
     return Labels(labels.astype(np.int64), tuple(f"{value:.0f}" for value in present))
+
+
+def _are_few(numbers: Array) -> bool:
+    """Whether so many different numbers are classes; most columns that are not show it in their first rows."""
+    return all(len(np.unique(some)) <= MOST_WHOLE_CLASSES for some in (numbers[:_FIRST], numbers))
 
 
 def _check_count(classes: int, rows: int, place: str) -> None:

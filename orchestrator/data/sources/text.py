@@ -16,7 +16,7 @@ from orchestrator.data.columns import Ragged
 from orchestrator.data.manifest import Change, Source
 from orchestrator.data.order import Ints
 from orchestrator.data.sources.classes import check_class_names
-from orchestrator.data.sources.delimited.dialect import in_encoding
+from orchestrator.data.sources.delimited.encoding import in_encoding
 from orchestrator.data.sources.files import SCHEME, Files
 from orchestrator.data.sources.located import SourceFile, plain_name, source_name, split_files
 from orchestrator.data.sources.options import DELIMITED, SourceOptions, only

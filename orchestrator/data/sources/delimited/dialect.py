@@ -1,9 +1,8 @@
-"""How a delimited file is written: in which encoding, with which delimiter, and what a quote means in it."""
+"""How a delimited file is written: with which delimiter, and what a quote means in it."""
 
 import csv
 import io
-import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import islice
 from typing import Any, Literal, NamedTuple
@@ -11,82 +10,32 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 
 from cluster.errors import ConfigError
+from orchestrator.data.sources.delimited.blocks import BOM, Content
 
 Quotes = Literal["fields", "letters"]
 
 DELIMITERS: Mapping[str, str] = {",": "commas", "\t": "tabs", ";": "semicolons", "|": "bars", "::": "double colons"}
 QUOTING: Mapping[Quotes, Literal[0, 3]] = {"fields": csv.QUOTE_MINIMAL, "letters": csv.QUOTE_NONE}
 HEAD_BYTES = 2**20
-BOM = b"\xef\xbb\xbf"
 
 _LOOKED_AT = 100  # rows that must agree on a delimiter
-_LINE_END = re.compile(r"\r\n|\n|\r")
 _QUOTE, _LF, _CR = b'"\n\r'
-_WINDOWS_BYTES = re.compile(rb"[\x80-\x9f]")  # letters of Windows, control characters of Latin-1
-
-
-# ---- encoding
-
-
-def decoded(contents: Mapping[str, bytes], places: Mapping[str, object]) -> tuple[dict[str, bytes], str]:
-    """Return the contents in UTF-8, and the encoding that they were in, which is that of all of them.
-
-    Files that are not UTF-8 are Latin-1, or Windows' extension of it, unless one has characters beyond ASCII in UTF-8.
-
-    Raises:
-        ConfigError: if they are a mixture, or damaged.
-    """
-    faults = {split: fault for split, content in contents.items() if (fault := _utf8_fault(content))}
-    if not faults:
-        return dict(contents), "utf-8"
-    if any(not character.isascii() for content in contents.values() for character in content.decode(errors="ignore")):
-        split, error = next(iter(faults.items()))
-        row = contents[split].count(b"\n", 0, error.start) + 1
-        raise ConfigError(
-            f"{places[split]} must be a text file in UTF-8, got {error.reason} in row {row}, beside others in "
-            "UTF-8. Convert it."
-        ) from error
-    encoding = "cp1252" if any(_WINDOWS_BYTES.search(content) for content in contents.values()) else "latin-1"
-    found = {}
-    for split, content in contents.items():
-        try:
-            found[split] = content.decode(encoding).encode()
-        except UnicodeDecodeError as error:
-            row = content.count(b"\n", 0, error.start) + 1
-            raise ConfigError(
-                f"{places[split]} must be a text file in UTF-8 or Latin-1, got byte {content[error.start]:#x} in row "
-                f"{row}. Convert it."
-            ) from error
-    return found, encoding
-
-
-def in_encoding(format: str, encoding: str) -> str:
-    """Return the name of a format, with the encoding of its files if it is not UTF-8."""
-    return format if encoding == "utf-8" else f"{format} ({encoding})"
-
-
-def _utf8_fault(content: bytes) -> UnicodeDecodeError | None:
-    try:
-        content.decode()
-    except UnicodeDecodeError as error:
-        return error
-    return None
 
 
 # ---- delimiter
 
 
-def fields_of(text: io.StringIO, *, delimiter: str, quotes: Quotes = "fields", strict: bool = False) -> Any:
+def fields_of(lines: Iterable[str], *, delimiter: str, quotes: Quotes = "fields", strict: bool = False) -> Any:
     """Return a reader of the rows' fields, which may exceed the 128 KiB that the csv module allows by itself."""
     csv.field_size_limit(2**31 - 1)
-    return csv.reader(text, delimiter=delimiter, quoting=QUOTING[quotes], strict=strict)
+    return csv.reader(lines, delimiter=delimiter, quoting=QUOTING[quotes], strict=strict)
 
 
-def split_rows(text: io.StringIO, delimiter: str, *, quotes: Quotes = "fields") -> Iterator[list[str]]:
+def split_rows(lines: Iterable[str], delimiter: str, *, quotes: Quotes = "fields") -> Iterator[list[str]]:
     """Yield the fields of every row; none of an empty one."""
     if delimiter == "::":
-        return (line.split("::") if (line := whole.rstrip("\r\n")) else [] for whole in text)
-    rows: Iterator[list[str]] = fields_of(text, delimiter=delimiter, quotes=quotes)
+        return (line.split("::") if (line := whole.rstrip("\r\n")) else [] for whole in lines)
+    rows: Iterator[list[str]] = fields_of(lines, delimiter=delimiter, quotes=quotes)
     return rows
 
 
@@ -144,7 +93,7 @@ class Quoting(NamedTuple):
     """Whether a quoted field holds a line end."""
 
 
-def quoting_of(content: bytes, delimiter: str, place: object, chosen: Quotes | None) -> Quoting:
+def quoting_of(content: Content, delimiter: str, chosen: Quotes | None, encoding: str = "utf-8") -> Quoting:
     """Return whether quotes enclose fields, or are letters.
 
     In tab-separated files, a quote is a letter unless every field that begins with one ends with one. In others, a
@@ -153,20 +102,20 @@ def quoting_of(content: bytes, delimiter: str, place: object, chosen: Quotes | N
     Raises:
         ConfigError: if a quote is not closed, or if both readings would do and differ in the number of rows.
     """
-    if chosen == "letters" or delimiter == "::" or b'"' not in content:
+    if chosen == "letters" or delimiter == "::" or not any(b'"' in block for block in content.blocks()):
         return Quoting("letters", spans_lines=False)
-    if _every_quote_is_closed(content, delimiter):
+    if all(_every_quote_is_closed(block, delimiter) for block in content.blocks()):
         return Quoting("fields", spans_lines=False)
-    text = content.decode()
-    fields, letters = _read_as_fields(text, delimiter), _read_as_letters(text, delimiter)
+    fields = _read_as_fields(content.lines(encoding), delimiter)
+    letters = _read_as_letters(content.lines(encoding), delimiter)
     if chosen is None and fields.is_table and letters.is_table and fields.rows < letters.rows:
-        raise _unclear(place, fields, letters)
+        raise _unclear(content, fields, letters)
     if chosen is None and delimiter == "\t" and (fields.fault or (letters.is_table and not letters.is_closed)):
         return Quoting("letters", spans_lines=False)
     if fields.fault:
         cure = "Read quotes as letters with --option quotes=letters" if letters.is_table else "Double it"
         raise ConfigError(
-            f"a field in {place} that begins with a quote must end with one, got {fields.fault} in row {fields.row}. "
+            f"a field in {content} that begins with a quote must end with one, got {fields.fault} in row {fields.row}. "
             f"{cure}, or close it."
         )
     return Quoting("fields", spans_lines=fields.rows < letters.rows)
@@ -189,8 +138,8 @@ class _Reading:
         return not self.fault and len(self.widths) == 1
 
 
-def _read_as_fields(text: str, delimiter: str) -> _Reading:
-    reader = fields_of(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
+def _read_as_fields(lines: Iterable[str], delimiter: str) -> _Reading:
+    reader = fields_of(lines, delimiter=delimiter, strict=True)
     rows, widths, before, spanning = 0, set(), 0, 0
     try:
         for fields in reader:
@@ -205,11 +154,15 @@ def _read_as_fields(text: str, delimiter: str) -> _Reading:
     return _Reading(rows, frozenset(widths), row=spanning)
 
 
-def _read_as_letters(text: str, delimiter: str) -> _Reading:
-    lines = [line for line in _LINE_END.split(text) if line]
-    widths = frozenset(line.count(delimiter) + 1 for line in lines)
-    quoted = (field for line in lines if '"' in line for field in line.split(delimiter) if field.startswith('"'))
-    return _Reading(len(lines), widths, is_closed=all(len(field) > 1 and field.endswith('"') for field in quoted))
+def _read_as_letters(lines: Iterable[str], delimiter: str) -> _Reading:
+    rows, widths, is_closed = 0, set(), True
+    for line in filter(None, (line.rstrip("\r\n") for line in lines)):
+        rows += 1
+        widths.add(line.count(delimiter) + 1)
+        if is_closed and '"' in line:
+            quoted = (field for field in line.split(delimiter) if field.startswith('"'))
+            is_closed = all(len(field) > 1 and field.endswith('"') for field in quoted)
+    return _Reading(rows, frozenset(widths), is_closed=is_closed)
 
 
 def _unclear(place: object, fields: _Reading, letters: _Reading) -> ConfigError:

@@ -1,10 +1,10 @@
 """What a column of a table is: numbers, dates or categories, and how they are written."""
 
 import re
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field, replace
 from itertools import product
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -13,7 +13,6 @@ import pyarrow.compute as pc
 from cluster.errors import ConfigError
 from models.preparing.rows import (
     MISSING_WORDS,
-    SIGNS,
     CategoryColumn,
     DateColumn,
     Notation,
@@ -26,6 +25,13 @@ from models.preparing.rows import (
 )
 from orchestrator.data.columns import Array
 from orchestrator.data.precision import merged
+from orchestrator.data.sources.delimited.notations import (
+    all_match,
+    asked_notation,
+    notation_of,
+    numbers_in,
+    other_notations,
+)
 from orchestrator.data.sources.options import SourceOptions
 from orchestrator.data.sources.rows import LARGEST, Delimited, distinct
 
@@ -38,14 +44,9 @@ _FORMATS = tuple(
     )
 )
 _EXACT = 2.0**53  # whole numbers up to here have a float each
-_FIRST = 64  # values that are looked at before all are
 _CODE_LENGTH = 3  # months and days have two digits
 _ID_NAMES = ("id", "index", "uuid", "guid")
 _ID = re.compile(r"(^|[_ -])(id|ID|Id)$|[a-z]I[dD]$")  # user_id and userId, but neither paid nor COVID
-_NOTATIONS = tuple(
-    Notation(decimal=decimal, thousands=thousands)
-    for decimal, thousands in ((",", ""), (".", ","), (".", " "), (".", "'"), (",", "."), (",", " "))
-)
 
 
 class FieldError(Exception):
@@ -57,16 +58,24 @@ class FieldError(Exception):
         self.found = found or reason
 
 
+class Words(NamedTuple):
+    """A column of categories."""
+
+    codes: Array
+    """[N] int32, numbers of the words."""
+    words: list[str]
+
+
 @dataclass(frozen=True, eq=False)
 class Field:
     """A column, as it was read."""
 
     name: str
     column: RowColumn
-    texts: pa.ChunkedArray
-    """Without the blanks around them."""
     is_missing: Array
     """[N] bool."""
+    words: Words | None = None
+    """Of categories."""
     numbers: tuple[Array, ...] = ()
     """[N] of each number that the column becomes: float32, or float64 where 32 bits are not enough; NaN if missing."""
     notes: tuple[str, ...] = field(default=())
@@ -76,6 +85,20 @@ class Field:
         """Whether the column is part of the vector."""
         return bool(self.numbers)
 
+    @property
+    def arrays(self) -> tuple[Array, ...]:
+        """All that there is a value of for each row."""
+        return (self.is_missing, *self.numbers, *([self.words.codes] if self.words else []))
+
+    def changed(self, change: Callable[[Array], Array]) -> "Field":
+        """Return the column with each of its arrays changed."""
+        return replace(
+            self,
+            is_missing=change(self.is_missing),
+            words=self.words and Words(change(self.words.codes), self.words.words),
+            numbers=tuple(map(change, self.numbers)),
+        )
+
 
 def read_field(rows: Delimited, name: str, options: SourceOptions) -> Field:
     """Return what a column is.
@@ -83,31 +106,39 @@ def read_field(rows: Delimited, name: str, options: SourceOptions) -> Field:
     Raises:
         FieldError: if it is neither numbers nor dates nor categories.
     """
-    texts = rows.trimmed(name)
-    if name not in (options.categories or ()):
-        numbers = _plain_numbers(texts) if asked_notation(options).decimal == "." else None
+    if name not in (options.categories or ()) and asked_notation(options).decimal == ".":
+        numbers = _plain_numbers(rows, name)
         if numbers is not None:
-            _refuse_codes(name, texts, options)
-            _refuse_identifier(name, texts, numbers, options)
-            return _of_numbers(name, NumberColumn(), texts, np.zeros(len(numbers), bool), numbers)
+            _refuse_codes(name, rows.parts(name), options)
+            _refuse_identifier(name, lambda: rows.trimmed(name), numbers, options)
+            gone = np.broadcast_to(np.False_, len(rows))
+            return _of_numbers(name, NumberColumn(), lambda: rows.trimmed(name), gone, numbers)
+    return _read_texts(rows, name, rows.trimmed(name), options)
+
+
+def _read_texts(rows: Delimited, name: str, texts: pa.ChunkedArray, options: SourceOptions) -> Field:
     gone = missing_in(texts, name, options)
     if gone.all():
         raise FieldError("nothing in any row", found="nothing in any row")
     present = pc.filter(texts, pa.array(~gone)) if gone.any() else texts
     if name in (options.categories or ()):
-        return Field(name, CategoryColumn(feature=name), texts, gone)
+        return _of_categories(name, texts, gone)
     notation = notation_of(present, options)
     if notation is not None:
-        _refuse_codes(name, present, options)
+        _refuse_codes(name, present.chunks, options)
         numbers = _with_gaps(numbers_in(present, notation), gone)
-        _refuse_identifier(name, present, numbers[~gone], options)
-        is_plain = notation == Notation() or _all_match(present, number_pattern(Notation()))
+        _refuse_identifier(name, lambda: present, numbers[~gone], options)
+        is_plain = notation == Notation() or all_match(present, number_pattern(Notation()))
         notes = () if is_plain else (f"read the numbers of {name}, written like {example_of(notation)}",)
-        return _of_numbers(name, NumberColumn(notation=notation), texts, gone, numbers, notes)
-    if _all_match(present, _DATE) or (options.date_format and _parses(present, options.date_format)):
-        return _of_dates(name, texts, gone, present, options)
+        return _of_numbers(name, NumberColumn(notation=notation), lambda: texts, gone, numbers, notes)
+    if all_match(present, _DATE) or (options.date_format and _parses(present, options.date_format)):
+        return _of_dates(name, gone, present, options)
     _refuse_no_category(rows, name, texts, gone, present)
-    return Field(name, CategoryColumn(feature=name), texts, gone)
+    return _of_categories(name, texts, gone)
+
+
+def _of_categories(name: str, texts: pa.ChunkedArray, gone: Array) -> Field:
+    return Field(name, CategoryColumn(feature=name), gone, Words(*distinct(texts)))
 
 
 def missing_in(texts: pa.ChunkedArray, name: str, options: SourceOptions) -> Array:
@@ -131,80 +162,42 @@ def policy_of(name: str, options: SourceOptions) -> str:
     return policy
 
 
-def numbers_in(texts: pa.ChunkedArray, notation: Notation) -> Array:
-    """Return texts that are all numbers in a notation, [N] float64."""
-    if notation.sign:
-        texts = pc.replace_substring(pc.replace_substring(texts, notation.sign, ""), " ", "")
-    if notation.thousands:
-        texts = pc.replace_substring(texts, notation.thousands, "")
-    if notation.decimal != ".":
-        texts = pc.replace_substring(texts, notation.decimal, ".")
-    numbers: Array = pc.cast(texts, pa.float64()).to_numpy()
-    return numbers
-
-
-def _plain_numbers(texts: pa.ChunkedArray) -> Array | None:
+def _plain_numbers(rows: Delimited, name: str) -> Array | None:
     """Return a column of finite numbers without a gap, [N] float64; None if it is something else."""
-    try:
-        numbers: Array = pc.cast(texts, pa.float64()).to_numpy()
-    except pa.ArrowInvalid:
-        return None
-    return numbers if np.isfinite(numbers).all() else None
-
-
-def notation_of(present: pa.ChunkedArray, options: SourceOptions) -> Notation | None:
-    """Return how all of a column's values are written as numbers, if they are."""
-    asked = asked_notation(options)
-    sign = _sign_of(present)
-    for notation in (asked, asked.model_copy(update={"sign": sign}), Notation(), Notation(sign=sign)):
-        if _all_match(present, number_pattern(notation)):
-            return notation
-    return None
-
-
-def asked_notation(options: SourceOptions) -> Notation:
-    """Return how the person says that numbers are written; where points separate thousands, commas do decimals."""
-    thousands = options.thousands or ""
-    return Notation(decimal=options.decimal or ("," if thousands == "." else "."), thousands=thousands)
-
-
-def other_notations(present: pa.ChunkedArray) -> str:
-    """Return the options with which all of a column's values would be numbers; empty if none does it."""
-    sign = _sign_of(present)
-    ways = [
-        _options(notation)
-        for notation in _NOTATIONS
-        for signed in (notation, notation.model_copy(update={"sign": sign}))
-        if _all_match(present, number_pattern(signed))
-    ]
-    if "--option 'decimal=,'" in ways:  # which alone is enough
-        ways = [way for way in ways if not way.startswith("--option 'decimal=,' ")]
-    return " or ".join(dict.fromkeys(ways))
-
-
-def _sign_of(present: pa.ChunkedArray) -> str:
-    first = present[0].as_py()
-    return next((sign for sign in SIGNS if sign in first), "")
+    found = []
+    for part in rows.columns.parts(name):
+        try:
+            numbers = pc.cast(part, pa.float64()).to_numpy()
+        except pa.ArrowInvalid:
+            try:
+                numbers = pc.cast(pc.utf8_trim_whitespace(part), pa.float64()).to_numpy()
+            except pa.ArrowInvalid:
+                return None
+        if not np.isfinite(numbers).all():
+            return None
+        found.append(numbers)
+    return found[0] if len(found) == 1 else np.concatenate(found)
 
 
 def _of_numbers(
     name: str,
     column: NumberColumn,
-    texts: pa.ChunkedArray,
+    texts: Callable[[], pa.ChunkedArray],
     gone: Array,
     numbers: Array,
     notes: tuple[str, ...] = (),
 ) -> Field:
-    if np.nanmax(np.abs(numbers)) > LARGEST:
+    largest = max(np.nanmax(numbers), -np.nanmin(numbers))
+    if largest > LARGEST:
         row = int(np.nanargmax(np.abs(numbers)))
-        raise FieldError(f"{texts[row].as_py()!r}, which does not fit 32 bits", found="numbers beyond 32 bits")
-    if np.nanmax(np.abs(numbers)) > _EXACT:
-        present = pc.filter(texts, pa.array(~gone))
+        raise FieldError(f"{texts()[row].as_py()!r}, which does not fit 32 bits", found="numbers beyond 32 bits")
+    if largest > _EXACT:
+        present = pc.filter(texts(), pa.array(~gone))
         if len(np.unique(numbers[~gone])) < len(distinct(present)[1]):
             word = in_brackets([name])
             reason = f"{present[0].as_py()!r} and the like, of which 64 bits cannot tell all apart"
             raise FieldError(reason, f"make them categories with --option 'categories={word}'")
-    return Field(name, column, texts, gone, (_stored(numbers),), notes)
+    return Field(name, column, gone, numbers=(_stored(numbers),), notes=notes)
 
 
 def _stored(numbers: Array) -> Array:
@@ -223,9 +216,7 @@ def _with_gaps(numbers: Array, gone: Array) -> Array:
 # ---- dates
 
 
-def _of_dates(
-    name: str, texts: pa.ChunkedArray, gone: Array, present: pa.ChunkedArray, options: SourceOptions
-) -> Field:
+def _of_dates(name: str, gone: Array, present: pa.ChunkedArray, options: SourceOptions) -> Field:
     if not options.dates:
         raise FieldError("dates", "make numbers of dates with --option 'dates=[year, month, day, weekday]'")
     codes, words = distinct(present)
@@ -234,7 +225,7 @@ def _of_dates(
     columns = np.array(parts, np.float64)[codes].T
     column = DateColumn(format=format, parts=options.dates)
     note = f"made {', '.join(options.dates)} of the dates in {name}, read as {format or 'ISO 8601'}"
-    return Field(name, column, texts, gone, tuple(_stored(_with_gaps(c, gone)) for c in columns), (note,))
+    return Field(name, column, gone, numbers=tuple(_stored(_with_gaps(c, gone)) for c in columns), notes=(note,))
 
 
 def _format_of(words: Sequence[str], options: SourceOptions) -> str:
@@ -262,11 +253,11 @@ def _is_identifier(name: str) -> bool:
     return name.lower() in _ID_NAMES or _ID.search(name) is not None
 
 
-def _refuse_identifier(name: str, texts: pa.ChunkedArray, numbers: Array, options: SourceOptions) -> None:
+def _refuse_identifier(name: str, texts: Callable[[], pa.ChunkedArray], numbers: Array, options: SourceOptions) -> None:
     if not _is_identifier(name) or name in (options.numbers or ()):
         return
-    different = len(distinct(texts)[1])
-    if different == len(texts):
+    different = len(distinct(texts())[1])
+    if different == len(numbers):
         raise FieldError("an identifier, which is different in every row", found="an identifier")
     if _ID.search(name) and (numbers == np.rint(numbers)).all():
         word = in_brackets([name])
@@ -276,18 +267,24 @@ def _refuse_identifier(name: str, texts: pa.ChunkedArray, numbers: Array, option
         )
 
 
-def _refuse_codes(name: str, texts: pa.ChunkedArray, options: SourceOptions) -> None:
+def _refuse_codes(name: str, parts: Iterable[pa.Array], options: SourceOptions) -> None:
     """Refuse digits of one length with zeros before them, such as postal codes: as numbers they would lose those."""
     if name in (options.numbers or ()):
         return
-    padded = pc.filter(texts, pc.starts_with(texts, "0"))
-    if not len(padded) or not pc.any(pc.match_substring_regex(padded, r"^0\d+$")).as_py():
-        return
-    lengths = pc.min_max(pc.utf8_length(texts)).as_py()
-    if lengths["min"] == lengths["max"] >= _CODE_LENGTH:
+    padded, lengths = "", set()
+    for part in parts:
+        if not len(part):
+            continue
+        found = pc.min_max(pc.utf8_length(part)).as_py()
+        lengths |= {found["min"], found["max"]}
+        if len(lengths) > 1 or max(lengths) < _CODE_LENGTH:
+            return
+        if not padded and pc.any(pc.match_substring_regex(part, r"^0\d+$")).as_py():
+            padded = pc.filter(part, pc.starts_with(part, "0"))[0].as_py()
+    if padded:
         word = in_brackets([name])
         raise FieldError(
-            f"{padded[0].as_py()!r} and the like, codes that begin with 0",
+            f"{padded!r} and the like, codes that begin with 0",
             f"say what they are with --option 'categories={word}' or --option 'numbers={word}'",
         )
 
@@ -315,19 +312,6 @@ def _refuse_no_category(
         reason = f"{different} different texts in {len(texts)} rows"
         as_words = f"--option 'categories={in_brackets([name])}'"
         raise FieldError(reason, f"read it as categories all the same with {as_words}, or as texts with --format text")
-
-
-def _options(notation: Notation) -> str:
-    thousands = {"": "", " ": "--option thousands=space", "'": '--option "thousands=\'"'}
-    words = ["--option 'decimal=,'" if notation.decimal == "," else ""]
-    words.append(thousands.get(notation.thousands, f"--option 'thousands={notation.thousands}'"))
-    return " ".join(filter(None, words))
-
-
-def _all_match(texts: pa.ChunkedArray, pattern: str) -> bool:
-    if not pc.all(pc.match_substring_regex(texts[:_FIRST], pattern)).as_py():
-        return False
-    return bool(pc.all(pc.match_substring_regex(texts, pattern)).as_py())
 
 
 def in_brackets(names: Sequence[Any]) -> str:

@@ -9,7 +9,6 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from cluster.errors import ConfigError
 from models.counters import counter_key
@@ -18,14 +17,14 @@ from models.preparing.rows import CategoryColumn, RowSchema
 from orchestrator.data.columns import Array, number_target
 from orchestrator.data.manifest import Source
 from orchestrator.data.order import Ints, permutation, random_bits
-from orchestrator.data.sources.delimited.dialect import in_encoding
+from orchestrator.data.sources.delimited.encoding import in_encoding
+from orchestrator.data.sources.delimited.shelf import parts_of
 from orchestrator.data.sources.located import ALL, SourceFile, source_name, split_files
 from orchestrator.data.sources.options import DELIMITED, SourceOptions, only
-from orchestrator.data.sources.prepared import Part, Prepared
+from orchestrator.data.sources.prepared import Prepared
 from orchestrator.data.sources.rows import (
     Delimited,
-    distinct,
-    encoded,
+    encode,
     first_rows,
     read_delimited,
     require_rows,
@@ -73,7 +72,7 @@ class _Ratings:
     user_words: list[str]
     item_words: list[str]
     values: Array
-    """[N] float64."""
+    """[N] float32."""
     splits: dict[str, Ints] | None
     """The rows of each split, if the source says so."""
 
@@ -96,14 +95,14 @@ def read_ratings(source: str, options: SourceOptions) -> Prepared:
     splits = found.splits or _drawn(len(found.values), options)
     if found.splits is not None:
         refuse_draw(options, rows.place)
-    user, users = encoded(pa.array(found.user_words).take(pa.array(found.users)), splits["train"])
-    item, items = encoded(pa.array(found.item_words).take(pa.array(found.items)), splits["train"])
-    columns = {"user": users, "item": items, TARGET: found.values.astype(np.float32)}
+    user, users = encode(found.users, found.user_words, splits["train"])
+    item, items = encode(found.items, found.item_words, splits["train"])
+    columns = {"user": users, "item": items, TARGET: found.values}
     return Prepared(
         name=source_name(files, generic=FILES),
         features={"user": user, "item": item},
         target=number_target(columns[TARGET][splits["train"]]),
-        splits={split: Part.of({k: v[chosen] for k, v in columns.items()}) for split, chosen in splits.items()},
+        splits=parts_of(columns, splits, rows.shelf),
         source=Source(format=in_encoding("ratings", rows.encoding), uri=source),
         notes=tuple(notes),
         rows=RowSchema(
@@ -134,13 +133,14 @@ def _read(files: Mapping[str, SourceFile], options: SourceOptions) -> tuple[Deli
     header = rating_columns(fields, options)
     _check_names(first, fields, header, options)
     names = header or dict(zip(_COLUMNS, _COLUMNS[: len(fields)], strict=False))
-    category = pa.dictionary(pa.int32(), pa.string())  # 20 million rows have few different users and items
+    read = [names[word] for word in ("user", "item", "rating") if word in names]
     rows = read_delimited(
         files,
         options=options,
         delimiter=delimiter,
         names=None if header else _COLUMNS[: len(fields)],
-        types={names["user"]: category, names["item"]: category},
+        types=dict.fromkeys(read, pa.dictionary(pa.int32(), pa.string())),  # 20 million rows have few different words
+        only=read,
     )
     return rows, names
 
@@ -167,22 +167,19 @@ def _check_names(
 
 
 def _ratings(rows: Delimited, names: Mapping[str, str]) -> _Ratings:
-    users, user_words = distinct(_trimmed(rows.table.column(names["user"])))
-    items, item_words = distinct(_trimmed(rows.table.column(names["item"])))
-    for name, codes, words in (("user", users, user_words), ("item", items, item_words)):
+    found = {}
+    for word in ("user", "item"):
+        codes, words = found[word] = rows.words(names[word])
         if "" in words:
             file, row = rows.where(int((codes == words.index("")).argmax()))
-            raise ConfigError(f"{names[name]} in {file} must be given, got nothing in row {row}. Remove the row.")
-    values = rows.numbers(names["rating"]) if "rating" in names else np.ones(len(rows))
+            raise ConfigError(f"{names[word]} in {file} must be given, got nothing in row {row}. Remove the row.")
+        rows.columns.let_go(names[word])
+    values = np.ones(len(rows), np.float32)
+    if "rating" in names:
+        values = rows.numbers(names["rating"], dtype=np.float32)
+        rows.columns.let_go(names["rating"])
+    (users, user_words), (items, item_words) = found.values()
     return _Ratings(users, items, user_words, item_words, values, None if ALL in rows.files else rows.rows)
-
-
-def _trimmed(values: pa.ChunkedArray) -> pa.ChunkedArray:
-    """Return values without the blanks around them; only where there are any, since there may be many values."""
-    words = [chunk.dictionary for chunk in values.chunks]
-    if all(pc.all(pc.equal(pc.utf8_trim_whitespace(word), word)).as_py() in (True, None) for word in words):
-        return values
-    return pc.utf8_trim_whitespace(values.cast(pa.string()))
 
 
 # ---- copies
@@ -194,7 +191,8 @@ def _once(rows: Delimited, found: _Ratings, options: SourceOptions) -> tuple[_Ra
     Raises:
         ConfigError: if they are to be refused, or lie in two splits.
     """
-    in_order = np.sort(found.pairs)
+    in_order = found.pairs
+    in_order.sort()
     if not (in_order[1:] == in_order[:-1]).any():
         return found, []
     if options.copies in (None, "refuse") or found.splits is not None:
@@ -204,7 +202,7 @@ def _once(rows: Delimited, found: _Ratings, options: SourceOptions) -> tuple[_Ra
     values = found.values[kept]
     if options.copies == "mean":
         _, group, sizes = np.unique(found.pairs, return_inverse=True, return_counts=True)
-        values = (np.bincount(group, found.values) / sizes)[group[kept]]
+        values = (np.bincount(group, found.values) / sizes).astype(np.float32)[group[kept]]
     note = f"took the {options.copies} of {len(found.values):,} rows that rate {len(kept):,} pairs of user and item"
     return replace(found, users=found.users[kept], items=found.items[kept], values=values), [note]
 
@@ -249,7 +247,7 @@ def _with_negatives(found: _Ratings, options: SourceOptions) -> tuple[_Ratings, 
         found,
         users=np.append(found.users, users[fresh]),
         items=np.append(found.items, items[fresh]),
-        values=np.append(np.ones(count), np.zeros(len(fresh))),
+        values=np.repeat(np.array([1, 0], np.float32), [count, len(fresh)]),
         splits=splits,
     )
     return joined, note
@@ -258,4 +256,6 @@ def _with_negatives(found: _Ratings, options: SourceOptions) -> tuple[_Ratings, 
 def _drawn(count: int, options: SourceOptions) -> dict[str, Ints]:
     order = permutation(count, key=counter_key(SPLIT_KEY, options.seed or 0))
     cut = count - max(1, int(count * (options.test_share or _TEST_SHARE)))
-    return {"train": np.sort(order[:cut]), "test": np.sort(order[cut:])}
+    in_test = np.zeros(count, bool)
+    in_test[order[cut:]] = True
+    return {"train": np.flatnonzero(~in_test), "test": np.flatnonzero(in_test)}

@@ -1,35 +1,37 @@
 """Tables: CSV and TSV files with a header, columns of numbers, dates and categories, and one column to predict."""
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
-import pyarrow as pa
 import pyarrow.compute as pc
 
 from cluster.errors import ConfigError
 from models.features import TARGET, Feature, VectorFeature
 from models.preparing.rows import NUMBERS, CategoryColumn, RowSchema, vector_names
-from orchestrator.data.columns import Array, Column, Columns, row_statistics, take
+from orchestrator.data.columns import Array, Columns, RowStatistics
 from orchestrator.data.manifest import Source
 from orchestrator.data.order import Ints
 from orchestrator.data.precision import centre_of, merged
-from orchestrator.data.sources.delimited.dialect import in_encoding
+from orchestrator.data.row_hashes import equal_rows
+from orchestrator.data.sources.delimited.encoding import in_encoding
 from orchestrator.data.sources.delimited.fields import (
     Field,
     FieldError,
+    Words,
     in_brackets,
     missing_words,
     read_field,
     refuse_fields,
 )
 from orchestrator.data.sources.delimited.missing import check_policies, filled, gaps_of, kept_rows, with_rules
+from orchestrator.data.sources.delimited.shelf import PIECE_BYTES, Shelf, let_go, shelved
 from orchestrator.data.sources.located import ALL, source_name, split_files
 from orchestrator.data.sources.options import DELIMITED, SourceOptions, only
 from orchestrator.data.sources.prepared import Part, Prepared
-from orchestrator.data.sources.rows import Delimited, distinct, encoded, read_delimited
-from orchestrator.data.sources.splitting import drawn, equal_rows, refuse_draw
+from orchestrator.data.sources.rows import Delimited, encode, read_delimited
+from orchestrator.data.sources.splitting import drawn, refuse_draw
 from orchestrator.data.sources.targets import Labels, read_labels, target_column
 
 SUFFIXES = (".csv", ".tsv")
@@ -47,6 +49,12 @@ class _Table:
     labels: Labels
     splits: dict[str, Ints] | None
     """The rows of each split, if the source says so."""
+    shelf: Shelf | None
+    """Where columns wait, if they are too large for memory."""
+
+    def kept(self, array: Array) -> Array:
+        """Return an array, perhaps one that waits on disk."""
+        return self.shelf.put(array) if self.shelf else array
 
     @property
     def numeric(self) -> list[Field]:
@@ -65,18 +73,18 @@ def read_table(source: str, options: SourceOptions) -> Prepared:
     target = target_column(rows.names, options, rows.place)
     table, dropped = _without_gaps(rows, target, options)
     splits = _split(table, options)
-    table = replace(table, fields=tuple(filled(field, splits["train"], options) for field in table.fields))
-    coded = {field.name: encoded(_words(field), splits["train"]) for field in table.categories}
+    table = replace(table, fields=tuple(_filled(table, splits["train"], options)))
+    coded = {field.name: encode(*_words(field), splits["train"]) for field in table.categories}
+    columns = {TARGET: table.labels.values, **{name: table.kept(index) for name, (_, index) in coded.items()}}
+    parts, vector = _parts(table, columns, splits)
     features: dict[str, Feature] = {name: feature for name, (feature, _) in coded.items()}
-    columns: Columns = {TARGET: table.labels.values, **{name: indices for name, (_, indices) in coded.items()}}
-    if table.numeric:
-        features[NUMBERS], columns[NUMBERS] = _vector(table, splits["train"])
+    features |= {NUMBERS: vector} if vector else {}
     notes += [*([dropped] if dropped else []), *(note for field in table.fields for note in field.notes)]
     return Prepared(
         name=source_name(files),
         features=features,
         target=table.labels.target(splits, rows.place),
-        splits={s: Part.of({n: take(column, chosen) for n, column in columns.items()}) for s, chosen in splits.items()},
+        splits=parts,
         source=Source(format=in_encoding("table", rows.encoding), uri=source),
         notes=tuple(notes),
         rows=RowSchema(
@@ -100,17 +108,17 @@ def _named(rows: Delimited, options: SourceOptions) -> tuple[Delimited, list[str
     empty = [name for name in places if not _holds_anything(rows, name)]
     for name, place in places.items():
         if name not in empty and not {name, place} & set(options.ignore or ()):
-            shown = ", ".join(repr(value.as_py()) for value in rows.table.column(name)[:2])
+            shown = ", ".join(repr(value.as_py()) for value in rows.first(2).column(name))
             raise ConfigError(
                 f"{rows.place} must name its columns, got no name for column {place}, which holds {shown}, … Leave it "
                 f"out with --option ignore={place}, or name it."
             )
     notes = [f"left out column {places[name]}, which has neither a name nor a value" for name in empty]
-    return replace(rows, table=rows.table.drop_columns(empty)), notes
+    return replace(rows, left_out=frozenset(empty)), notes
 
 
 def _holds_anything(rows: Delimited, name: str) -> bool:
-    return bool(pc.any(pc.not_equal(rows.trimmed(name), "")).as_py())
+    return any(pc.any(pc.not_equal(part, "")).as_py() for part in rows.parts(name))
 
 
 def _feature_names(rows: Delimited, target: str, options: SourceOptions) -> list[str]:
@@ -142,7 +150,8 @@ def _without_gaps(rows: Delimited, target: str, options: SourceOptions) -> tuple
     fields, faults = [], {}
     for name in _feature_names(rows, target, options):
         try:
-            fields.append(with_rules(read_field(rows, name, options), options))
+            field = with_rules(read_field(rows, name, options), options)
+            fields.append(field.changed(rows.shelf.put) if rows.shelf else field)
         except FieldError as error:
             faults[name] = error
     gaps = gaps_of(rows, fields, target, options)
@@ -152,23 +161,20 @@ def _without_gaps(rows: Delimited, target: str, options: SourceOptions) -> tuple
         raise ConfigError(gaps)
     kept, note = kept_rows(rows, fields, target, options)
     if len(kept) < len(rows):
-        fields = [_taken(field, kept) for field in fields]
+        fields = [_taken(field, kept, rows.shelf) for field in fields]
     labels = read_labels(rows, target, options, kept=kept if len(kept) < len(rows) else None)
     splits = None
     if ALL not in rows.files:
         refuse_draw(options, rows.place)
         splits = {split: np.flatnonzero(np.isin(kept, chosen)) for split, chosen in rows.rows.items()}
     _check_vector(fields, rows.place)
-    return _Table(rows.place, tuple(fields), labels, splits), note
+    return _Table(rows.place, tuple(fields), labels, splits, rows.shelf), note
 
 
-def _taken(field: Field, kept: Ints) -> Field:
-    return replace(
-        field,
-        texts=field.texts.take(pa.array(kept)),
-        is_missing=field.is_missing[kept],
-        numbers=tuple(numbers[kept] for numbers in field.numbers),
-    )
+def _taken(field: Field, kept: Ints, shelf: Shelf | None) -> Field:
+    taken = field.changed(lambda array: shelf.put(array[kept]) if shelf else array[kept])
+    let_go(field.arrays)
+    return taken
 
 
 def _check_vector(fields: Sequence[Field], place: str) -> None:
@@ -186,65 +192,101 @@ def _split(table: _Table, options: SourceOptions) -> dict[str, Ints]:
     """Return the rows of each split; of one that is drawn here, no test row is what a training row is once filled."""
     if table.splits is not None:
         return table.splits
-    categories: list[Column] = [distinct(_words(field))[0] for field in table.categories]
-    numbers: list[Column] = [_exact(table.numeric)] if table.numeric else []
-    groups = equal_rows([*numbers, *categories])
+    groups = equal_rows(_compared(table.fields))
     rows = drawn(table.labels.strata, groups=groups, options=options, place=table.place)
     if not any(field.is_missing.any() for field in table.numeric):
         return rows
-    while len(known := _known_from_training(table, rows, categories, options)):
+    while len(known := _known_from_training(table, rows, options)):
         rows = {"train": np.union1d(rows["train"], known), "test": np.setdiff1d(rows["test"], known)}
         if not len(rows["test"]):
             raise ConfigError(f"{table.place} must hold enough different rows for a test split, got none. Add rows.")
     return rows
 
 
-def _known_from_training(
-    table: _Table, rows: Mapping[str, Ints], categories: Sequence[Column], options: SourceOptions
-) -> Ints:
+def _known_from_training(table: _Table, rows: Mapping[str, Ints], options: SourceOptions) -> Ints:
     """Return the test rows that are equal to a training row once missing values are filled."""
-    numbers = _exact([filled(field, rows["train"], options) for field in table.numeric])
-    groups = equal_rows([numbers, *categories])
+    groups = equal_rows(_compared(filled(field, rows["train"], options) for field in table.fields))
     return rows["test"][np.isin(groups[rows["test"]], groups[rows["train"]])]
 
 
-def _exact(fields: Sequence[Field]) -> Array:
-    """Return columns of numbers side by side, in 64 bits if any needs them."""
-    return np.stack([numbers for field in fields for numbers in field.numbers], axis=1)
+def _compared(fields: Iterable[Field]) -> Iterator[Array]:
+    """Yield what tells a row from another."""
+    for field in fields:
+        yield from field.numbers if field.is_numeric else (_words(field).codes,)
+        let_go(field.arrays)
 
 
 # ---- features
 
 
-def _words(field: Field) -> pa.ChunkedArray:
+def _filled(table: _Table, train: Ints, options: SourceOptions) -> Iterator[Field]:
+    for field in table.fields:
+        found = filled(field, train, options)
+        yield found if found is field or table.shelf is None else found.changed(table.shelf.put)
+        let_go(field.arrays)
+
+
+def _words(field: Field) -> Words:
     """Return the categories of a column, a missing value being one."""
     column = field.column
-    assert isinstance(column, CategoryColumn)
+    assert isinstance(column, CategoryColumn) and field.words is not None
     if column.missing is None or not field.is_missing.any():
-        return field.texts
-    return pc.if_else(pa.array(field.is_missing), column.missing, field.texts)
+        return field.words
+    codes, words = field.words
+    place = words.index(column.missing) if column.missing in words else len(words)
+    return Words(np.where(field.is_missing, place, codes), [*words, column.missing][: max(len(words), place + 1)])
 
 
-def _vector(table: _Table, train: Ints) -> tuple[VectorFeature, Array]:
-    """Return the feature of all columns of numbers, and their values, [N, D] float32.
+def _parts(
+    table: _Table, columns: Mapping[str, Array], splits: Mapping[str, Ints]
+) -> tuple[dict[str, Part], VectorFeature | None]:
+    """Return the rows of each split, and the feature of all columns of numbers.
 
     Raises:
         ConfigError: if 32 bits cannot tell values of a column apart.
     """
     names = [word for field in table.numeric for word in vector_names(field.name, field.column)]
-    found = [numbers for field in table.numeric for numbers in field.numbers]
-    rows_ND = np.empty((len(found[0]), len(names)), np.float32)
-    offsets = np.zeros(len(names))
-    for place, numbers in enumerate(found):
-        if numbers.dtype == np.float64:
-            offsets[place] = centre_of(numbers, numbers[train])
-            _refuse_merged(names[place], numbers - offsets[place], offsets[place], table.place)
-            rows_ND[:, place] = numbers - offsets[place]
+    numbers = [numbers for field in table.numeric for numbers in field.numbers]
+    offset_D = np.array([_offset(name, n, splits["train"], table) for name, n in zip(names, numbers, strict=True)])
+    statistics = RowStatistics(len(names))
+
+    def read(split: str, rows: Ints) -> Columns:
+        found: Columns = {name: column[rows] for name, column in columns.items()}
+        if names:
+            rows_ND = np.empty((len(rows), len(names)), np.float32)
+            for place, (column, offset) in enumerate(zip(numbers, offset_D, strict=True)):
+                rows_ND[:, place] = column[rows] - offset if offset else column[rows]
+            found[NUMBERS] = rows_ND
+            if split == "train":
+                statistics.add(rows_ND)
+        let_go([*columns.values(), *numbers])
+        return found
+
+    parts = {}
+    for split, rows in splits.items():
+        if table.shelf is None:
+            parts[split] = Part.of(read(split, rows))
         else:
-            rows_ND[:, place] = numbers
-    mean, std = row_statistics(rows_ND[train])
-    offset = tuple(offsets.tolist()) if offsets.any() else ()
-    return VectorFeature(names=tuple(names), mean=mean, std=std, offset=offset), rows_ND
+            step = (
+                -(-PIECE_BYTES // (4 * len(names) + 8 * len(columns)) // statistics.block_rows) * statistics.block_rows
+            )
+            blocks = (rows[start : start + step] for start in range(0, len(rows), step))
+            parts[split] = shelved(table.shelf, (read(split, block) for block in blocks))
+    if not names:
+        return parts, None
+    mean, std = statistics.result()
+    offset = tuple(offset_D.tolist()) if offset_D.any() else ()
+    return parts, VectorFeature(names=tuple(names), mean=mean, std=std, offset=offset)
+
+
+def _offset(name: str, numbers: Array, train: Ints, table: _Table) -> float:
+    """Return what to subtract from a column before it is stored in 32 bits."""
+    if numbers.dtype != np.float64:
+        return 0.0
+    offset = centre_of(numbers, numbers[train])
+    _refuse_merged(name, numbers - offset, offset, table.place)
+    let_go([numbers])
+    return offset
 
 
 def _refuse_merged(name: str, numbers: Array, offset: float, place: str) -> None:

@@ -32,7 +32,7 @@ def read_series(source: str, options: SourceOptions) -> Prepared:
             f"source must be one file for format series, which is cut by time, got {' and '.join(files)}."
         )
     rows = read_delimited(files, options=options)
-    first = [column[0].as_py() for column in rows.table.columns]
+    first = [column[0].as_py() for column in rows.first(1).columns]
     columns = choose_columns(rows.names, first, options, rows.place)
     series, dropped = _dropped(_series_of(rows, columns, options), options)
     for one in series:
