@@ -273,8 +273,14 @@ def summarize(manifest: Manifest, num_versions: int) -> DatasetSummary:
         bytes=sum(shard.bytes for split in manifest.splits.values() for shard in split.shards),
         features={name: feature.kind for name, feature in manifest.features.items()},
         target=manifest.target.kind,
-        source=f"{manifest.source.format} {manifest.source.uri}",
+        source=_source_text(manifest),
     )
+
+
+def _source_text(manifest: Manifest) -> str:
+    count = len(manifest.additions)
+    more = f" and {count} appended to it" if count else ""
+    return f"{manifest.source.format} {manifest.source.uri}{more}"
 
 
 def _brought_here(source: str, progress: DownloadProgress | None) -> LocalCopy:

@@ -123,8 +123,10 @@ def read_more_parquet(source: str, rules: Rules) -> Prepared:
         for split, names in split_parquet_files(files, sizes).items()
     }
     feature = _form([look for found in splits.values() for look in look_at_first(found)], rules)
-    for file in (file for found in splits.values() for file in found):
-        _check_classes_of(file, rules)
+    everything = [file for found in splits.values() for file in found]
+    names = next((file.class_names for file in everything if file.class_names), None)
+    for file in everything:  # some may not say what their labels stand for
+        _check_classes_of(file, file.class_names or names, rules)
     return rules.read(
         {
             split: Part(tuple(piece for file in found for piece in parquet_pieces(file, classes_of(rules), feature)))
@@ -134,7 +136,7 @@ def read_more_parquet(source: str, rules: Rules) -> Prepared:
     )
 
 
-def _check_classes_of(file: ParquetFile, rules: Rules) -> None:
+def _check_classes_of(file: ParquetFile, names: Sequence[str] | None, rules: Rules) -> None:
     def where(row: int) -> str:
         return f"row {row} of {file.place}"
 
@@ -142,10 +144,10 @@ def _check_classes_of(file: ParquetFile, rules: Rules) -> None:
         class_labels(file.labels.to_pylist(), rules, where)
         return
     labels = file.labels.to_numpy().astype(np.int64)
-    if _labels_of(labels, file.class_names, rules, file.place, where).tolist() != labels.tolist():
+    if _labels_of(labels, names, rules, file.place, where).tolist() != labels.tolist():
         raise ConfigError(
             f"the classes of {file.place} must be in the order of those of {rules}, {shown(classes_of(rules))}, got "
-            f"{shown(file.class_names or ())}. {CURE}"
+            f"{shown(names or ())}. {CURE}"
         )
 
 
