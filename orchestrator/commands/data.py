@@ -1,5 +1,6 @@
 """Commands for datasets and recipes."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -9,6 +10,7 @@ from cluster.errors import ConfigError
 from orchestrator.commands.app import Address, Json, StoreUrl, command, group, store_at
 
 commands = group()
+_MOST_ADDITIONS = 10  # that `data show` tells
 _ORDERS = {"random": "random", "source": "as in the source", "time": "in time"}
 data_commands = group("Datasets in the store.")
 recipe_commands = group("Experiments that ship with the package.", is_a_command=True)
@@ -150,7 +152,7 @@ def data_show(
         if manifest.order:
             out.print(f"  order of the rows: {_ORDERS[manifest.order]}", markup=False)
         _print_changes(manifest.source)
-        _print_parts(manifest)
+        _print_additions(manifest.additions)
         _print_splits(manifest)
         if html is not None:
             out.print(f"page: {html}", markup=False)
@@ -169,7 +171,7 @@ def _print_pushed(manifest: Any, *, changed: bool, append: bool) -> None:
         out.print(f"appended to {manifest.name} version {manifest.appended_to}: this is version {manifest.version}")
     else:
         out.print(f"unchanged {manifest.name} version {manifest.version}: it has these rows already")
-    _print_parts(manifest)
+    _print_additions(manifest.additions[-1:] if append else ())
     _print_splits(manifest)
 
 
@@ -182,17 +184,16 @@ def _print_changes(source: Any, indent: str = "  ") -> None:
         out.print(f"{indent}{option}{change.text}" + (f" {names}" if names else ""), markup=False)
 
 
-def _print_parts(manifest: Any) -> None:
-    """Say what was appended to what."""
+def _print_additions(additions: Sequence[Any]) -> None:
+    """Say what was appended to what, the last ones of many."""
     from orchestrator.commands.terminal import out
 
-    for addition in manifest.additions:
+    if len(additions) > _MOST_ADDITIONS:
+        out.print(f"  rows were appended {len(additions):,} times; the last {_MOST_ADDITIONS}:", markup=False)
+    for addition in additions[-_MOST_ADDITIONS:]:
         rows = ", ".join(f"{rows:,} {split}" for split, rows in addition.rows.items())
-        out.print(
-            f"  version {addition.version}: {rows} rows of {addition.source.uri} appended to version "
-            f"{addition.appended_to}",
-            markup=False,
-        )
+        text = f"{rows} rows of {addition.source.uri} appended to version {addition.appended_to}"
+        out.print(f"  version {addition.version}: {text}", markup=False)
         _print_changes(addition.source, indent="    ")
 
 
