@@ -684,8 +684,9 @@ def test_ray_data_appends_what_one_process_appends(store, ray_cluster, tmp_path)
     for place in (alone, store):
         pushed(place, tmp_path / "a.csv")
     expected = appended(alone, tmp_path / "b.csv").manifest
+    address = ray_cluster.address
     found = push(
-        *(store, str(tmp_path / "b.csv")), name="rows", append=True, on_cluster="always", address=ray_cluster.address
+        store, str(tmp_path / "b.csv"), name="rows", append=True, on_cluster="always", address=address
     ).manifest
     assert found.model_copy(update={"created": expected.created}) == expected
     with ray_session(ray_cluster.address):

@@ -41,16 +41,11 @@ def read_more_sounds(source: str, rules: Rules) -> Prepared:
     of_split = given_split(names)
     words = class_names(names, options, files.uri, has_splits=of_split is not None)
     labels = class_labels(words, rules, lambda row: path_of(files, names[row]))
-    splits = {
-        split: Part(
-            sound_pieces(
-                *(files, sizes, names, labels, feature.sample_rate, rows[mixed(len(rows), options)]),
-                most=feature.max_samples,
-            ),
-            is_mixed=True,
-        )
-        for split, rows in given_rows(names, of_split, rules).items()
-    }
+    splits = {}
+    for split, rows in given_rows(names, of_split, rules).items():
+        in_order = rows[mixed(len(rows), options)]
+        pieces = sound_pieces(files, sizes, names, labels, feature.sample_rate, in_order, most=feature.max_samples)
+        splits[split] = Part(pieces, is_mixed=True)
     cut = sum(look.samples > feature.max_samples for look in looks)
     notes = (f"cut {cut:,} sounds after {feature.max_samples:,} samples, the longest of {rules}",) if cut else ()
     return rules.read(splits, Source(format="wav", uri=source, changes=tuple(skipped)), notes)
