@@ -182,6 +182,35 @@ def test_an_unknown_option_is_answered_with_those_of_the_source_s_format(
     assert store.objects == {}
 
 
+def test_append_says_what_was_appended_to_what_and_so_does_show(
+    store: MemoryStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source = write_table(tmp_path / "a")
+    _, pushed = typed(["data", "push", str(source), "--json"], monkeypatch, capsys)
+    old = json.loads(pushed.partition(ERRORS)[0])["manifest"]["version"]
+    more = tmp_path / "table.csv"
+    more.write_text("size,colour,label\n" + "".join(f"{i},green,yes\n" for i in range(100, 120)))
+    code, said = typed(["data", "push", str(more), "--append"], monkeypatch, capsys)
+    assert code == 0
+    assert f"appended to table version {old}: this is version " in said
+    assert f"16 train, 4 test rows of {more} appended to version {old} 20 values of colour are none of its" in said
+    code, told = typed(["data", "push", str(more), "--name", "table", "--append", "--json"], monkeypatch, capsys)
+    answer = json.loads(told.partition(ERRORS)[0])
+    (addition,) = answer["manifest"]["additions"]
+    assert (code, answer["changed"], addition["appended_to"]) == (0, False, old)
+    assert addition["rows"] == {"train": 16, "test": 4}
+    assert [shard["version"] for shard in answer["manifest"]["splits"]["train"]["shards"]] == [old, None]
+    code, shown = typed(["data", "show", "table"], monkeypatch, capsys)
+    assert (
+        code == 0
+        and f"version {addition['version']}: 16 train, 4 test rows of {more} appended to version {old}" in shown
+    )
+    code, said = typed(["data", "push", str(more), "--append", "--to", addition["appended_to"]], monkeypatch, capsys)
+    assert code == 0 and said.startswith(f"unchanged table version {addition['version']}: it has these rows already")
+    code, said = typed(["data", "push", str(more), "--to", old], monkeypatch, capsys)
+    assert (code, f"to must be left out unless rows are appended, got {old}. Add --append." in said) == (2, True)
+
+
 def test_keys_and_server_of_a_source_belong_to_a_bucket(
     store: MemoryStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -224,7 +224,7 @@ def test_progress_counts_up_to_all_rows():
 
 def test_the_licence_that_a_person_gives_is_recorded():
     result = push(MemoryStore(), "sklearn:digits", licence="mine")
-    assert result.manifest.source == Source(format="bundle", uri="sklearn:digits", licence="mine")
+    assert result.manifest.source == Source(format="bundle", uri="sklearn:digits", licence="mine", options={})
 
 
 def test_a_name_that_cannot_be_part_of_a_key_is_refused():

@@ -1,5 +1,6 @@
 """Commands for datasets and recipes."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -9,6 +10,7 @@ from cluster.errors import ConfigError
 from orchestrator.commands.app import Address, Json, StoreUrl, command, group, store_at
 
 commands = group()
+_MOST_ADDITIONS = 10  # that `data show` tells
 _ORDERS = {"random": "random", "source": "as in the source", "time": "in time"}
 data_commands = group("Datasets in the store.")
 recipe_commands = group("Experiments that ship with the package.", is_a_command=True)
@@ -30,6 +32,17 @@ def data_push(
     option: Annotated[
         list[str] | None,
         typer.Option("--option", "-o", metavar="KEY=VALUE", help="Of the format; see docs/data.md."),
+    ] = None,
+    append: Annotated[
+        bool,
+        typer.Option(
+            "--append",
+            help="Make a new version of the dataset out of its newest one and these rows, which are read by its rules; "
+            "its shards are used as they lie.",
+        ),
+    ] = False,
+    to: Annotated[
+        str | None, typer.Option(metavar="VERSION", help="Version that --append appends to; default: the newest.")
     ] = None,
     repair: Annotated[bool, typer.Option("--repair", help="Write all objects again: one is damaged.")] = False,
     cluster: Annotated[
@@ -53,7 +66,7 @@ def data_push(
     """Write a dataset into the store as verified Parquet shards. Pushing the same content twice changes nothing."""
     from cluster.s3.urls import masked
     from orchestrator.commands.printing.progress import push_progress
-    from orchestrator.commands.terminal import emit, next_steps, out
+    from orchestrator.commands.terminal import emit, next_steps
     from orchestrator.configfile import parse_words
     from orchestrator.data.push import push
     from orchestrator.data.sources.bundles import BUNDLES
@@ -76,6 +89,8 @@ def data_push(
             name=name,
             format=format,
             options=options,
+            append=append,
+            to=to,
             repair=repair,
             on_cluster=cluster,
             address=address,
@@ -84,10 +99,7 @@ def data_push(
         )
 
     def show() -> None:
-        verb = "pushed" if result.changed else "unchanged"
-        out.print(f"{verb} {result.manifest.name} version {result.manifest.version}")
-        _print_changes(result.manifest)
-        _print_splits(result.manifest)
+        _print_pushed(result.manifest, changed=result.changed, append=append)
         name = result.manifest.name
         next_steps(("data", "show", name, "--html", f"{name}.html"), ("recipes",))
 
@@ -139,7 +151,8 @@ def data_show(
         out.print(f"  target: {manifest.target_text}", markup=False)
         if manifest.order:
             out.print(f"  order of the rows: {_ORDERS[manifest.order]}", markup=False)
-        _print_changes(manifest)
+        _print_changes(manifest.source)
+        _print_additions(manifest.additions)
         _print_splits(manifest)
         if html is not None:
             out.print(f"page: {html}", markup=False)
@@ -147,13 +160,41 @@ def data_show(
     emit(manifest, as_json=json, show=show)
 
 
-def _print_changes(manifest: Any) -> None:
+def _print_pushed(manifest: Any, *, changed: bool, append: bool) -> None:
+    """Say which version there is now, and what has become of the rows."""
     from orchestrator.commands.terminal import out
 
-    for change in manifest.source.changes:
+    if not append:
+        out.print(f"{'pushed' if changed else 'unchanged'} {manifest.name} version {manifest.version}")
+        _print_changes(manifest.source)
+    elif changed:
+        out.print(f"appended to {manifest.name} version {manifest.appended_to}: this is version {manifest.version}")
+    else:
+        out.print(f"unchanged {manifest.name} version {manifest.version}: it has these rows already")
+    _print_additions(manifest.additions[-1:] if append else ())
+    _print_splits(manifest)
+
+
+def _print_changes(source: Any, indent: str = "  ") -> None:
+    from orchestrator.commands.terminal import out
+
+    for change in source.changes:
         names = ", ".join(change.names[:5]) + (", …" if len(change.names) > 5 else "")
         option = f"{change.option}: " if change.option else ""
-        out.print(f"  {option}{change.text}" + (f" {names}" if names else ""), markup=False)
+        out.print(f"{indent}{option}{change.text}" + (f" {names}" if names else ""), markup=False)
+
+
+def _print_additions(additions: Sequence[Any]) -> None:
+    """Say what was appended to what, the last ones of many."""
+    from orchestrator.commands.terminal import out
+
+    if len(additions) > _MOST_ADDITIONS:
+        out.print(f"  rows were appended {len(additions):,} times; the last {_MOST_ADDITIONS}:", markup=False)
+    for addition in additions[-_MOST_ADDITIONS:]:
+        rows = ", ".join(f"{rows:,} {split}" for split, rows in addition.rows.items())
+        text = f"{rows} rows of {addition.source.uri} appended to version {addition.appended_to}"
+        out.print(f"  version {addition.version}: {text}", markup=False)
+        _print_changes(addition.source, indent="    ")
 
 
 def _print_splits(manifest: Any) -> None:

@@ -63,7 +63,8 @@ class Dataset:
         record = self.split(split).lengths
         if record is None:
             return None
-        data = self._verified(record.path, "the whole", 0, record.bytes, record.sha256)
+        place = f"{folder(self.manifest.name, self.manifest.version)}/{record.path}"
+        data = self._verified(place, "the whole", 0, record.bytes, record.sha256)
         return np.frombuffer(data, "<i4").astype(np.int64)
 
     def read_row_group(self, shard: Shard, index: int) -> Columns:
@@ -81,7 +82,7 @@ class Dataset:
             IntegrityError: if its bytes do not match their SHA-256, twice.
         """
         group = shard.row_groups[index]
-        data = self._verified(shard.path, f"row group {index}", group.offset, group.bytes, group.sha256)
+        data = self._verified(self._key(shard), f"row group {index}", group.offset, group.bytes, group.sha256)
         try:
             footer = self._footer(shard)
             require_rows(footer, shard=shard, index=index)
@@ -89,33 +90,44 @@ class Dataset:
         except (pa.ArrowException, OSError, ValueError) as error:
             raise self._mismatch(shard, index, error) from error
 
+    def _key(self, shard: Shard) -> str:
+        """Return the key of a shard, which may lie in the folder of a version that this one was appended to."""
+        return f"{folder(self.manifest.name, shard.version or self.manifest.version)}/{shard.path}"
+
     def _mismatch(self, shard: Shard, index: int, error: Exception) -> IntegrityError:
-        place = folder(self.manifest.name, self.manifest.version)
         reason = " ".join(str(error).split())[:100]
         return IntegrityError(
-            f"row group {index} of shard {place}/{shard.path} must hold what its manifest says, got "
-            f"{type(error).__name__}: {reason}. Push the data again with --repair."
+            f"row group {index} of shard {self._key(shard)} must hold what its manifest says, got "
+            f"{type(error).__name__}: {reason}. {self._cure(self._key(shard))}"
         )
 
     def _footer(self, shard: Shard) -> Any:
-        with self._footer_locks[shard.path]:  # threads that ask at the same time fetch it once
-            if shard.path not in self._footers:
+        key = self._key(shard)
+        with self._footer_locks[key]:  # threads that ask at the same time fetch it once
+            if key not in self._footers:
                 start = shard.footer_offset
-                data = self._verified(shard.path, "footer", start, shard.bytes - start, shard.footer_sha256)
-                self._footers[shard.path] = read_footer(data)
-            return self._footers[shard.path]
+                data = self._verified(key, "footer", start, shard.bytes - start, shard.footer_sha256)
+                self._footers[key] = read_footer(data)
+            return self._footers[key]
 
-    def _verified(self, path: str, what: str, start: int, length: int, expected: str) -> Any:
-        place = folder(self.manifest.name, self.manifest.version)
+    def _verified(self, key: str, what: str, start: int, length: int, expected: str) -> Any:
         for _ in range(2):  # once more: bytes may be damaged on their way and whole in the store
-            data = self.store.read_range(f"{place}/{path}", start=start, length=length)
+            data = self.store.read_range(key, start=start, length=length)
             found = sha256(data)
             if found == expected:
                 return data
         raise IntegrityError(
-            f"{what} of shard {place}/{path} must have SHA-256 {expected[:12]}…, got {found[:12]}… twice. The object "
-            f"is damaged: push the data again with --repair."
+            f"{what} of shard {key} must have SHA-256 {expected[:12]}…, got {found[:12]}… twice. The object "
+            f"is damaged. {self._cure(key)}"
         )
+
+    def _cure(self, key: str) -> str:
+        """Say what writes a damaged object again: pushing or appending the rows that it holds."""
+        version = key.split("/")[-2]
+        addition = next((found for found in self.manifest.additions if found.version == version), None)
+        if addition is None:
+            return "Push the data again with --repair."
+        return f"Append {addition.source.uri} again with --append --to {addition.appended_to} --repair."
 
 
 def open_dataset(store: "Store", name: str, version: str | None = None) -> Dataset:

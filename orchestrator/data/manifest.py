@@ -2,7 +2,7 @@
 
 from typing import Annotated, Literal, NamedTuple
 
-from pydantic import FailFast, Field, model_validator
+from pydantic import FailFast, Field, JsonValue, model_validator
 
 from cluster.config import Name
 from models.describe import describe_target
@@ -34,9 +34,11 @@ class RowGroup(Frozen):
 
 
 class Shard(Frozen):
-    """One Parquet file, in the dataset's folder."""
+    """One Parquet file, in the folder of a version."""
 
     path: str = Field(pattern=r"^[a-z0-9][a-z0-9-]*\.parquet$")
+    version: Name | None = None
+    """The version of the same dataset in whose folder the file lies; ``None``: the manifest's own."""
     rows: int = Field(gt=0)
     bytes: int = Field(gt=0)
     sha256: Sha256
@@ -105,6 +107,22 @@ class Source(Frozen):
     licence: str | None = None
     changes: tuple[Change, ...] = ()
     """Nothing else was changed on the way."""
+    options: dict[str, JsonValue] | None = None
+    """What the person said about the source, so that more rows can be read as these were; ``None``: it is not known."""
+
+
+class Addition(Frozen):
+    """Rows that were appended to a version of the dataset, by which another version came about."""
+
+    version: Name
+    """The version that came about."""
+    appended_to: Name
+    """The version that the rows were appended to, whose shards it goes on using."""
+    rows: dict[SplitName, int]
+    """How many rows each split was given."""
+    sha256: Sha256
+    """Of all the rows that were read, so that nobody appends them twice."""
+    source: Source
 
 
 class Run(NamedTuple):
@@ -145,8 +163,20 @@ class Manifest(Frozen):
     before the order was random do not say: theirs is the source's."""
     splits: dict[SplitName, Split]
     source: Source
+    """Of the rows that were pushed first; those that were appended to them have their own."""
+    additions: tuple[Addition, ...] = ()
+    """Every appending that led to this version, the first one first."""
     created: str
     """UTC, ISO 8601."""
+
+    @property
+    def appended_to(self) -> str | None:
+        """The version whose rows come first in this one, if rows were appended to one."""
+        return self.additions[-1].appended_to if self.additions else None
+
+    def first_rows(self, split: str) -> int:
+        """Rows of a split that were pushed first, before any were appended."""
+        return self.splits[split].rows - sum(addition.rows.get(split, 0) for addition in self.additions)
 
     def own_rows(self, split: str) -> int:
         """Rows of a split that do not belong to the split before."""
@@ -165,6 +195,18 @@ class Manifest(Frozen):
                 raise ValueError(f"runs of split {name} must be its {rows} rows, got {sum(run.rows for run in found)}")
         if runs is not None and runs.keys() != self.splits.keys():
             raise ValueError(f"runs must be given for {', '.join(self.splits)}, got {', '.join(runs)}")
+        return self
+
+    @model_validator(mode="after")
+    def _additions_follow_each_other(self) -> "Manifest":
+        ends = [addition.version for addition in self.additions]
+        begins = [addition.appended_to for addition in self.additions]
+        if ends and (ends[-1] != self.version or begins[1:] != ends[:-1]):
+            raise ValueError(f"additions must lead to version {self.version}, got {', '.join(ends)}")
+        for name, split in self.splits.items():
+            strange = {shard.version for shard in split.shards} - {None, *begins}
+            if strange or (ends and self.first_rows(name) < 1):
+                raise ValueError(f"split {name} must consist of what was appended, got {split.rows} rows")
         return self
 
     @property

@@ -40,9 +40,9 @@ class Runner(Protocol):
 class Here:
     """This process. Decoding inside a piece uses several threads; small sources are read once and kept."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, kept_bytes: int = KEPT_BYTES) -> None:
         self._kept: dict[int, Columns] = {}
-        self._room = KEPT_BYTES
+        self._room = kept_bytes
 
     def map(self, function: Callable[[int, Columns], T], pieces: Sequence[Piece]) -> Iterator[tuple[int, T]]:
         """Yield each piece's number and result, in order."""

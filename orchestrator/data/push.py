@@ -7,21 +7,23 @@ pushes could fight over. After pushing A, then B, pushing A again leaves B the n
 
 import hashlib
 import json
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from datetime import UTC, datetime
+from functools import partial
 from itertools import chain
 from typing import TYPE_CHECKING, Literal
 
-import numpy as np
 from pydantic import BaseModel, ConfigDict
 
 from cluster.config import checked_name
 from cluster.errors import ConfigError, PreconditionError
 from cluster.s3.records import named_folders
 from cluster.s3.stored_json import Listing
-from models.features import Feature
-from orchestrator.data.columns import Columns, to_table
+from orchestrator.data.appending.append import append_prepared
+from orchestrator.data.appending.formats import read_more
+from orchestrator.data.appending.looking import needs_old_rows, stored_shards
+from orchestrator.data.appending.rules import Rules, name_of, rules_of
 from orchestrator.data.dataset import (
     FOLDER,
     TRAIN,
@@ -36,39 +38,18 @@ from orchestrator.data.fetching.archives import is_archive
 from orchestrator.data.fetching.download import LocalCopy, local_copy
 from orchestrator.data.fetching.http import Progress as DownloadProgress
 from orchestrator.data.layout import RowOrder, ShardLayout, layout_of
-from orchestrator.data.manifest import (
-    FORMAT_VERSION,
-    DatasetTarget,
-    Lengths,
-    Manifest,
-    SeriesTarget,
-    Shard,
-    Split,
-)
+from orchestrator.data.manifest import FORMAT_VERSION, Manifest, SeriesTarget, Split
+from orchestrator.data.passes import Counter, Progress, PushResult, lengths_of, scan_split, write_lengths, write_split
 from orchestrator.data.pieces import Here, OnCluster, Runner, runner_for
-from orchestrator.data.scan import Scan, copies, refuse_copies, scan, with_statistics
-from orchestrator.data.shards import sha256, write_shard
-from orchestrator.data.shuffling import Regrouping
+from orchestrator.data.scan import Scan, copies, refuse_copies, with_statistics
 from orchestrator.data.sources.damaged import naming_all_damaged
 from orchestrator.data.sources.files import SCHEME, open_files
 from orchestrator.data.sources.formats import prepare
 from orchestrator.data.sources.options import SourceOptions, parse_options
-from orchestrator.data.sources.prepared import Prepared, told, without
+from orchestrator.data.sources.prepared import Piece, Prepared, told, without
 
 if TYPE_CHECKING:
     from cluster.s3.store import Store
-
-Progress = Callable[[int, int], None]
-"""Called with the rows written so far and all rows."""
-
-
-@dataclass(frozen=True)
-class PushResult:
-    """What a push left in the store."""
-
-    manifest: Manifest
-    changed: bool
-    """False if this content was there already."""
 
 
 class DatasetSummary(BaseModel):
@@ -99,13 +80,15 @@ def push(
     format: str | None = None,
     options: SourceOptions | None = None,
     licence: str | None = None,
+    append: bool = False,
+    to: str | None = None,
     repair: bool = False,
     on_cluster: OnCluster = "auto",
     address: str | None = None,
     progress: Progress | None = None,
     download_progress: DownloadProgress | None = None,
 ) -> PushResult:
-    """Read a source and write it as a dataset.
+    """Read a source and write it as a dataset, or append its rows to one.
 
     Args:
         store: where to.
@@ -114,6 +97,9 @@ def push(
         format: see `prepare`; default: found out.
         options: what the person says about the source.
         licence: to be recorded; default: what is known of the source.
+        append: make a new version of the dataset that has the rows of the newest one and after them these, which are
+            read by its rules; see `append_prepared`.
+        to: the version to append to; default: the newest.
         repair: see `push_prepared`.
         on_cluster: whether the rows are read on Ray Data; `auto`: if the source is large and the local cluster runs.
         address: of the cluster; see `resolve_address`.
@@ -121,27 +107,46 @@ def push(
         download_progress: called with the bytes of a download.
 
     Raises:
-        OrchestratorError: see `local_copy`, `prepare` and `push_prepared`.
+        OrchestratorError: see `local_copy`, `prepare`, `push_prepared`, `rules_of` and `append_prepared`.
     """
+    if to is not None and not append:
+        raise ConfigError(f"to must be left out unless rows are appended, got {to}. Add --append.")
     copy = _brought_here(source, download_progress)
     options = parse_options({**copy.options, **(options or SourceOptions()).model_dump(exclude_none=True)})
-    prepared = prepare(copy.source, format=format or copy.format, options=options)
-    origin = {"uri": copy.uri, "licence": copy.licence or prepared.source.licence}
+    format = format or copy.format
+    rules = None
+    if append:
+        rules = rules_of(store, name or copy.name or name_of(copy.source), to=to, options=options, format=format)
+    prepared = read_more(copy.source, rules) if rules else prepare(copy.source, format=format, options=options)
+    prepared = replace(prepared, source=prepared.source.model_copy(update=_origin(copy, prepared, options)))
     pieces = [piece for part in prepared.splits.values() for piece in part.pieces]
+    every = [*pieces, *_old_pieces(store, prepared, rules)]
+    if rules:
+        write = partial(append_prepared, store, prepared, rules)
+    else:
+        leakage = options.leakage or "refuse"
+        write = partial(push_prepared, store, prepared, name=name or copy.name, leakage=leakage)
     with (
         naming_all_damaged(pieces),
-        runner_for(pieces, on_cluster=on_cluster, address=address, store=store) as runner,
+        runner_for(every, on_cluster=on_cluster, address=address, store=store) as runner,
     ):
-        return push_prepared(
-            store,
-            replace(prepared, source=prepared.source.model_copy(update=origin)),
-            name=name or copy.name,
-            licence=licence,
-            leakage=options.leakage or "refuse",
-            repair=repair,
-            runner=runner,
-            progress=progress,
-        )
+        return write(licence=licence, repair=repair, runner=runner, progress=progress)
+
+
+def _origin(copy: LocalCopy, prepared: Prepared, options: SourceOptions) -> dict[str, object]:
+    """Return what the manifest says about where rows are from."""
+    return {
+        "uri": copy.uri,
+        "licence": copy.licence or prepared.source.licence,
+        "options": options.model_dump(mode="json", exclude_none=True, exclude={"unknown"}),
+    }
+
+
+def _old_pieces(store: "Store", prepared: Prepared, rules: Rules | None) -> list[Piece]:
+    """Return what is read of the version that rows are appended to."""
+    if rules is None or not needs_old_rows(prepared, rules):
+        return []
+    return [shard for shards in stored_shards(store, rules.manifest).values() for shard in shards]
 
 
 def push_prepared(
@@ -175,18 +180,22 @@ def push_prepared(
     """
     name = _checked(name or prepared.name)
     runner = runner or Here()
-    counter = _Counter(progress or _no_progress, total=2 * sum(part.rows for part in prepared.splits.values()))
+    counter = Counter(progress, total=2 * sum(part.rows for part in prepared.splits.values()))
     prepared, scans = _scanned(prepared, runner, leakage, counter)
     order = _order_of(prepared)
     layouts = {split: layout_of(split, part, scans[split], order) for split, part in prepared.splits.items()}
     version = content_version(prepared, scans, layouts, order)
     if not repair and store.exists(manifest_key(name, version)):
         return PushResult(read_manifest(store, name, version), changed=False)
+    key = folder(name, version)
     splits = {
-        split: _write_split(
-            store, folder(name, version), split, prepared, layouts[split], scans[split], runner, counter
+        split: Split(
+            rows=part.rows,
+            context_rows=part.context_rows,
+            lengths=write_lengths(store, key, split, lengths_of(scans[split], layouts[split])),
+            shards=write_split(store, key, split, prepared, layouts[split], runner, counter),
         )
-        for split in prepared.splits
+        for split, part in prepared.splits.items()
     }
     manifest = _manifest(prepared, name, version, order, splits, licence)
     try:
@@ -264,8 +273,14 @@ def summarize(manifest: Manifest, num_versions: int) -> DatasetSummary:
         bytes=sum(shard.bytes for split in manifest.splits.values() for shard in split.shards),
         features={name: feature.kind for name, feature in manifest.features.items()},
         target=manifest.target.kind,
-        source=f"{manifest.source.format} {manifest.source.uri}",
+        source=_source_text(manifest),
     )
+
+
+def _source_text(manifest: Manifest) -> str:
+    count = len(manifest.additions)
+    more = f" and {count} appended to it" if count else ""
+    return f"{manifest.source.format} {manifest.source.uri}{more}"
 
 
 def _brought_here(source: str, progress: DownloadProgress | None) -> LocalCopy:
@@ -275,22 +290,11 @@ def _brought_here(source: str, progress: DownloadProgress | None) -> LocalCopy:
     return local_copy(source, progress=progress)
 
 
-class _Counter:
-    """Tells the progress over all passes."""
-
-    def __init__(self, progress: Progress, *, total: int) -> None:
-        self._progress, self._total, self._done = progress, total, 0
-
-    def add(self, rows: int) -> None:
-        self._done += rows
-        self._progress(min(self._done, self._total), self._total)
-
-
 def _scanned(
-    prepared: Prepared, runner: Runner, leakage: str, counter: _Counter
+    prepared: Prepared, runner: Runner, leakage: str, counter: Counter
 ) -> tuple[Prepared, dict[str, list[Scan]]]:
     """Read all rows once; return the source with its statistics, without copies in training if they are to go."""
-    scans = {split: _scan_split(prepared, split, runner, counter) for split in prepared.splits}
+    scans = {split: scan_split(prepared, split, runner, counter) for split in prepared.splits}
     held_out = {split: found for split, found in scans.items() if split != TRAIN}
     for split, found in held_out.items() if leakage == "refuse" else ():
         refuse_copies(split, found, scans[TRAIN], source=prepared.source.uri)
@@ -298,89 +302,8 @@ def _scanned(
         train = prepared.splits[TRAIN]
         rest = replace(train, pieces=without(train.pieces, rows))
         prepared = replace(prepared, splits={**prepared.splits, TRAIN: rest})
-        scans[TRAIN] = _scan_split(prepared, TRAIN, runner, _Counter(_no_progress, total=0))
+        scans[TRAIN] = scan_split(prepared, TRAIN, runner, Counter(None, total=0))
     return replace(prepared, features=with_statistics(prepared.features, scans[TRAIN])), scans
-
-
-def _scan_split(prepared: Prepared, split: str, runner: Runner, counter: _Counter) -> list[Scan]:
-    pieces = prepared.splits[split].pieces
-    features, target = dict(prepared.features), prepared.target
-
-    def scan_piece(_number: int, columns: Columns) -> Scan:
-        return scan(columns, features, target)
-
-    scans: dict[int, Scan] = {}
-    for number, found in runner.map(scan_piece, pieces):
-        scans[number] = found
-        counter.add(found.rows)
-    return [scans[number] for number in range(len(pieces))]
-
-
-def _write_split(
-    store: "Store",
-    key: str,
-    split: str,
-    prepared: Prepared,
-    layout: ShardLayout,
-    scans: Sequence[Scan],
-    runner: Runner,
-    counter: _Counter,
-) -> Split:
-    part, features, target = prepared.splits[split], dict(prepared.features), prepared.target
-    written_layout = replace(layout, places=None)  # which workers do not need
-
-    def write_part(number: int, columns: Columns) -> list[Shard]:
-        return write_shards(store, key, split, columns, features, target, layout=written_layout, part=number)
-
-    shards: dict[int, list[Shard]] = {}
-    if layout.places is None:
-        results = runner.map(write_part, part.pieces)
-    else:
-        results = runner.regroup(write_part, part.pieces, Regrouping(layout.places, layout.edges))
-    for number, written in results:
-        shards[number] = written
-        counter.add(layout.edges[number + 1] - layout.edges[number])
-    return Split(
-        rows=part.rows,
-        context_rows=part.context_rows,
-        lengths=_write_lengths(store, key, split, scans, layout),
-        shards=tuple(shard for number in range(len(layout.edges) - 1) for shard in shards[number]),
-    )
-
-
-def write_shards(
-    store: "Store",
-    key: str,
-    split: str,
-    columns: Columns,
-    features: Mapping[str, Feature],
-    target: DatasetTarget,
-    *,
-    layout: ShardLayout,
-    part: int,
-) -> list[Shard]:
-    """Write one part as Parquet files, each of whole row groups, and return their records."""
-    shards = []
-    rows = len(next(iter(columns.values())))
-    for number, start in enumerate(range(0, rows, layout.shard_rows), start=layout.first_shards[part]):
-        chosen = {name: column[start : start + layout.shard_rows] for name, column in columns.items()}
-        path = f"{split}-{number:05}-of-{layout.first_shards[-1]:05}.parquet"
-        data, shard = write_shard(to_table(chosen, features, target), path=path, rows_per_group=layout.group_rows)
-        store.write(f"{key}/{path}", data)
-        shards.append(shard)
-    return shards
-
-
-def _write_lengths(store: "Store", key: str, split: str, scans: Sequence[Scan], layout: ShardLayout) -> Lengths | None:
-    lengths = np.concatenate([scan.lengths for scan in scans]).astype("<i4")
-    if not len(lengths):
-        return None
-    if layout.places is not None:
-        lengths = lengths[np.argsort(layout.places)]
-    data = lengths.tobytes()
-    path = f"{split}.lengths"
-    store.write(f"{key}/{path}", data)
-    return Lengths(path=path, bytes=len(data), sha256=sha256(data))
 
 
 def _checked(name: str) -> str:
@@ -394,7 +317,3 @@ def _order_of(prepared: Prepared) -> RowOrder:
     if isinstance(prepared.target, SeriesTarget):
         return "time"
     return "source" if prepared.keeps_order else "random"
-
-
-def _no_progress(_done: int, _total: int) -> None:
-    pass

@@ -10,10 +10,11 @@ A picture is 1024 bytes each of red, green and blue, row by row; a label is one 
 """
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import PurePosixPath
+from typing import NamedTuple
 
 import numpy as np
 
@@ -73,15 +74,9 @@ class Batch:
 def read_cifar(source: str, options: SourceOptions) -> Prepared:
     """Read CIFAR-10 or CIFAR-100; of the latter's labels the fine ones, or those that option `target` names."""
     only(options, "cifar", "classes", "target")
-    files, sizes = list_files(source)
-    layout, folder = _find(sizes, files.uri)
-    kind = _kind_of_labels(layout, options)
-    names = {"train": _training_files(layout, folder, sizes, files.uri), "test": [str(folder / layout.test)]}
-    batches = {split: [_read(files, name, layout, kind) for name in found] for split, found in names.items()}
+    files, batches, named = read_batches(source, options)
     everything = [batch for found in batches.values() for batch in found]
-    names_file = str(folder / layout.names[kind])
-    classes = _class_names(files, names_file if names_file in sizes else None, f"{kind}_names", options)
-    classes = classes or numbered_classes(np.concatenate([batch.labels for batch in everything]), files.uri)
+    classes = named or numbered_classes(np.concatenate([batch.labels for batch in everything]), files.uri)
     for batch in everything:
         check_labels(batch.labels, len(classes), partial("row {1} of {0}".format, batch.place))
     counts = {split: sum(len(batch.labels) for batch in found) for split, found in batches.items()}
@@ -97,6 +92,27 @@ def read_cifar(source: str, options: SourceOptions) -> Prepared:
         },
         source=Source(format="cifar", uri=source),
     )
+
+
+class Batches(NamedTuple):
+    """What a source holds."""
+
+    files: Files
+    of_split: Mapping[str, Sequence[Batch]]
+    classes: tuple[str, ...] | None
+    """What the labels stand for, if the person or a file says it."""
+
+
+def read_batches(source: str, options: SourceOptions) -> Batches:
+    """Read the pictures and labels of both splits."""
+    files, sizes = list_files(source)
+    layout, folder = _find(sizes, files.uri)
+    kind = _kind_of_labels(layout, options)
+    names = {"train": _training_files(layout, folder, sizes, files.uri), "test": [str(folder / layout.test)]}
+    batches = {split: [_read(files, name, layout, kind) for name in found] for split, found in names.items()}
+    names_file = str(folder / layout.names[kind])
+    classes = _class_names(files, names_file if names_file in sizes else None, f"{kind}_names", options)
+    return Batches(files, batches, classes)
 
 
 def _find(names: Iterable[str], place: str) -> tuple[Layout, PurePosixPath]:

@@ -102,11 +102,8 @@ def prepare(source: str, *, format: str | None = None, options: SourceOptions | 
     options = options or SourceOptions()
     if format is not None and format not in FORMATS:
         raise ConfigError(f"format must be one of {', '.join(FORMATS)}, got {format!r}.")
-    is_here = format == "bundle" or source in BUNDLES or source.startswith(SCHEME) or Path(source).exists()
-    if not is_here:
-        raise ConfigError(
-            f"source must be a file, a folder or one of {', '.join(BUNDLES)}, got {source!r}, which does not exist."
-        )
+    if format != "bundle":
+        require_source(source)
     try:
         format = format or detect(source, options)
         prepared = FORMATS[format](source, options)
@@ -114,8 +111,21 @@ def prepare(source: str, *, format: str | None = None, options: SourceOptions | 
         raise ConfigError(f"{source} must hold what a model can read, got {first_fault(error)}.") from None
     if options.order and isinstance(prepared.target, SeriesTarget):
         raise ConfigError(f"order must be left out for {source}, a series, whose rows stay in time. Remove it.")
-    notes = (*_left_out(source, format), *prepared.notes)
+    notes = with_left_out(source, format, prepared.notes)
     return replace(prepared, keeps_order=options.order == "keep", notes=notes)
+
+
+def require_source(source: str) -> None:
+    """Refuse a source that is not there."""
+    if not (source in BUNDLES or source.startswith(SCHEME) or Path(source).exists()):
+        raise ConfigError(
+            f"source must be a file, a folder or one of {', '.join(BUNDLES)}, got {source!r}, which does not exist."
+        )
+
+
+def with_left_out(source: str, format: str, notes: Sequence[str]) -> tuple[str, ...]:
+    """Return notes about a source behind one about the files of it that were not read."""
+    return (*_left_out(source, format), *notes)
 
 
 def _left_out(source: str, format: str) -> tuple[str, ...]:

@@ -57,8 +57,8 @@ def read_huggingface_images(source: str, options: SourceOptions) -> Prepared:
     only(options, "huggingface-images", "classes", "target", "encoding", "side")
     files, sizes = list_files(source)
     splits = {
-        split: [_read_footer(files, name, sizes[name], options.target) for name in names]
-        for split, names in _split_names(files, sizes).items()
+        split: [read_picture_footer(files, name, sizes[name], options.target) for name in names]
+        for split, names in split_parquet_files(files, sizes).items()
     }
     everything = [file for split in splits.values() for file in split]
     classes = _classes(everything, splits["train"], options)
@@ -67,13 +67,13 @@ def read_huggingface_images(source: str, options: SourceOptions) -> Prepared:
     labels = np.concatenate([_numbers(file.labels, classes) for file in everything])
     counts = {split: sum(len(file.labels) for file in found) for split, found in splits.items()}
     require_classes(labels, classes, consecutive(counts), files.uri)
-    feature = choose_form([look for split in splits.values() for look in _looks(split)], options)
+    feature = choose_form([look for split in splits.values() for look in look_at_first(split)], options)
     return Prepared(
         name=default_name(files),
         features={"image": feature},
         target=ClassTarget(classes=classes),
         splits={
-            split: Part(tuple(piece for file in found for piece in _pieces(file, classes, feature)))
+            split: Part(tuple(piece for file in found for piece in parquet_pieces(file, classes, feature)))
             for split, found in splits.items()
         },
         source=Source(format="huggingface-images", uri=source),
@@ -133,7 +133,8 @@ class ParquetPiece:
         return {"image": pictures, TARGET: _numbers(table.column(self.label_column), self.classes)}
 
 
-def _pieces(file: ParquetFile, classes: tuple[str, ...], feature: ImageFeature) -> Iterator[ParquetPiece]:
+def parquet_pieces(file: ParquetFile, classes: tuple[str, ...], feature: ImageFeature) -> Iterator[ParquetPiece]:
+    """Cut a file into pieces of some row groups each."""
     starts = np.cumsum([0, *(rows for rows, _ in file.row_groups)]).tolist()
     sizes = [num_bytes for _, num_bytes in file.row_groups]
     for run in cut_into_pieces(sizes):
@@ -152,7 +153,7 @@ def _pieces(file: ParquetFile, classes: tuple[str, ...], feature: ImageFeature) 
         )
 
 
-def _split_names(files: Files, sizes: Mapping[str, int]) -> dict[str, list[str]]:
+def split_parquet_files(files: Files, sizes: Mapping[str, int]) -> dict[str, list[str]]:
     """Return the files of each split, by the word before the first '-' of their names."""
     found = [PurePosixPath(name) for name in sizes if name.endswith(".parquet")]
     folders = sorted({str(name.parent) for name in found})
@@ -175,7 +176,7 @@ def _split_names(files: Files, sizes: Mapping[str, int]) -> dict[str, list[str]]
     return complete
 
 
-def _read_footer(files: Files, name: str, num_bytes: int, target: str | None) -> ParquetFile:
+def read_picture_footer(files: Files, name: str, num_bytes: int, target: str | None) -> ParquetFile:
     """Read the footer and the labels of a file."""
     place = path_of(files, name)
     with _opened(files, name, num_bytes) as file:
@@ -248,7 +249,7 @@ def _names_in_metadata(schema: pa.Schema, column: str, place: str) -> tuple[str,
 def _classes(files: Sequence[ParquetFile], training: Sequence[ParquetFile], options: SourceOptions) -> tuple[str, ...]:
     """Return the names that the person gives, or that the files have, or the labels themselves."""
     place = files[0].files.uri
-    kinds = {_kind_of_labels(file) for file in files}
+    kinds = {kind_of_labels(file) for file in files}
     named = {file.class_names for file in files if file.class_names}
     if len(kinds) > 1 or len(named) > 1:
         raise ConfigError(f"all files of {place} must have the same classes, got different ones. Write them anew.")
@@ -264,7 +265,7 @@ def _classes(files: Sequence[ParquetFile], training: Sequence[ParquetFile], opti
     return numbered_classes(np.concatenate([_numbers(file.labels, ()) for file in files]), place)
 
 
-def _kind_of_labels(file: ParquetFile) -> str:
+def kind_of_labels(file: ParquetFile) -> str:
     """Return "text" or "number", after a look for labels that are neither or missing."""
     kind, column = file.labels.type, f"{file.label_column} in {file.place}"
     if file.labels.null_count:
@@ -282,7 +283,7 @@ def _kind_of_labels(file: ParquetFile) -> str:
 def _check_labels(file: ParquetFile, classes: tuple[str, ...]) -> None:
     numbers = _numbers(file.labels, classes)
     missing = np.flatnonzero(numbers < 0)
-    if _kind_of_labels(file) == "text" and len(missing):
+    if kind_of_labels(file) == "text" and len(missing):
         row = int(missing[0])
         raise ConfigError(
             f"{file.label_column} in {file.place} must be a class of the training split, got "
@@ -300,7 +301,7 @@ def _numbers(labels: pa.ChunkedArray, classes: Sequence[str]) -> Array:
     return numbers.astype(np.int64)
 
 
-def _looks(files: Sequence[ParquetFile]) -> list[Look]:
+def look_at_first(files: Sequence[ParquetFile]) -> list[Look]:
     """Look at the first pictures of some files, evenly spread over all."""
     chosen = np.unique(np.linspace(0, len(files) - 1, min(len(files), _LOOKED_AT)).astype(int))
     return [look for number in chosen for look in _first_looks(files[number])]

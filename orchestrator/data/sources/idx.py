@@ -15,6 +15,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from gzip import GzipFile
+from typing import NamedTuple
 
 import numpy as np
 
@@ -49,20 +50,9 @@ class Half:
 def read_idx(source: str, options: SourceOptions) -> Prepared:
     """Read IDX files of pictures and of labels."""
     only(options, "idx", "classes")
-    files, sizes = list_files(source)
-    names, prefix = _find(sizes, files.uri)
-    halves = {split: _read_half(files, names[split, "images"], names[split, "labels"]) for split in ("train", "test")}
-    if len({half.images.shape[1:] for half in halves.values()}) > 1:
-        found = " and ".join(f"{half.images.shape[1:]} in {split}" for split, half in halves.items())
-        raise ConfigError(f"pictures of {files.uri} must have one size, got {found}. Download them again.")
-    mapping = f"{prefix}mapping.txt"
-    if mapping in sizes and not options.classes:
-        characters = _read_mapping(files.read(mapping, most_bytes=2**20), path_of(files, mapping))
-        halves = {split: _renumbered(half, [*characters]) for split, half in halves.items()}
-        classes = tuple(characters.values())
-    else:
-        labels = np.concatenate([half.labels for half in halves.values()])
-        classes = options.classes or numbered_classes(labels, files.uri)
+    files, halves, named = read_halves(source, options)
+    labels = np.concatenate([half.labels for half in halves.values()])
+    classes = named or options.classes or numbered_classes(labels, files.uri)
     _check(halves, classes, files.uri)
     _, height, width = halves["train"].images.shape
     return Prepared(
@@ -72,6 +62,31 @@ def read_idx(source: str, options: SourceOptions) -> Prepared:
         splits={split: Part.of({"image": half.images[:, None], TARGET: half.labels}) for split, half in halves.items()},
         source=Source(format="idx", uri=source),
     )
+
+
+class Halves(NamedTuple):
+    """What a source holds."""
+
+    files: Files
+    of_split: Mapping[str, Half]
+    classes: tuple[str, ...] | None
+    """What the labels stand for, if a file says it."""
+
+
+def read_halves(source: str, options: SourceOptions) -> Halves:
+    """Read the pictures and labels of both splits."""
+    files, sizes = list_files(source)
+    names, prefix = _find(sizes, files.uri)
+    halves = {split: _read_half(files, names[split, "images"], names[split, "labels"]) for split in ("train", "test")}
+    if len({half.images.shape[1:] for half in halves.values()}) > 1:
+        found = " and ".join(f"{half.images.shape[1:]} in {split}" for split, half in halves.items())
+        raise ConfigError(f"pictures of {files.uri} must have one size, got {found}. Download them again.")
+    mapping = f"{prefix}mapping.txt"
+    if mapping not in sizes or options.classes:
+        return Halves(files, halves, None)
+    characters = _read_mapping(files.read(mapping, most_bytes=2**20), path_of(files, mapping))
+    halves = {split: _renumbered(half, [*characters]) for split, half in halves.items()}
+    return Halves(files, halves, tuple(characters.values()))
 
 
 def _find(names: Iterable[str], place: str) -> tuple[dict[tuple[str, str], str], str]:

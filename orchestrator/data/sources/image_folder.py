@@ -12,6 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import PurePosixPath
+from typing import NamedTuple
 
 import numpy as np
 
@@ -50,22 +51,44 @@ _READ_THREADS = 16  # files of a bucket are waited for
 def read_image_folder(source: str, options: SourceOptions) -> Prepared:
     """Read a folder of pictures, in folders named after their classes."""
     only(options, "image-folder", "encoding", "side", "damaged", "test", "test_share", "seed")
-    files, sizes = list_files(source)
-    _refuse_empty_folders(files, sizes)
-    class_of = _classes_of(sizes, files.uri)
-    sizes, changes = _whole(files, sizes, options)
-    splits = _splits(files, sizes, class_of, options)
-    classes = tuple(sorted({class_of[name] for name in splits["train"]}))
-    _check_classes(splits, class_of, classes, files)
-    labels = {name: classes.index(class_of[name]) for names in splits.values() for name in names}
-    feature = _form([name for names in splits.values() for name in names], files, options)
+    found = look_into(source, options)
+    splits = found.given or _drawn(found, options)
+    classes = tuple(sorted({found.class_of[name] for name in splits["train"]}))
+    _check_classes(splits, found.class_of, classes, found.files)
+    labels = {name: classes.index(found.class_of[name]) for names in splits.values() for name in names}
+    feature = _form([name for names in splits.values() for name in names], found.files, options)
     return Prepared(
-        name=default_name(files),
+        name=default_name(found.files),
         features={"image": feature},
         target=ClassTarget(classes=classes),
-        splits={split: _part(files, names, sizes, labels, feature, options) for split, names in splits.items()},
-        source=Source(format="image-folder", uri=source, changes=changes),
+        splits={split: folder_part(found, names, labels, feature, options) for split, names in splits.items()},
+        source=Source(format="image-folder", uri=source, changes=found.changes),
     )
+
+
+class PictureFolder(NamedTuple):
+    """The pictures of a source."""
+
+    files: Files
+    sizes: Mapping[str, int]
+    """Bytes of each picture by its name."""
+    class_of: Mapping[str, str]
+    given: Mapping[str, list[str]] | None
+    """The names of each split's pictures, if the folders say them."""
+    changes: tuple[Change, ...]
+
+
+def look_into(source: str, options: SourceOptions) -> PictureFolder:
+    """List the pictures of a source with their classes and, if the folders say them, their splits."""
+    files, listed = list_files(source)
+    _refuse_empty_folders(files, listed)
+    class_of = _classes_of(listed, files.uri)
+    sizes, changes = _whole(files, listed, options)
+    given = None
+    if _has_splits(sizes):
+        refuse_draw(options, files.uri)
+        given = _given(files, sizes)
+    return PictureFolder(files, sizes, class_of, given, changes)
 
 
 @dataclass(frozen=True)
@@ -95,23 +118,23 @@ class FolderPiece:
         return {"image": pictures, TARGET: np.array(self.labels, np.int64)}
 
 
-def _part(
-    files: Files,
+def folder_part(
+    found: PictureFolder,
     names: Sequence[str],
-    sizes: Mapping[str, int],
     labels: Mapping[str, int],
     feature: ImageFeature,
     options: SourceOptions,
 ) -> Part:
+    """Return some pictures in the order in which they are stored."""
     in_order = [names[row] for row in mixed(len(names), options)]
-    runs = [in_order[run] for run in cut_into_pieces([sizes[name] for name in in_order])]
+    runs = [in_order[run] for run in cut_into_pieces([found.sizes[name] for name in in_order])]
     return Part(
         tuple(
             FolderPiece(
-                files,
+                found.files,
                 names=tuple(run),
                 labels=tuple(labels[name] for name in run),
-                source_bytes=sum(sizes[name] for name in run),
+                source_bytes=sum(found.sizes[name] for name in run),
                 feature=feature,
             )
             for run in runs
@@ -167,16 +190,6 @@ def _whole(files: Files, sizes: Mapping[str, int], options: SourceOptions) -> tu
     return {name: sizes[name] for name in whole}, tuple(changes)
 
 
-def _splits(
-    files: Files, sizes: Mapping[str, int], class_of: Mapping[str, str], options: SourceOptions
-) -> dict[str, list[str]]:
-    """Return the names of each split's files."""
-    if not _has_splits(sizes):
-        return _drawn(files, sizes, class_of, options)
-    refuse_draw(options, files.uri)
-    return _given(files, sizes)
-
-
 def _check_place(name: str, place: str, *, has_splits: bool) -> None:
     """Refuse a file that is no picture, or not in the folder of a class."""
     folders = name.split("/")[:-1]
@@ -217,15 +230,14 @@ def _given(files: Files, sizes: Mapping[str, int]) -> dict[str, list[str]]:
     return complete
 
 
-def _drawn(
-    files: Files, sizes: Mapping[str, int], class_of: Mapping[str, str], options: SourceOptions
-) -> dict[str, list[str]]:
-    names = list(sizes)
+def _drawn(found: PictureFolder, options: SourceOptions) -> dict[str, list[str]]:
+    """Return the names of each split's files where the folders do not say them."""
+    files, names = found.files, list(found.sizes)
     if options.test is not None:
         rows = _matching(names, options, files)
     else:
-        classes = np.unique([class_of[name] for name in names], return_inverse=True)[1]
-        rows = drawn(classes, groups=numbered(_contents(files, sizes)), options=options, place=files.uri)
+        classes = np.unique([found.class_of[name] for name in names], return_inverse=True)[1]
+        rows = drawn(classes, groups=numbered(_contents(files, found.sizes)), options=options, place=files.uri)
     return {split: [names[row] for row in chosen] for split, chosen in rows.items()}
 
 

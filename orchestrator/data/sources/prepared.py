@@ -78,6 +78,35 @@ class Without:
         return {name: take(column, kept) for name, column in self.piece.read().items()}
 
 
+@dataclass(frozen=True)
+class ChosenRows:
+    """Some rows of a piece; make it with `of`."""
+
+    piece: Piece
+    chosen: Ints
+
+    @classmethod
+    def of(cls, piece: Piece, rows: Ints) -> Piece:
+        """Return some rows of a piece, in memory if that is."""
+        if isinstance(piece, InMemory):
+            return InMemory({name: take(column, rows) for name, column in piece.columns.items()})
+        return cls(piece, rows)
+
+    @property
+    def rows(self) -> int:
+        """Number of rows."""
+        return len(self.chosen)
+
+    @property
+    def source_bytes(self) -> int:
+        """Bytes to be read for it, about."""
+        return self.piece.source_bytes
+
+    def read(self) -> Columns:
+        """Return the chosen rows."""
+        return {name: take(column, self.chosen) for name, column in self.piece.read().items()}
+
+
 def without(pieces: Sequence[Piece], rows: Ints) -> tuple[Piece, ...]:
     """Return the pieces without some rows, which are numbered over all pieces."""
     starts = np.cumsum([0, *(piece.rows for piece in pieces)])

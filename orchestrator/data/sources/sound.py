@@ -40,6 +40,8 @@ class SoundPiece:
     labels: tuple[int, ...]
     source_bytes: int
     rate: int
+    most: int | None = None
+    """The longest sound in samples; what is longer is cut. None: all of every sound."""
 
     @property
     def rows(self) -> int:
@@ -49,26 +51,19 @@ class SoundPiece:
     def read(self) -> Columns:
         """Return the sounds, decoded."""
         with ThreadPoolExecutor(_READ_THREADS) as pool:
-            sounds = list(pool.map(lambda name: _decode(self.files, name, self.rate)[0], self.names))
+            sounds = list(pool.map(lambda name: _decode(self.files, name, self.rate)[0][: self.most], self.names))
         return {"audio": Ragged.of(sounds, dtype=np.int16), TARGET: np.array(self.labels, np.int64)}
 
 
 def read_wav(source: str, options: SourceOptions) -> Prepared:
     """Read the WAV files of a folder, whose classes are its sub-folders or the beginnings of the files' names."""
     only(options, "wav", "label", "rate", "damaged", "test", "seed", "test_share")
-    files, sizes = list_files(source)
-    names = [name for name in sizes if name.lower().endswith(SUFFIX)]
-    others = [name for name in sizes if name.lower().endswith(_OTHER_SUFFIXES)]
-    if others or not names:
-        raise ConfigError(
-            f"{source} must hold sounds as {SUFFIX} files, got {others[0] if others else 'none'}. Convert others: "
-            "`ffmpeg -i IN -c:a pcm_s16le OUT.wav`."
-        )
-    found = _look_at_all(files, names, options)
+    files, sizes, names = list_sounds(source)
+    found = look_at_all(files, names, options)
     names, looks, skipped = refuse_or_skip(names, found, options, place=files.uri, what="sounds")
     rate = options.rate or _one_rate(names, looks, files.uri)
     of_split = given_split(names)
-    words = _class_names(names, options, files.uri, has_splits=of_split is not None)
+    words = class_names(names, options, files.uri, has_splits=of_split is not None)
     classes = tuple(sorted(set(words), key=in_order))
     check_class_names(classes, files.uri)
     labels = np.array([classes.index(word) for word in words], np.int64)
@@ -79,11 +74,28 @@ def read_wav(source: str, options: SourceOptions) -> Prepared:
         features={"audio": _feature(looks, rate, options)},
         target=ClassTarget(classes=classes),
         splits={
-            split: Part(_pieces(files, sizes, names, labels, rate, rows[mixed(len(rows), options)]), is_mixed=True)
+            split: Part(sound_pieces(files, sizes, names, labels, rate, rows[mixed(len(rows), options)]), is_mixed=True)
             for split, rows in splits.items()
         },
         source=Source(format="wav", uri=source, changes=(*skipped, *_resampled(looks, rate, options))),
     )
+
+
+def list_sounds(source: str) -> tuple[Files, dict[str, int], list[str]]:
+    """Return the files of a source, the bytes of each by its name, and the names of the sounds.
+
+    Raises:
+        ConfigError: if there are none, or others than WAV files.
+    """
+    files, sizes = list_files(source)
+    names = [name for name in sizes if name.lower().endswith(SUFFIX)]
+    others = [name for name in sizes if name.lower().endswith(_OTHER_SUFFIXES)]
+    if others or not names:
+        raise ConfigError(
+            f"{source} must hold sounds as {SUFFIX} files, got {others[0] if others else 'none'}. Convert others: "
+            "`ffmpeg -i IN -c:a pcm_s16le OUT.wav`."
+        )
+    return files, sizes, names
 
 
 def given_split(names: Sequence[str]) -> list[str] | None:
@@ -102,7 +114,7 @@ class _Look:
     digest: bytes
 
 
-def _class_names(names: Sequence[str], options: SourceOptions, place: str, *, has_splits: bool) -> list[str]:
+def class_names(names: Sequence[str], options: SourceOptions, place: str, *, has_splits: bool) -> list[str]:
     """Return the name of each file's class."""
     folders = [PurePosixPath(name).parts[has_splits:-1] for name in names]
     if (options.label or ("folder" if len(set(folders)) > 1 else "name")) == "folder":
@@ -123,7 +135,7 @@ def _class_names(names: Sequence[str], options: SourceOptions, place: str, *, ha
     return [word for word, _, _ in words]
 
 
-def _look_at_all(files: Files, names: Sequence[str], options: SourceOptions) -> list[_Look | Damage]:
+def look_at_all(files: Files, names: Sequence[str], options: SourceOptions) -> list[_Look | Damage]:
     """Read every file once, for what must be known of all: rate, length, copies; and which of them are damaged."""
 
     def look(name: str) -> _Look | Damage:
@@ -188,9 +200,17 @@ def _splits(
     return {"train": np.flatnonzero(~in_test), "test": np.flatnonzero(in_test)}
 
 
-def _pieces(
-    files: Files, sizes: Mapping[str, int], names: Sequence[str], labels: Array, rate: int, rows: Ints
+def sound_pieces(
+    files: Files,
+    sizes: Mapping[str, int],
+    names: Sequence[str],
+    labels: Array,
+    rate: int,
+    rows: Ints,
+    *,
+    most: int | None = None,
 ) -> tuple[SoundPiece, ...]:
+    """Cut some rows into pieces, in their order; see `SoundPiece`."""
     cut = [rows[start : start + _PIECE_FILES] for start in range(0, len(rows), _PIECE_FILES)]
     return tuple(
         SoundPiece(
@@ -199,6 +219,7 @@ def _pieces(
             tuple(labels[chosen].tolist()),
             sum(sizes[names[row]] for row in chosen),
             rate,
+            most,
         )
         for chosen in cut
     )

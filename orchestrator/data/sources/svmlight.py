@@ -7,7 +7,7 @@ import numpy as np
 from cluster.errors import ConfigError
 from models.features import TARGET, SparseFeature
 from orchestrator.data.columns import SPARSE, Array, Ragged, join, take
-from orchestrator.data.manifest import Source
+from orchestrator.data.manifest import Change, Source
 from orchestrator.data.precision import merged
 from orchestrator.data.row_hashes import equal_rows
 from orchestrator.data.sources.delimited.blocks import Content
@@ -20,6 +20,8 @@ from orchestrator.data.sources.targets import number_labels
 SUFFIXES = (".svm", ".svmlight", ".libsvm", ".libfm")
 ROW = re.compile(rb"^[+-]?[\d.]\S*([ \t]+qid:\d+)?([ \t]+\d+:\S+)+[ \t\r]*(#.*)?$")
 """What a row with a number in some column looks like."""
+FIRST_COLUMN = "first_column"
+"""What the manifest calls the number with which columns begin."""
 
 _COMMENT = re.compile(rb"#[^\n]*")
 _LOOSE_COLON = re.compile(rb"\s:|:\s|:$|^:")
@@ -31,15 +33,15 @@ def read_svmlight(source: str, options: SourceOptions) -> Prepared:
     """Read sparse rows; columns count from 0 if any file has a column 0, else from 1."""
     only(options, "svmlight", "task", "seed", "test_share")
     files = split_files(source, suffixes=SUFFIXES)
-    parsed = {split: _read(file) for split, file in files.items()}
+    parsed = {split: parse_rows(file) for split, file in files.items()}
     place = " and ".join(map(str, files.values()))
     labels = number_labels(np.concatenate([values for values, _ in parsed.values()]), options, f"label in {place}")
     sparse = join([rows for _, rows in parsed.values()])
     assert isinstance(sparse, Ragged)
     if not len(sparse.values):
         raise ConfigError(f"{place} must hold a number in some column, got rows of labels only.")
-    if sparse.values["column"].min() > 0:
-        sparse.values["column"] -= 1
+    first_column = int(sparse.values["column"].min() > 0)
+    sparse.values["column"] -= first_column
     if ALL in files:
         splits = drawn(labels.strata, groups=equal_rows([sparse]), options=options, place=place)
     else:
@@ -53,12 +55,21 @@ def read_svmlight(source: str, options: SourceOptions) -> Prepared:
             split: Part.of({"sparse": take(sparse, chosen), TARGET: labels.values[chosen]})
             for split, chosen in splits.items()
         },
-        source=Source(format="svmlight", uri=source),
+        source=Source(format="svmlight", uri=source, changes=(_counting(first_column),)),
     )
 
 
-def _read(file: SourceFile) -> tuple[Array, Ragged]:
-    """Return the labels [N] and the rows, whose columns are counted as in the file."""
+def _counting(first_column: int) -> Change:
+    """Say from where columns are counted, so that rows that are appended can be read alike."""
+    return Change(text=f"Columns count from {first_column}.", numbers={FIRST_COLUMN: float(first_column)})
+
+
+def parse_rows(file: SourceFile) -> tuple[Array, Ragged]:
+    """Return the labels [N] and the rows, whose columns are counted as in the file.
+
+    Raises:
+        ConfigError: if a row is no label and `column:value`; names it.
+    """
     labels, parts, row = [], [], 1
     for block in Content(file).blocks():
         lines = _COMMENT.sub(b"", block).split(b"\n")

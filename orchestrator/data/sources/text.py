@@ -5,6 +5,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import compress
 from pathlib import PurePosixPath
+from typing import NamedTuple
 
 import numpy as np
 
@@ -57,7 +58,7 @@ class _Texts:
 
 def read_text(source: str, options: SourceOptions) -> Prepared:
     """Read texts with a class each, or in a CSV with a number; see the module for where they may lie."""
-    found = _from_table(source, options) if _is_table(source) else _from_files(source, options)
+    found = _from_table(source, options) if is_table(source) else _from_files(source, options)
     options, changes = _with_tokens(found, options)
     rows, feature, tokens_of = _split_and_tokenized(found, options)
     return Prepared(
@@ -142,7 +143,8 @@ def _require_test(rows: Mapping[str, Ints], found: _Texts, options: SourceOption
 # ---- a column of a CSV
 
 
-def _is_table(source: str) -> bool:
+def is_table(source: str) -> bool:
+    """Whether the texts are a column of a table."""
     if PurePosixPath(plain_name(source)).suffix in TABLE_SUFFIXES:
         return True
     if not source.startswith(SCHEME) and PurePosixPath(source).suffix:
@@ -185,6 +187,33 @@ def _schema(rows: Delimited, column: str) -> RowSchema:
 
 def _from_files(source: str, options: SourceOptions) -> _Texts:
     only(options, "text in files", "ignore", "vocabulary", "tokens", "seed", "test_share")
+    found = texts_in_files(source, options)
+    codes, present = distinct(found.classes)
+    order = sorted(range(len(present)), key=lambda code: in_order(present[code]))
+    check_class_names([present[code] for code in order], source)
+    labels = Labels(np.argsort(order)[codes][found.origin].astype(np.int64), tuple(present[code] for code in order))
+    return _Texts(found.name, source, found.texts, labels, found.splits, found.encoding)
+
+
+class FileTexts(NamedTuple):
+    """The texts of files or of their lines."""
+
+    name: str
+    """Of the folder."""
+    texts: list[str]
+    origin: Ints
+    """The number of the file of each text."""
+    files: list[str]
+    """What to call each file in a message."""
+    classes: list[str]
+    """The class of each file."""
+    splits: dict[str, Ints] | None
+    """The texts of each split, if the source says so."""
+    encoding: str
+
+
+def texts_in_files(source: str, options: SourceOptions) -> FileTexts:
+    """Read a folder of texts; see the module for where they may lie."""
     files, sizes = list_files(source)
     names = text_files(list(sizes))
     of_split = given_split(names)
@@ -200,11 +229,8 @@ def _from_files(source: str, options: SourceOptions) -> _Texts:
         texts += found
         origin += [number] * len(found)
     of_text = np.array(origin, np.int64)
-    codes, present = distinct(classes)
-    order = sorted(range(len(present)), key=lambda code: in_order(present[code]))
-    check_class_names([present[code] for code in order], source)
-    labels = Labels(np.argsort(order)[codes][of_text].astype(np.int64), tuple(present[code] for code in order))
-    return _Texts(default_name(files), source, texts, labels, _given(of_split, kept, of_text), encoding)
+    places = [str(SourceFile(files, name)) for name in names]
+    return FileTexts(default_name(files), texts, of_text, places, classes, _given(of_split, kept, of_text), encoding)
 
 
 def text_files(names: Sequence[str]) -> list[str]:

@@ -84,8 +84,8 @@ def read_voc(source: str, options: SourceOptions) -> Prepared:
     """Read pictures with boxes; they are stored as files, whatever their size."""
     only(options, "voc", "classes", "side", "damaged")
     files, sizes = list_files(source)
-    splits, changes = _whole(files, _splits(files, sizes), options)
-    annotations = {split: _read_annotations(files, samples) for split, samples in splits.items()}
+    splits, changes = list_scenes(files, sizes, options)
+    annotations = {split: read_annotations(files, samples) for split, samples in splits.items()}
     classes = _classes(annotations, options, files.uri)
     pictures = [sample.picture for samples in splits.values() for sample in samples]
     looks = look_at_some(
@@ -99,15 +99,18 @@ def read_voc(source: str, options: SourceOptions) -> Prepared:
         name=default_name(files),
         features={"image": feature},
         target=BoxesTarget(classes=classes),
-        splits={split: _part(files, samples, sizes, classes, feature, options) for split, samples in splits.items()},
+        splits={
+            split: scene_part(files, samples, sizes, classes, feature, options) for split, samples in splits.items()
+        },
         source=Source(format="voc", uri=source, changes=changes),
     )
 
 
-def _whole(
-    files: Files, splits: Mapping[str, Sequence[Sample]], options: SourceOptions
+def list_scenes(
+    files: Files, sizes: Mapping[str, int], options: SourceOptions
 ) -> tuple[Mapping[str, Sequence[Sample]], tuple[Change, ...]]:
-    """Leave out damaged pictures where the person says so; otherwise they are found when they are read."""
+    """Return the samples of each split, without damaged pictures where the person says so; others are found later."""
+    splits = _splits(files, sizes)
     if options.damaged != "skip":
         return splits, ()
     names = [sample.picture for samples in splits.values() for sample in samples]
@@ -157,7 +160,7 @@ class ScenePiece:
 
     def read(self) -> Columns:
         """Return the pictures and their boxes."""
-        annotations = _read_annotations(self.files, self.samples)
+        annotations = read_annotations(self.files, self.samples)
         pictures = picture_column(
             self.rows,
             read=lambda row: self._read_picture(self.samples[row].picture, annotations[row]),
@@ -184,7 +187,7 @@ class ScenePiece:
         return data
 
 
-def _part(
+def scene_part(
     files: Files,
     samples: Sequence[Sample],
     sizes: Mapping[str, int],
@@ -192,6 +195,7 @@ def _part(
     feature: ImageFeature,
     options: SourceOptions,
 ) -> Part:
+    """Return some pictures in the order in which they are stored."""
     in_order = [samples[row] for row in mixed(len(samples), options)]
     bytes_of = [sizes[sample.picture] + sizes[sample.annotation] for sample in in_order]
     return Part(
@@ -275,7 +279,8 @@ def _sample(
     return Sample(pictures[stem], annotation)
 
 
-def _read_annotations(files: Files, samples: Sequence[Sample]) -> list[Annotation]:
+def read_annotations(files: Files, samples: Sequence[Sample]) -> list[Annotation]:
+    """Read what is said about some pictures."""
     names = [sample.annotation for sample in samples]
     with ThreadPoolExecutor(_READ_THREADS) as pool:
         return list(

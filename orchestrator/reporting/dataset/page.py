@@ -9,6 +9,7 @@ from cluster.errors import ConfigError
 from cluster.machine.disk import naming_disk
 from models.describe import describe_feature
 from orchestrator.data.dataset import TRAIN, Dataset, open_dataset
+from orchestrator.data.manifest import Addition, Manifest
 from orchestrator.reporting.dataset.checks import checks_of
 from orchestrator.reporting.dataset.sample import listed, percent_text, sample
 from orchestrator.reporting.dataset.samples import sample_groups, table_of_samples
@@ -19,6 +20,8 @@ from orchestrator.reporting.dataset.sections import (
     target_section,
 )
 from orchestrator.reporting.words import number, size
+
+_MOST_ADDITIONS = 10  # that the card tells
 
 if TYPE_CHECKING:
     from cluster.s3.store import Store
@@ -84,9 +87,25 @@ def _card(dataset: Dataset) -> list[tuple[str, str]]:
             for change in manifest.source.changes
         ),
         *((f"Feature {name}", describe_feature(feature)) for name, feature in manifest.features.items()),
+        *_earlier(manifest),
+        *(_appended(addition) for addition in manifest.additions[-_MOST_ADDITIONS:]),
         *(("Order of the rows", manifest.order) for _ in [0] if manifest.order),
         ("Size in the store", size(sum(s.bytes for split in manifest.splits.values() for s in split.shards))),
     ]
+
+
+def _earlier(manifest: Manifest) -> list[tuple[str, str]]:
+    """Return how many additions the card does not tell."""
+    count = len(manifest.additions) - _MOST_ADDITIONS
+    return [("Appended earlier", f"{count:,} times; the manifest has all of them")] if count > 0 else []
+
+
+def _appended(addition: Addition) -> tuple[str, str]:
+    """Return what the card says about rows that were appended."""
+    rows = ", ".join(f"{number(rows)} {split}" for split, rows in addition.rows.items())
+    said = " ".join(" ".join((change.text, listed(change.names))).strip() for change in addition.source.changes)
+    text = f"{rows} rows of {addition.source.uri}, appended to version {addition.appended_to}. {said}"
+    return f"Version {addition.version}", text.strip()
 
 
 def _hue(index: int) -> int:
