@@ -14,12 +14,12 @@ from cluster.session import ray_session
 from models.features import TARGET, CategoricalFeature, VectorFeature
 from models.preparing.rows import NUMBERS, features_of
 from orchestrator.config import Experiment
-from orchestrator.data import layout
 from orchestrator.data.columns import Columns, Ragged, join
 from orchestrator.data.dataset import Dataset, manifest_key, open_dataset, read_manifest
 from orchestrator.data.manifest import Manifest
-from orchestrator.data.passes import PushResult
 from orchestrator.data.push import ls, push
+from orchestrator.data.pushing import layout
+from orchestrator.data.pushing.passes import PushResult
 from orchestrator.data.reading.reader import Reader
 from orchestrator.data.sources.options import SourceOptions
 from orchestrator.driving.plan import plan_run

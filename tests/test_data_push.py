@@ -16,10 +16,10 @@ from cluster.session import ray_session
 from models.features import TARGET, CategoricalFeature, ClassTarget, ImageFeature, TextFeature, VectorFeature
 from orchestrator.data.columns import Ragged, image_statistics, join, row_statistics
 from orchestrator.data.dataset import manifest_key, open_dataset
-from orchestrator.data.layout import rows_per_group
 from orchestrator.data.manifest import Source
-from orchestrator.data.pieces import OnRay
 from orchestrator.data.push import ls, push, push_prepared, show
+from orchestrator.data.pushing.layout import rows_per_group
+from orchestrator.data.pushing.pieces import OnRay
 from orchestrator.data.shards import sha256
 from orchestrator.data.sources import picture_files
 from orchestrator.data.sources.formats import prepare

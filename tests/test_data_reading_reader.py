@@ -31,11 +31,11 @@ from models.features import (
     VectorFeature,
 )
 from models.pictures import decode_picture
-from orchestrator.data import layout
 from orchestrator.data.columns import SPARSE, Ragged, number_target, take
 from orchestrator.data.dataset import Dataset, manifest_key, open_dataset
 from orchestrator.data.manifest import SeriesTarget, Source
 from orchestrator.data.push import push_prepared
+from orchestrator.data.pushing import layout
 from orchestrator.data.reading import reader as reader_module
 from orchestrator.data.reading.reader import MicroBatch, Reader
 from orchestrator.data.sources.prepared import Part, Prepared

@@ -20,13 +20,13 @@ from cluster.errors import ConfigError
 from cluster.session import ray_session
 from models.features import TARGET, ClassTarget, TextFeature
 from orchestrator.config import Experiment
-from orchestrator.data import layout, pieces
 from orchestrator.data.columns import Columns, Ragged, join
 from orchestrator.data.dataset import open_dataset
 from orchestrator.data.manifest import Source
 from orchestrator.data.order import plan_epoch
-from orchestrator.data.pieces import OnRay
 from orchestrator.data.push import push, push_prepared
+from orchestrator.data.pushing import layout, pieces
+from orchestrator.data.pushing.pieces import OnRay
 from orchestrator.data.sources.formats import prepare
 from orchestrator.data.sources.options import SourceOptions
 from orchestrator.data.sources.prepared import Part, Prepared

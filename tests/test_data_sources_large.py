@@ -16,9 +16,10 @@ from test_data_sources_dialects import Dialect, by_csv, dialects, rows
 from cluster.errors import ConfigError
 from cluster.machine.state import RayState
 from cluster.s3.store import Store
-from orchestrator.data import columns, pieces
+from orchestrator.data import columns
 from orchestrator.data.dataset import open_dataset
 from orchestrator.data.push import push
+from orchestrator.data.pushing import pieces
 from orchestrator.data.sources.delimited import blocks, parsing, shelf
 from orchestrator.data.sources.delimited.blocks import Content
 from orchestrator.data.sources.delimited.shelf import Shelf, Shelved

@@ -37,11 +37,19 @@ from orchestrator.data.dataset import (
 from orchestrator.data.fetching.archives import is_archive
 from orchestrator.data.fetching.download import LocalCopy, local_copy
 from orchestrator.data.fetching.http import Progress as DownloadProgress
-from orchestrator.data.layout import RowOrder, ShardLayout, layout_of
 from orchestrator.data.manifest import FORMAT_VERSION, Manifest, SeriesTarget, Split
-from orchestrator.data.passes import Counter, Progress, PushResult, lengths_of, scan_split, write_lengths, write_split
-from orchestrator.data.pieces import Here, OnCluster, Runner, runner_for
-from orchestrator.data.scan import Scan, copies, refuse_copies, with_statistics
+from orchestrator.data.pushing.layout import RowOrder, ShardLayout, layout_of
+from orchestrator.data.pushing.passes import (
+    Counter,
+    Progress,
+    PushResult,
+    lengths_of,
+    scan_split,
+    write_lengths,
+    write_split,
+)
+from orchestrator.data.pushing.pieces import Here, OnCluster, Runner, runner_for
+from orchestrator.data.pushing.scan import Scan, copies, refuse_copies, with_statistics
 from orchestrator.data.sources.damaged import naming_all_damaged
 from orchestrator.data.sources.files import SCHEME, open_files
 from orchestrator.data.sources.formats import prepare

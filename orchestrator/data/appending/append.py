@@ -20,11 +20,11 @@ from orchestrator.data.appending.drawing import chosen, rows_of_splits
 from orchestrator.data.appending.looking import OUTSIDE, Seen, look_at_split, look_back, needs_old_rows
 from orchestrator.data.appending.rules import CURE, Rules
 from orchestrator.data.dataset import folder, manifest_key, open_dataset, read_manifest
-from orchestrator.data.layout import RowOrder, ShardLayout, layout_of
 from orchestrator.data.manifest import FORMAT_VERSION, Addition, Change, Manifest, Shard, Source, Split
-from orchestrator.data.passes import Counter, Progress, PushResult, lengths_of, write_lengths, write_split
-from orchestrator.data.pieces import Here, Runner
-from orchestrator.data.scan import Scan
+from orchestrator.data.pushing.layout import RowOrder, ShardLayout, layout_of
+from orchestrator.data.pushing.passes import Counter, Progress, PushResult, lengths_of, write_lengths, write_split
+from orchestrator.data.pushing.pieces import Here, Runner
+from orchestrator.data.pushing.scan import Scan
 from orchestrator.data.sources.prepared import Part, Prepared, told
 
 if TYPE_CHECKING:

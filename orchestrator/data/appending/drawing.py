@@ -15,7 +15,7 @@ from orchestrator.data.columns import Array
 from orchestrator.data.dataset import TRAIN
 from orchestrator.data.manifest import Change
 from orchestrator.data.order import Ints, permutation
-from orchestrator.data.scan import Scan
+from orchestrator.data.pushing.scan import Scan
 from orchestrator.data.shards import sha256
 from orchestrator.data.sources.image_folder import FolderPiece
 from orchestrator.data.sources.located import ALL

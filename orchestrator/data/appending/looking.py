@@ -18,9 +18,9 @@ from orchestrator.data.columns import Array, Column, Columns, Ragged, join
 from orchestrator.data.dataset import Dataset
 from orchestrator.data.manifest import DatasetTarget, Manifest, Shard
 from orchestrator.data.order import Ints
-from orchestrator.data.passes import Counter
-from orchestrator.data.pieces import Here, Runner
-from orchestrator.data.scan import COMPARED, Scan, scan
+from orchestrator.data.pushing.passes import Counter
+from orchestrator.data.pushing.pieces import Here, Runner
+from orchestrator.data.pushing.scan import COMPARED, Scan, scan
 from orchestrator.data.sources.located import ALL
 from orchestrator.data.sources.prepared import Prepared
 

@@ -8,7 +8,7 @@ import numpy as np
 
 from models.counters import counter_key
 from orchestrator.data.order import Ints, permutation
-from orchestrator.data.scan import Scan
+from orchestrator.data.pushing.scan import Scan
 from orchestrator.data.sources.prepared import Part
 
 SHARD_BYTES = 64 * 2**20

@@ -8,13 +8,13 @@ import numpy as np
 
 from models.features import Feature
 from orchestrator.data.columns import Columns, to_table
-from orchestrator.data.layout import ShardLayout
 from orchestrator.data.manifest import DatasetTarget, Lengths, Manifest, Shard
 from orchestrator.data.order import Ints
-from orchestrator.data.pieces import Runner
-from orchestrator.data.scan import Scan, scan
+from orchestrator.data.pushing.layout import ShardLayout
+from orchestrator.data.pushing.pieces import Runner
+from orchestrator.data.pushing.scan import Scan, scan
+from orchestrator.data.pushing.shuffling import Regrouping
 from orchestrator.data.shards import sha256, write_shard
-from orchestrator.data.shuffling import Regrouping
 from orchestrator.data.sources.prepared import Prepared
 
 if TYPE_CHECKING:

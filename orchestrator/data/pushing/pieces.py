@@ -12,7 +12,7 @@ from cluster.process.scoped import scoped_environment, scoped_level
 from cluster.s3.store import Store
 from cluster.session import ray_session
 from orchestrator.data.columns import Columns
-from orchestrator.data.shuffling import Regrouping, cut, in_memory, on_disk, put_together
+from orchestrator.data.pushing.shuffling import Regrouping, cut, in_memory, on_disk, put_together
 from orchestrator.data.sources.delimited.shelf import Shelved
 from orchestrator.data.sources.prepared import InMemory, Piece
 
