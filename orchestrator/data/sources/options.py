@@ -88,8 +88,8 @@ class SourceOptions(BaseModel):
     rate: Annotated[int, Field(ge=1000, le=2**20)] | None = None
     """Sounds: samples per second to which those of other rates are resampled. Default: they must have one rate."""
     damaged: Literal["refuse", "skip"] | None = None
-    """Pictures in folders or with boxes, sounds: whether files that cannot be read are refused (the default), or left
-    out and listed in the manifest."""
+    """Pictures in folders, in Parquet, of CIFAR or with boxes, sounds: whether files and rows that cannot be read are
+    refused (the default), or left out and listed in the manifest."""
     test: Annotated[str, Field(min_length=1)] | None = None
     """Sounds: files whose name matches this pattern (`*_[0-4].wav`) are the test split."""
     test_share: Annotated[float, Field(gt=0, lt=1)] | None = None

@@ -92,6 +92,13 @@ def require_classes(labels: Array, classes: Sequence[str], rows: Mapping[str, In
         )
 
 
+def require_rows_in_each(counts: Mapping[str, int], place: str) -> None:
+    """Refuse a source of which a split has no row, once damaged ones are left out."""
+    for split, count in counts.items():
+        if not count:
+            raise ConfigError(f"split {split} of {place} must hold a row that can be read, got none. Add some.")
+
+
 def _row_bytes(column: Column) -> list[bytes]:
     if isinstance(column, Ragged):
         width = column.values.itemsize
