@@ -22,8 +22,9 @@ class SourceOptions(BaseModel):
     split_sizes: tuple[Annotated[int, Field(gt=0)], ...] | None = None
     """Series: rows of train, validation and test; what is left over is not used. Default: 70, 10 and 20 %."""
     date: tuple[str, ...] | None = None
-    """Series: the column of dates, or several whose fields make one, `[date, time]` or `[year, month]`. Default: the
-    one called `date`, `datetime`, `timestamp`, `time` and so on, or that looks like dates."""
+    """Series: the column of dates, or several whose fields make one, `[date, time]` or `[year, month]`, or one that
+    counts the rows, 0, 1, 2, … or in other equal steps. Default: the one called `date`, `datetime`, `timestamp`,
+    `time` and so on, or that looks like dates."""
     date_order: Literal["day-first", "month-first"] | None = None
     """Series: what comes first in dates such as 1/2/2016."""
     item: str | None = None
