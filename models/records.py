@@ -50,3 +50,34 @@ class DatasetRef(Frozen):
 
     name: str
     version: str
+
+
+class LeftOut(Frozen):
+    """Rows of one shard of a dataset that a run does not read, since they are damaged in the store."""
+
+    split: str
+    shard: str
+    """Its name in the dataset's folder."""
+    row_groups: tuple[int, ...] = ()
+    """Whole row groups, by their number in the shard."""
+    rows: tuple[int, ...] = ()
+    """Single rows of other row groups, by their number in the shard."""
+    count: int
+    """All of these rows."""
+    of_rows: int
+    """Rows of the shard."""
+    reason: str
+    """Why the first of them cannot be read."""
+
+    @property
+    def text(self) -> str:
+        """Which rows are left out, and why, in one line."""
+        groups = f"row group{'s' * (len(self.row_groups) > 1)} {_listed(self.row_groups)}" if self.row_groups else ""
+        rows = f"row{'s' * (len(self.rows) > 1)} {_listed(self.rows)}" if self.rows else ""
+        which = " and ".join(filter(None, (groups, rows)))
+        return f"{self.count:,} of {self.of_rows:,} rows of shard {self.shard} ({which}): {self.reason}"
+
+
+def _listed(numbers: tuple[int, ...], *, shown: int = 5) -> str:
+    more = f" and {len(numbers) - shown:,} more" if len(numbers) > shown else ""
+    return ", ".join(map(str, numbers[:shown])) + more

@@ -51,6 +51,11 @@ class DataConfig(FiniteSettings):
     """Where row groups are kept for the next epoch. All workers and runs on a machine share it."""
     cache_mb: int = Field(default=1024, ge=0)
     """The most that the cache of a machine takes, in MiB."""
+    damaged: Literal["fail", "skip"] = "fail"
+    """What becomes of stored rows that cannot be read. `fail`: the run ends and names their shard; `skip`: all rows are
+    read once before the first step, and damaged ones of the training split are left out, counted and named."""
+    damaged_share: float = Field(default=0.1, ge=0, lt=1)
+    """Share of the training split's rows that `damaged: skip` may leave out; where more are damaged, the run ends."""
 
     @model_validator(mode="after")
     def _windows_are_whole(self) -> "DataConfig":

@@ -79,5 +79,5 @@ def resume_search(
     store.check()
     record = read_search(store, name)
     with ray_session(address, store=store.settings):
-        plan = planned(record.experiment, probes(record.experiment), store)
+        plan = planned(record.experiment, probes(record.experiment), store, left_out=record.left_out)
         return finish_search(record, plan, store, on_start=on_start, on_progress=on_progress)

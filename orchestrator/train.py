@@ -26,7 +26,7 @@ from cluster.session import cluster_resources, ray_session, require_resources
 from cluster.storage import open_store
 from orchestrator.config import Experiment
 from orchestrator.driving.following import following
-from orchestrator.driving.plan import dataset_of, plan_run
+from orchestrator.driving.plan import dataset_of, plan_run, warn_of_left_out
 from orchestrator.driving.recovery import fit_on_ray, importing_ahead
 from orchestrator.driving.room import prepare
 from orchestrator.driving.workers import call_in_worker
@@ -150,12 +150,14 @@ def resume(
 def _describe_in_worker(record: RunRecord, store: Store) -> tuple[RunRecord, Arithmetic]:
     """`describe` in a process that has PyTorch loaded or will need it anyway; here that would take seconds."""
     prepare(record)
-    return call_in_worker(
+    described, arithmetic = call_in_worker(
         describe_stored,
         record.model_dump(mode="json"),
         store.settings.model_dump(mode="json"),
         threads=record.experiment.scaling.num_threads,
     )
+    warn_of_left_out([described])
+    return described, arithmetic
 
 
 def _require(record: RunRecord) -> None:

@@ -3,7 +3,7 @@
 import json
 
 from models.describe import describe_feature, describe_target
-from serving.version import Version
+from serving.version import Lineage, Version
 
 
 def write_card(version: Version) -> str:
@@ -18,7 +18,7 @@ def write_card(version: Version) -> str:
     return f"""# {version.name} {version.version}
 
 A {version.model.type} that run `{lineage.run}` trained on dataset `{lineage.dataset.name}` `{lineage.dataset.version}`.
-
+{_left_out(lineage)}
 ## Reads
 
 {reads}
@@ -53,3 +53,9 @@ Weights: {version.weights_bytes:,} bytes, SHA-256 `{version.weights_sha256}`.
 The measurements hold for data like that of this split, and for nothing else. Categories that training never
 saw share one entry; answers to them are flagged as unseen. Words that are not known share one as well.
 """
+
+
+def _left_out(lineage: Lineage) -> str:
+    """What it was not trained on, in a line of its own."""
+    rows = sum(one.count for one in lineage.left_out or ())
+    return f"Without {rows:,} rows of it that were damaged in the store.\n" if rows else ""

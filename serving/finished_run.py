@@ -11,7 +11,7 @@ from cluster.s3.store import Store
 from cluster.s3.stored_json import MOST_BYTES
 from models.config import ResolvedTechniques
 from models.features import Signature
-from models.records import DatasetRef
+from models.records import DatasetRef, LeftOut
 from serving.version import check_name, parsed
 
 
@@ -30,6 +30,7 @@ class FinishedRun(Excerpt):
     techniques: ResolvedTechniques
     signature: Signature
     dataset: DatasetRef
+    left_out: tuple[LeftOut, ...] | None = None
     evaluated_on: str
     """The split that ``metrics`` describe."""
     primary_metric: str

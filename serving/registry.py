@@ -249,7 +249,7 @@ def _description(run: FinishedRun, recorded: WeightsFile, *, name: str, version:
         "metrics": run.metrics,
         "primary_metric": run.primary_metric,
         "evaluated_on": run.evaluated_on,
-        "lineage": run.model_dump(include={"run", "dataset", "code_version", "versions", "experiment"}),
+        "lineage": run.model_dump(include={"run", "dataset", "left_out", "code_version", "versions", "experiment"}),
     }
 
 

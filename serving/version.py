@@ -10,7 +10,7 @@ from cluster.errors import ConfigError
 from cluster.s3.stored_json import MANY_VALUES, parse_model
 from models.config import ModelConfig, ResolvedTechniques
 from models.features import Signature
-from models.records import DatasetRef, Frozen
+from models.records import DatasetRef, Frozen, LeftOut
 
 Parsed = TypeVar("Parsed", bound=BaseModel)
 
@@ -51,6 +51,8 @@ class Lineage(Frozen):
 
     run: str
     dataset: DatasetRef
+    left_out: tuple[LeftOut, ...] | None = None
+    """Damaged rows of the dataset that it was not trained on; ``None``: there was no leave to leave any out."""
     code_version: str
     versions: dict[str, str]
     """Versions of the libraries it was trained with."""

@@ -398,8 +398,86 @@ def test_damage_within_a_parquet_file_is_found_when_its_piece_is_read(tmp_path):
     data = bytearray(file.read_bytes())
     data[4:60] = os.urandom(56)
     file.write_bytes(data)
-    with pytest.raises(ConfigError, match=r"train-0-of-1\.parquet must be a whole Parquet file, got"):
+    with pytest.raises(ConfigError, match=r"row group 0 of .*train-0-of-1\.parquet must be whole, got"):
         pieces[0].read()
+
+
+def damaged_parquet(root: Path) -> list[str]:
+    """Four files: one cut, one with cut pictures, one with a row group of noise, one whole; what is damaged in them."""
+
+    def rows(start: int, count: int) -> pa.Table:
+        pictures = [{"bytes": encoded(np.full((5, 4, 3), row, np.uint8)), "path": None} for row in range(start, count)]
+        return pa.table({"image": pictures, "label": [i % 3 for i in range(start, count)]})
+
+    pictures = rows(0, 30)
+    spoilt = pictures.column("image").to_pylist()
+    spoilt[7]["bytes"], spoilt[22]["bytes"] = spoilt[7]["bytes"][:-30], None
+    pq.write_table(pictures.set_column(0, "image", pa.array(spoilt)), root / "train-0.parquet", row_group_size=10)
+    pq.write_table(rows(30, 60), root / "train-1.parquet", row_group_size=10, use_dictionary=False)
+    place = pq.read_metadata(root / "train-1.parquet").row_group(1).column(0).data_page_offset
+    content = bytearray((root / "train-1.parquet").read_bytes())
+    content[place : place + 20] = b"\xff" * 20
+    (root / "train-1.parquet").write_bytes(content)
+    pq.write_table(rows(60, 90), root / "train-2.parquet")
+    (root / "train-2.parquet").write_bytes((root / "train-2.parquet").read_bytes()[:-200])
+    pq.write_table(rows(90, 99), root / "test-0.parquet")
+    return [
+        "train-2.parquet",
+        "row 7 of train-0.parquet",
+        "row 22 of train-0.parquet",
+        "row group 1 of train-1.parquet (rows 10 to 19)",
+    ]
+
+
+def test_all_that_is_damaged_in_parquet_is_named_in_one_run_and_left_out_on_request(tmp_path):
+    damaged = damaged_parquet(tmp_path)
+    store = MemoryStore()
+    with pytest.raises(ConfigError, match=r"^4 files must be readable, .* damaged=skip, or mend them:") as raised:
+        push(store, str(tmp_path))
+    lines = str(raised.value).splitlines()[1:]
+    assert len(lines) == 4
+    for line, place in zip(lines, ("train-2", "row 7 of", "row 22 of", "row group 1 of"), strict=True):
+        assert place in line
+    manifest = push(store, str(tmp_path), options=SourceOptions(damaged="skip", order="keep")).manifest
+    files, pictures = manifest.source.changes
+    assert (files.text, files.names) == ("1 of 4 files could not be read and were left out.", (damaged[0],))
+    assert pictures.text == "12 of 69 pictures could not be read and were left out."
+    assert pictures.names == tuple(damaged[1:]) and pictures.numbers == {"skipped": 12.0}
+    assert {split: found.rows for split, found in manifest.splits.items()} == {"train": 48, "test": 9}
+    columns = prepare(str(tmp_path), options=SourceOptions(damaged="skip")).splits["train"].columns
+    kept = [row for row in range(60) if row not in (7, 22) and not 40 <= row < 50]
+    assert columns["image"][:, 0, 0, 0].tolist() == kept
+    assert columns[TARGET].tolist() == [row % 3 for row in kept]
+
+
+@pytest.mark.parametrize("looks", [5, 256])
+def test_damage_that_shows_when_pictures_of_parquet_are_read_is_named_in_one_run(tmp_path, monkeypatch, looks):
+    damaged_parquet(tmp_path)
+    (tmp_path / "train-2.parquet").unlink()
+    monkeypatch.setattr("orchestrator.data.sources.huggingface._LOOKS", looks)
+    with pytest.raises(ConfigError, match=r"^3 files must be readable") as raised:
+        push(MemoryStore(), str(tmp_path))
+    assert all(place in str(raised.value) for place in ("row 7 of", "row 22 of", "row group 1 of"))
+
+
+def test_parquet_of_which_a_split_is_damaged_as_a_whole_is_refused(tmp_path):
+    root = parquet_folder(tmp_path)
+    test = root / "test-0-of-1.parquet"
+    test.write_bytes(test.read_bytes()[:-50])
+    refused(root, "test-0-of-1.parquet must be a whole Parquet file, got .* Or leave it out with --option damaged=skip")
+    refused(root, "split test of .* must hold a row that can be read, got none", damaged="skip")
+
+
+def test_whole_parquet_is_the_same_with_and_without_leave_to_skip(tmp_path):
+    parquet_folder(tmp_path)
+    store = MemoryStore()
+    plain = push(store, str(tmp_path)).manifest
+    allowed = push(store, str(tmp_path), name="allowed", options=SourceOptions(damaged="skip")).manifest
+    assert allowed.version == plain.version
+    assert [change.text for change in allowed.source.changes] == [
+        "0 of 2 files could not be read and were left out.",
+        "0 of 9 pictures could not be read and were left out.",
+    ]
 
 
 def test_a_single_parquet_file_is_refused_with_the_cure(tmp_path):
@@ -925,6 +1003,53 @@ def test_malformed_binary_batches_are_refused(tmp_path, name, content, message):
         refused(tmp_path, r"must hold CIFAR's files once: .* got test_batch\.bin in more and test_batch\.bin in \.")
     else:
         refused(tmp_path, message)
+
+
+@pytest.mark.parametrize("pickled", [False, True])
+def test_all_damaged_batches_and_labels_of_cifar_are_named_in_one_run_and_left_out_on_request(tmp_path, pickled):
+    rows = cifar10(tmp_path, pickled=pickled, batches=4)
+    end = "" if pickled else ".bin"
+    cut = tmp_path / f"data_batch_2{end}"
+    cut.write_bytes(cut.read_bytes()[:-1000])
+    for name, row in (("data_batch_1", 4), ("data_batch_3", 0), ("test_batch", 3)):
+        images, labels = rows[name]
+        labels[row] = 77
+        content = {"labels": labels.tolist(), "data": images}
+        data = python2(content) if pickled else np.hstack([labels[:, None], images]).tobytes()
+        write_all(tmp_path, {f"{name}{end}": data})
+    store = MemoryStore()
+    with pytest.raises(ConfigError, match=r"^4 files must be readable, .* damaged=skip, or mend them:") as raised:
+        push(store, str(tmp_path), options=SourceOptions())
+    named = [f"data_batch_2{end} must", f"row 4 of {tmp_path}/data_batch_1", f"row 0 of {tmp_path}/data_batch_3"]
+    lines = str(raised.value).splitlines()[1:]
+    for line, place in zip(lines, [*named, f"row 3 of {tmp_path}/test_batch"], strict=True):
+        assert place in line
+    manifest = push(store, str(tmp_path), options=SourceOptions(damaged="skip")).manifest
+    files, pictures = manifest.source.changes
+    assert (files.text, files.names) == ("1 of 5 files could not be read and were left out.", (f"data_batch_2{end}",))
+    assert pictures.text == "3 of 22 pictures could not be read and were left out."
+    assert pictures.names[0] == f"row 4 of data_batch_1{end}"
+    assert {split: found.rows for split, found in manifest.splits.items()} == {"train": 16, "test": 3}
+    columns = prepare(str(tmp_path), options=SourceOptions(damaged="skip")).splits["train"].columns
+    kept = [(name, row) for name in ("data_batch_1", "data_batch_3", "data_batch_4") for row in range(6)]
+    kept = [place for place in kept if place not in (("data_batch_1", 4), ("data_batch_3", 0))]
+    assert np.array_equal(columns["image"].reshape(16, -1), np.stack([rows[name][0][row] for name, row in kept]))
+    assert columns[TARGET].tolist() == [int(rows[name][1][row]) for name, row in kept]
+
+
+def test_cifar_of_which_a_split_is_damaged_as_a_whole_is_refused(tmp_path):
+    cifar10(tmp_path)
+    write_all(tmp_path, {"test_batch.bin": bytes(99)})
+    refused(
+        tmp_path, "test_batch.bin must hold rows of 3073 bytes, got 99 .* Or leave it out with --option damaged=skip"
+    )
+    refused(tmp_path, "split test of .* must hold a row that can be read, got none", damaged="skip")
+
+
+def test_a_pickle_that_could_do_anything_is_no_damage_to_pass_over(tmp_path):
+    cifar10(tmp_path, pickled=True)
+    write_all(tmp_path, {"data_batch_1": pickle.dumps(os.getcwd)})
+    refused(tmp_path, "data_batch_1 must be a pickle of numbers, .* which could do anything", damaged="skip")
 
 
 def test_cifar_without_names_of_its_classes_has_numbers_or_those_that_a_person_gives(tmp_path):

@@ -137,6 +137,82 @@ def test_the_one_file_of_a_folder_is_read_and_not_said_to_be_left_out(tmp_path: 
     assert prepared.notes == ("left out 1 file: notes.pdf",)
 
 
+# ---- rows that are counted
+
+
+def counted(numbers: Any, *, head: str = "t,load", row: str = "{t},{t}") -> str:
+    return "\n".join([head, *(row.format(t=t) for t in numbers)]) + "\n"
+
+
+COUNTED = {
+    "from 0": ("t", range(20), "{t},{t}", 1),
+    "from 1, with a zero behind the point": ("step", range(1, 21), "{t}.0,{t}", 1),
+    "in steps of five": ("time", range(-10, 90, 5), "{t},{t}", 5),
+    "more than any year has": ("t", range(9990, 10010), "{t},{t}", 1),
+}
+
+
+@pytest.mark.parametrize("kind", COUNTED)
+def test_a_column_that_counts_the_rows_is_as_good_as_dates(tmp_path: Path, kind: str) -> None:
+    name, numbers, row, step = COUNTED[kind]
+    source = written(tmp_path, counted(numbers, head=f"{name},load", row=row))
+    assert detect(source, SourceOptions(date=(name,))) == "series"
+    prepared = read(source, date=name)
+    clock = prepared.features["series"].clock
+    assert clock.dates == (name,) and clock.step == TimeStep(size=step, unit="counts")
+    assert values_of(prepared) == [[float(t)] for t in numbers]
+    assert prepared.source.changes == ()
+
+
+def test_whole_numbers_that_can_all_be_dates_are_dates(tmp_path: Path) -> None:
+    prepared = read(written(tmp_path, counted(range(1990, 2010))), date="t")
+    assert prepared.features["series"].clock.step == TimeStep(size=12, unit="months")
+
+
+def test_gaps_between_counted_rows_are_found_as_those_between_dates(tmp_path: Path) -> None:
+    numbers = [*range(0, 200, 5), *range(225, 300, 5), *range(305, 500, 5)]
+    source = written(tmp_path, counted(numbers))
+    rule = r"must have a row every 5 counts, its usual step, got 2 gaps .*, the largest of 30 counts from 195 to 225\."
+    with pytest.raises(ConfigError, match=rule):
+        read(source, date="t")
+    assert values_of(read(source, date="t", gaps="interpolate")) == [[float(t)] for t in range(0, 500, 5)]
+    split = read(source, date="t", gaps="split")
+    assert [run.rows for run in split.target.runs["train"]] == [40, 15, 10]
+    kept = read(source, date="t", gaps="keep")
+    assert values_of(kept) == [[float(t)] for t in numbers]
+    assert "The usual step is 5 counts, the largest distance 30 counts" in kept.source.changes[0].text
+    store = MemoryStore()
+    push(store, source, options=SourceOptions(date=("t",), gaps="split"))
+    dataset = open_dataset(store, "s")
+    reader = Reader(dataset, dataset.signature(lookback=6, horizon=2))
+    assert reader.num_samples("train") == 33 + 8 + 3
+    assert "a row every 5 counts" in render_page(dataset)
+
+
+def test_many_series_may_count_their_rows_each_from_0(tmp_path: Path) -> None:
+    rows = [f"{item},{t},{t}" for item in "ab" for t in range(20)]
+    prepared = read(written(tmp_path, "\n".join(["item_id,t,x", *rows])), date="t")
+    assert prepared.features["series"].clock.step == TimeStep(size=1, unit="counts")
+    assert len(prepared.target.runs["train"]) == 2
+
+
+@pytest.mark.parametrize(
+    ("text", "options", "message"),
+    [
+        (counted([0, 1, 2, "x", 4]), {"date": "t"}, r"t in .* must be a whole number .*, got 'x' in row 5"),
+        (counted([0, 1, 2.5, 3]), {"date": "t"}, r"t in .* must be a whole number .*, got '2\.5' in row 4"),
+        (counted([0, 1, 1, 2]), {"date": "t"}, r"t in .* must increase, got 1 in row 4 after 1\."),
+        (counted([*range(0, 60, 5), 62, 67]), {"date": "t"}, r"t of .* must count in equal steps, of 5 .* 62 after 55"),
+        (counted(range(20), head="time,load"), {}, r"time in .* must be a date .*, got '0' .* --option date=time\."),
+    ],
+)  # fmt: skip
+def test_a_column_that_does_not_count_in_equal_steps_is_refused(
+    tmp_path: Path, text: str, options: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(ConfigError, match=message):
+        prepare(written(tmp_path, text), format="series", options=SourceOptions(**options))
+
+
 # ---- gaps
 
 GAPPY = [*range(40), *range(45, 60), *range(61, 100)]  # 5 hours are missing, then 1

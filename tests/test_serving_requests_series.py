@@ -43,6 +43,16 @@ def test_a_gap_is_refused_kept_or_filled_as_in_training() -> None:
     assert parse_series(without, feature(gaps="split"), lookback=3) == [[2, 4], [5, 10], [6, 12]]
 
 
+def test_rows_that_are_counted_have_gaps_too() -> None:
+    counts = {"dates": ("t",), "step": TimeStep(size=5, unit="counts")}
+    text = "t,b,a\n1990,0,0\n1995,2,1\n2000,4,2\n2010,8,4\n2015,10,5\n"  # no years, as training had others
+    with pytest.raises(ConfigError, match=r"must be 5 counts apart, as in training, got a gap before row 5"):
+        parse_series(text, feature(gaps="split", **counts), lookback=3)
+    assert parse_series(text, feature(gaps="interpolate", **counts), lookback=4) == [[2, 4], [3, 6], [4, 8], [5, 10]]
+    with pytest.raises(ConfigError, match=r"t in row 3 of the series must be a whole number as in other rows, got 'x'"):
+        parse_series(text.replace("1995", "x"), feature(gaps="split", **counts), lookback=3)
+
+
 @pytest.mark.parametrize("sep", [";", "\t", "|"])
 def test_delimiters_are_those_of_training(sep: str) -> None:
     assert parse_series(hourly(range(4), sep=sep), feature(gaps="refuse"), lookback=2) == [[2, 4], [3, 6]]

@@ -13,13 +13,15 @@ from typing import Any
 import pytest
 
 from cluster import local
-from cluster.errors import ClusterError, ConfigError, RunFailedError
+from cluster.errors import ClusterError, ConfigError, IntegrityError, RunFailedError
 from cluster.machine.state import RayState
 from cluster.s3.store import Store
 from cluster.session import ray_session
 from models.features import ClassTarget
 from orchestrator.config import Experiment
+from orchestrator.data import layout
 from orchestrator.data.push import push
+from orchestrator.reporting.run import left_out_lines
 from orchestrator.runs.attempts import read_attempts
 from orchestrator.runs.checkpoint import checkpoint_prefixes, load_checkpoint
 from orchestrator.runs.record import read_history, read_run, read_status
@@ -103,6 +105,34 @@ def test_a_finished_run_leaves_a_complete_record(digits: Store, ray_cluster: Ray
     }
     again = resume("complete", store=digits, address=ray_cluster.address)
     assert again.metrics == result.metrics
+
+
+def test_damaged_rows_are_left_out_counted_and_named(
+    store: Store, ray_cluster: RayState, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(layout, "_LEAST_GROUP_ROWS", 32)
+    manifest = push(store, "sklearn:digits").manifest
+    (shard,) = manifest.splits["train"].shards
+    key = f"datasets/digits/{manifest.version}/{shard.path}"
+    data = bytearray(store.read(key))
+    data[shard.row_groups[2].offset + 50] ^= 1
+    store.write(key, bytes(data))
+    skip = {"damaged": "skip", "cache": "none"}
+    with ray_session(ray_cluster.address, store=store.settings):
+        with pytest.raises(IntegrityError, match=rf"row group 2 of shard {key} must have SHA-256"):
+            train(experiment(data={"cache": "none"}), store=store, address=ray_cluster.address)
+        one = train(experiment(data=skip), store=store, address=ray_cluster.address)
+        two = train(experiment(data=skip, scaling={"workers": 2}), store=store, address=ray_cluster.address)
+    rows = shard.row_groups[2].rows
+    (left_out,) = one.record.left_out or ()
+    assert (left_out.shard, left_out.row_groups, left_out.count) == (shard.path, (2,), rows)
+    assert weights(store, one.run) == weights(store, two.run) and losses(one) == losses(two)
+    assert [entry["rows_left_out"] for entry in read_history(store, one.run)] == [rows] * 3
+    assert f"{rows} of 1,438 rows of shard {shard.path} (row group 2)" in caplog.text
+    assert left_out_lines(read_run(store, one.run)) == [
+        f"left out of every epoch: {rows} damaged training rows in 1 shard",
+        left_out.text,
+    ]
 
 
 def killed_after_an_epoch(store: Store, address: str, run: str) -> None:

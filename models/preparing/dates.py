@@ -20,6 +20,7 @@ DateOrder = Literal["day-first", "month-first"]
 Micros = npt.NDArray[np.int64]
 """Microseconds since 1970, in UTC where the dates have a time zone."""
 
+_WHOLE = re.compile(r"[+-]?\d{1,15}(\.0*)?")
 _EPOCH = datetime(1970, 1, 1)
 _MONTHS = ("jan", "feb", "mar", "apr", "may", "jun", "jul", "aug", "sep", "oct", "nov", "dec")
 _UNIX_S, _UNIX = re.compile(r"\d{9,11}([.,]\d+)?"), re.compile(r"\d{12,14}|\d{15,17}|\d{18,19}")
@@ -61,6 +62,23 @@ def parse_dates(texts: Sequence[str], order: DateOrder | None = None) -> Micros:
         is_aware = date.tzinfo is not None
         found[index] = _micros(date)
     return found
+
+
+def parse_counts(texts: Sequence[str]) -> npt.NDArray[np.int64]:
+    """Return the numbers of a column that counts the rows in place of dating them.
+
+    Raises:
+        DateError: naming the first text that is no whole number.
+    """
+    wrong = next((index for index, text in enumerate(texts) if not is_count(text)), None)
+    if wrong is not None:
+        raise DateError(wrong, "be a whole number as in other rows")
+    return np.array([int(text.strip().partition(".")[0]) for text in texts], np.int64)
+
+
+def is_count(text: str) -> bool:
+    """Whether a text is a whole number."""
+    return _WHOLE.fullmatch(text.strip()) is not None
 
 
 def is_date(text: str) -> bool:

@@ -65,6 +65,11 @@ def usual_step(series: Sequence[Micros]) -> TimeStep:
     return TimeStep(size=_mode(diffs))
 
 
+def usual_count(series: Sequence[Ints]) -> TimeStep:
+    """Return the most frequent step of one or more series whose rows are counted, and not dated."""
+    return TimeStep(size=_mode(np.concatenate([np.diff(counts) for counts in series])), unit="counts")
+
+
 def spread_out(rows_TC: Floats, missing: Ints) -> tuple[Floats, Ints]:
     """Return the rows with empty ones (NaN) where steps are missing, and the new place of every row."""
     places = np.arange(len(rows_TC)) + np.concatenate([[0], np.cumsum(missing)])

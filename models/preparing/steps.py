@@ -13,15 +13,17 @@ class TimeStep(Frozen):
     """How far two rows of a series are apart."""
 
     size: int = Field(gt=0)
-    """In microseconds, or in months."""
-    unit: Literal["microseconds", "months"] = "microseconds"
+    """In microseconds, in months, or of a column that counts."""
+    unit: Literal["microseconds", "months", "counts"] = "microseconds"
 
     def __str__(self) -> str:
         return described(self.size, self.unit)
 
 
 def described(size: int, unit: str) -> str:
-    """Return a distance in words: 15 minutes, 1 year."""
+    """Return a distance in words: 15 minutes, 1 year, 5 counts."""
+    if unit == "counts":
+        return f"{size:,} count{'s' * (size > 1)}"
     if unit == "months":
         count, word = (size // 12, "year") if size % 12 == 0 else (size, "month")
         return f"{count} {word}{'s' * (count > 1)}"

@@ -20,7 +20,7 @@ from orchestrator.commands.app import (
     store_at,
 )
 from orchestrator.commands.ending import confirm
-from orchestrator.reporting.run import arithmetic_lines, epoch_line, result_lines, techniques_text
+from orchestrator.reporting.run import arithmetic_lines, epoch_line, left_out_lines, result_lines, techniques_text
 
 if TYPE_CHECKING:
     from cluster.s3.store import Store
@@ -56,10 +56,13 @@ def train(
     run: Annotated[str | None, typer.Option(help="Name of the new run; default: made from data, model, time.")] = None,
 ) -> None:
     """Train one experiment on the cluster; what it will do is printed first, every epoch as it ends."""
+    from orchestrator.commands.terminal import note
     from orchestrator.configfile import load_experiment
 
     experiment = load_experiment(config, overrides or [])
     print_address(address)
+    if experiment.data.damaged == "skip":
+        note("data.damaged=skip: all rows are read once before the first step, to find those that are damaged")
     from orchestrator.train import train as train_experiment
 
     opened = store_at(store)
@@ -134,8 +137,8 @@ def show(run: str, json: Json = False, store: StoreUrl = None) -> None:
             columns = ["epoch", *(name for name in history[-1] if name not in ("epoch", "learning_rate", "why"))]
             order = ("seconds", "waiting_share", "samples_per_s")
             table(columns, [[entry.get(name) for name in columns] for entry in history], least=order, ids=["epoch"])
-        for line in result_lines(record):
-            out.print(line)
+        for line in (*result_lines(record), *left_out_lines(record)):
+            out.print(line, markup=False)
         print_receipt(spent)
         if record.error:
             out.print(record.error, markup=False, style="red")
@@ -288,6 +291,8 @@ def _follow_training(store: "Store", start: Callable[..., "RunResult"], *, as_js
         out.print(f"run {result.run} finished in {record.seconds:.1f} s{first}")
         for line in result_lines(record):
             out.print(line, style="bold")
+        for line in left_out_lines(record)[:1]:  # the shards were named at the start
+            out.print(line)
         print_receipt(spent)
         out.print(f"folder: {store.settings.url}/runs/{result.run}/")
         name = record.dataset.name

@@ -69,7 +69,14 @@ class Dataset:
 
     def read_row_group(self, shard: Shard, index: int) -> Columns:
         """Fetch one row group and return its columns; see `fetch_row_group`."""
-        table = self.fetch_row_group(shard, index)
+        return self.columns_of(self.fetch_row_group(shard, index), shard, index)
+
+    def columns_of(self, table: pa.Table, shard: Shard, index: int) -> Columns:
+        """Return a row group that was fetched as arrays.
+
+        Raises:
+            IntegrityError: if it lacks a column.
+        """
         try:
             return from_table(table, self.manifest.features, self.manifest.target)
         except (KeyError, ValueError) as error:

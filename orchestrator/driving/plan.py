@@ -2,7 +2,9 @@
 
 import importlib
 import importlib.metadata
+import logging
 import platform
+from collections.abc import Iterable
 
 from cluster.errors import ConfigError, NotFoundError
 from cluster.s3.store import Store
@@ -12,6 +14,8 @@ from models.records import DatasetRef
 from orchestrator.config import Experiment
 from orchestrator.data.dataset import Dataset, open_dataset
 from orchestrator.runs.record import RunRecord, new_run_id, utc_now
+
+log = logging.getLogger(__name__)
 
 
 def dataset_of(experiment: Experiment, store: Store) -> Dataset:
@@ -71,3 +75,14 @@ def versions() -> dict[str, str]:
     """Versions of what a result's bits depend on."""
     names = ("torch", "ray", "numpy", "pyarrow")
     return {"python": platform.python_version()} | {n: importlib.metadata.version(n) for n in names}
+
+
+def warn_of_left_out(records: Iterable[RunRecord]) -> None:
+    """Tell which shards the runs leave rows of, each shard once."""
+    lines = {
+        f"dataset {run.dataset.name} {run.dataset.version}: left out {one.text}"
+        for run in records
+        for one in run.left_out or ()
+    }
+    for line in sorted(lines):
+        log.warning("%s", line)

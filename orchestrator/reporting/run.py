@@ -40,6 +40,18 @@ def result_lines(record: "RunRecord") -> list[str]:
     return lines
 
 
+def left_out_lines(record: "RunRecord") -> list[str]:
+    """How many damaged rows no epoch read, and a line for each shard; nothing where there are none."""
+    if not record.left_out:
+        return []
+    rows, shards = record.rows_left_out, len(record.left_out)
+    counted = f"{rows:,} damaged training row{'s' * (rows > 1)} in {shards:,} shard{'s' * (shards > 1)}"
+    return [
+        f"left out of every epoch: {counted}",
+        *(one.text for one in record.left_out),
+    ]
+
+
 def epoch_line(metrics: "EpochRecord", record: "RunRecord") -> str:
     """One finished epoch in one line."""
     from orchestrator.reporting.words import number

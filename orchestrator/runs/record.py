@@ -23,7 +23,7 @@ from cluster.s3.store import Store
 from cluster.s3.stored_json import MANY_VALUES, MOST_BYTES, Listing, listing, parse_json, require_bounded
 from models.config import ResolvedTechniques
 from models.features import Signature
-from models.records import DatasetRef, Frozen
+from models.records import DatasetRef, Frozen, LeftOut
 from orchestrator.config import Experiment
 
 MOST_EPOCHS = 1_000_000
@@ -66,6 +66,9 @@ class RunRecord(Frozen):
     versions: dict[str, str]
     """The versions of Python, torch and Ray."""
     parameters: int = 0
+    left_out: tuple[LeftOut, ...] | None = None
+    """What `data.damaged: skip` leaves out of every epoch, by shard: found once, before the first attempt, and then the
+    same for all of them. ``None``: nobody has looked, since a damaged row ends the run."""
     metrics: Metrics = {}
     baseline: str | None = None
     """The rule without learning that the run is compared with."""
@@ -77,6 +80,11 @@ class RunRecord(Frozen):
     first_step_s: float | None = None
     """From the command to the first weight update of that attempt."""
     error: str | None = None
+
+    @property
+    def rows_left_out(self) -> int:
+        """Rows of the training split that no epoch reads."""
+        return sum(one.count for one in self.left_out or ())
 
 
 class RunStatus(Frozen):

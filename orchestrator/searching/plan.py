@@ -55,6 +55,7 @@ def search_record(experiment: Experiment, base: RunRecord, store: Store, name: s
         metric=metric,
         higher_is_better=HIGHER_IS_BETTER[metric],
         judged_on=base.evaluated_on,
+        left_out=base.left_out,
     )
 
 

@@ -14,7 +14,7 @@ from cluster.errors import NotFoundError
 from cluster.s3.records import read_model
 from cluster.s3.store import Store
 from cluster.s3.write_once import append, read_all
-from models.records import Frozen, StoredWithNaN
+from models.records import Frozen, LeftOut, StoredWithNaN
 from orchestrator.config import Experiment
 from orchestrator.configfile import near_miss
 from orchestrator.runs.record import EpochRecord, Metrics, metrics_text, read_run
@@ -83,6 +83,8 @@ class SearchRecord(Frozen):
     higher_is_better: bool
     judged_on: str
     """Split that the metric is of."""
+    left_out: tuple[LeftOut, ...] | None = None
+    """Damaged rows that no trial reads; ``None``: nobody has looked."""
 
 
 class SearchProgress(NamedTuple):

@@ -11,9 +11,10 @@ from cluster.lazy import imported, importing
 from cluster.process.typed import typed
 from cluster.s3.store import Store
 from cluster.session import cluster_resources, require_resources
+from models.records import LeftOut
 from orchestrator.config import Experiment
 from orchestrator.driving.following import following
-from orchestrator.driving.plan import dataset_of, plan_run
+from orchestrator.driving.plan import dataset_of, plan_run, warn_of_left_out
 from orchestrator.driving.workers import call_in_worker
 from orchestrator.runs.record import Metrics, RunRecord, read_run, update_run
 from orchestrator.searching.record import (
@@ -119,15 +120,25 @@ def _this_node() -> tuple[str, dict[str, float]]:
     return f"node:{node['NodeManagerAddress']}", dict(node["Resources"])
 
 
-def planned(experiment: Experiment, tried: list[Experiment], store: Store) -> _Plan:
-    """Check the ends of the space against the dataset and the cluster, as single trainings would be."""
+def planned(
+    experiment: Experiment, tried: list[Experiment], store: Store, *, left_out: tuple[LeftOut, ...] | None = None
+) -> _Plan:
+    """Check the ends of the space against the dataset and the cluster, as single trainings would be.
+
+    Args:
+        experiment: what is searched for.
+        tried: with settings from the ends of the space.
+        store: where the dataset is.
+        left_out: rows that no trial reads, where that is known from before.
+    """
     with importing("ray.tune"):
         dataset, gpus = dataset_of(experiment, store), cluster_resources().get("GPU", 0)
         runs = [plan_run(one, dataset, gpus=gpus) for one in tried]
         need = 1.0 if any(run.techniques.processor == "gpu" for run in runs) else 0.0
         require_resources(cpus=experiment.scaling.cpus_per_worker, gpus=need)
-        bodies = [run.model_dump(mode="json") for run in runs]
+        bodies = [run.model_copy(update={"left_out": left_out}).model_dump(mode="json") for run in runs]
         described = call_in_worker(describe_all, bodies, store.settings.model_dump(mode="json"), threads=1)
+    warn_of_left_out(described)
     run = described[0].model_copy(update={"evaluated_on": dataset.manifest.judged_on})
     return _Plan(run, need, gpus >= 1)
 

@@ -129,7 +129,8 @@ def _as_planned(arm: Arm, run: RunRecord) -> Arm:
     """Every cell reads the same data, also where a newer version is pushed before the sweep ends."""
     data = arm.experiment.data.model_copy(update={"version": run.dataset.version})
     experiment = arm.experiment.model_copy(update={"data": data})
-    return arm.model_copy(update={"experiment": experiment, "parameters": run.parameters or None})
+    found = {"parameters": run.parameters or None, "left_out": run.left_out}
+    return arm.model_copy(update={"experiment": experiment, **found})
 
 
 def _prices(experiment: Experiment, runs: Mapping[str, RunRecord]) -> dict[str, float]:

@@ -15,7 +15,7 @@ from cluster.errors import NotFoundError
 from cluster.process.typed import typed
 from cluster.s3.records import read_model
 from cluster.s3.store import Store
-from models.records import Frozen
+from models.records import Frozen, LeftOut
 from orchestrator.config import Experiment
 from orchestrator.configfile import near_miss
 from orchestrator.evidence.ledger import summarize
@@ -38,6 +38,8 @@ class Arm(Frozen):
     tuned: Tuned | None = None
     parameters: int | None = None
     """Numbers that its model learns; ``None`` in a sweep that did not write it down."""
+    left_out: tuple[LeftOut, ...] | None = None
+    """Damaged rows that none of its cells reads; ``None``: nobody has looked."""
 
 
 class SweepRecord(Frozen):

@@ -15,7 +15,7 @@ from cluster.s3.store import Store
 from cluster.session import cluster_resources, num_nodes, require_resources
 from orchestrator.data.dataset import Dataset, open_dataset
 from orchestrator.driving.following import following
-from orchestrator.driving.plan import code_version, dataset_of, plan_run
+from orchestrator.driving.plan import code_version, dataset_of, plan_run, warn_of_left_out
 from orchestrator.driving.room import prepare
 from orchestrator.driving.tune import quiet_tune
 from orchestrator.driving.workers import call_in_worker
@@ -222,6 +222,7 @@ def planned_runs(arms: Sequence[Arm], store: Store) -> dict[str, RunRecord]:
         threads = next(iter(runs.values())).experiment.scaling.num_threads
         records = [run.model_dump(mode="json") for run in runs.values()]
         described = call_in_worker(describe_all, records, store.settings.model_dump(mode="json"), threads=threads)
+    warn_of_left_out(described)
     return dict(zip(runs, described, strict=True))
 
 
@@ -240,7 +241,7 @@ def _plan_runs(arms: Sequence[Arm], store: Store, *, gpus: float) -> dict[str, R
         run = plan_run(arm.experiment, datasets[data.name, data.version], gpus=gpus, code=code)
         gpus_needed = scaling.max_workers if run.techniques.processor == "gpu" else 0
         require_resources(cpus=scaling.max_workers * scaling.cpus_per_worker, gpus=gpus_needed)
-        runs[arm.name] = run
+        runs[arm.name] = run.model_copy(update={"left_out": arm.left_out})
     return runs
 
 

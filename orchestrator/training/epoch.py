@@ -18,7 +18,7 @@ from orchestrator.data.order import Plan
 from orchestrator.data.reading.augment import augment
 from orchestrator.data.reading.reader import MicroBatch
 from orchestrator.runs.pulse import PULSE, TrainingStoppedError
-from orchestrator.runs.record import Metrics
+from orchestrator.runs.record import Metrics, RunRecord
 from orchestrator.training.saving import CheckpointWriter
 from orchestrator.training.trace import trace
 from orchestrator.training.trainer import Counters, Trainer, channels_last, precision, save
@@ -63,7 +63,13 @@ def train_epoch(trainer: Trainer, epoch: int, writer: CheckpointWriter | None = 
         "samples_per_s": (position.samples - trained) / seconds,
         "waiting_share": (trainer.reader.wait_s - waited_s) / seconds,
         "seconds": seconds,
+        **left_out(trainer.record),
     }
+
+
+def left_out(record: RunRecord) -> Metrics:
+    """How many rows of the training split an epoch does not read; no metric where it reads all."""
+    return {"rows_left_out": float(record.rows_left_out)} if record.rows_left_out else {}
 
 
 class Step(NamedTuple):

@@ -30,6 +30,7 @@ from orchestrator.training.epoch import (
     evaluate,
     finite_loss,
     learning_rate,
+    left_out,
     to_device,
     total_updates,
 )
@@ -130,6 +131,7 @@ def train_epoch(group: Group, epoch: int) -> list[Metrics]:
             "samples_per_s": plan.num_samples * len(trainers) / seconds,
             "waiting_share": (_wait_s(group) - waited_s) / seconds,
             "seconds": seconds / len(trainers),
+            **left_out(trainer.record),
         }
         for trainer, loss in zip(trainers, losses_R.tolist(), strict=True)
     ]

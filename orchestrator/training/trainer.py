@@ -159,6 +159,7 @@ def build_reader(record: RunRecord, dataset: Dataset, *, device: torch.device | 
         cache=data.cache,
         cache_mb=data.cache_mb,
         pin_memory=device is not None and device.type == "cuda",
+        left_out=record.left_out or (),
     )
 
 

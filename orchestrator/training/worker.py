@@ -1,6 +1,6 @@
 """What other processes call in a worker: train a run, describe one without training it, join the others."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from typing import Any, NamedTuple
 
@@ -10,7 +10,8 @@ from cluster.errors import ConfigError
 from cluster.lazy import imported
 from cluster.s3.store import Store
 from cluster.staging import check_packages
-from orchestrator.data.dataset import Dataset, open_dataset
+from models.records import DatasetRef, LeftOut
+from orchestrator.data.dataset import TRAIN, Dataset, open_dataset
 from orchestrator.runs.log import RunLog
 from orchestrator.runs.pulse import PULSE
 from orchestrator.runs.record import RunRecord
@@ -55,6 +56,32 @@ def describe(record: RunRecord, dataset: Dataset) -> tuple[RunRecord, Arithmetic
     return record.model_copy(update={"parameters": parameters}), arithmetic
 
 
+def look_through(records: Sequence[RunRecord], datasets: Mapping[DatasetRef, Dataset]) -> list[RunRecord]:
+    """Find what those runs leave out that may leave out damaged rows and have not begun; each dataset is read once.
+
+    Raises:
+        IntegrityError: more is damaged than one of them may leave out.
+    """
+    from orchestrator.data.reading.cache import open_cache
+    from orchestrator.data.reading.survey import require_few, survey
+
+    found: dict[DatasetRef, tuple[LeftOut, ...]] = {}
+
+    def looked_through(record: RunRecord) -> RunRecord:
+        data, dataset = record.experiment.data, datasets[record.dataset]
+        if data.damaged == "fail" or record.left_out is not None:
+            return record
+        if record.dataset not in found:
+            splits = dict.fromkeys((record.evaluated_on, dataset.manifest.judged_on, TRAIN))
+            cache = open_cache(data.cache, data.cache_mb)
+            found[record.dataset] = survey(dataset, splits=[*splits], cache=cache)
+        left_out = found[record.dataset]
+        require_few(dataset, left_out, most_share=data.damaged_share)
+        return record.model_copy(update={"left_out": left_out})
+
+    return [looked_through(record) for record in records]
+
+
 def train_worker(settings: Mapping[str, Any], *, rank: int, workers: int, device: str) -> dict[str, Any]:
     """Train in this process, as one of ``workers``; the first one reports and returns the result."""
     import torch
@@ -88,19 +115,23 @@ def train_worker(settings: Mapping[str, Any], *, rank: int, workers: int, device
 
 
 def describe_stored(record: dict[str, Any], store: dict[str, Any]) -> tuple[RunRecord, Arithmetic]:
-    """`describe` of what can be sent to another process. Runs in a worker."""
+    """`describe` of what can be sent to another process, once it is looked through. Runs in a worker."""
     plan = RunRecord.model_validate(record)
-    settings = StoreSettings.model_validate(store)
-    return describe(plan, open_dataset(Store(settings), plan.dataset.name, version=plan.dataset.version))
+    datasets = _open_datasets([plan], store)
+    (plan,) = look_through([plan], datasets)
+    return describe(plan, datasets[plan.dataset])
 
 
 def describe_all(records: list[dict[str, Any]], store: dict[str, Any]) -> list[RunRecord]:
-    """`orchestrator.training.worker.describe` of many runs, where PyTorch is: the driver does without it."""
-    opened = Store(StoreSettings.model_validate(store))
+    """`describe_stored` of many runs, where PyTorch is: the driver does without it."""
     runs = [RunRecord.model_validate(record) for record in records]
-    named = {(run.dataset.name, run.dataset.version) for run in runs}
-    datasets = {(name, version): open_dataset(opened, name, version=version) for name, version in named}
-    return [describe(run, datasets[run.dataset.name, run.dataset.version])[0] for run in runs]
+    datasets = _open_datasets(runs, store)
+    return [describe(run, datasets[run.dataset])[0] for run in look_through(runs, datasets)]
+
+
+def _open_datasets(runs: Sequence[RunRecord], store: dict[str, Any]) -> dict[DatasetRef, Dataset]:
+    opened = Store(StoreSettings.model_validate(store))
+    return {ref: open_dataset(opened, ref.name, version=ref.version) for ref in {run.dataset for run in runs}}
 
 
 def join_group(name: str, rank: int, *, workers: int, backend: str, timeout_s: float) -> None:

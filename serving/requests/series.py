@@ -10,7 +10,7 @@ import numpy as np
 
 from cluster.errors import ConfigError
 from models.features import Clock, SeriesFeature
-from models.preparing.dates import DateError, Micros, joined, parse_dates
+from models.preparing.dates import DateError, Micros, joined, parse_counts, parse_dates
 from models.preparing.gaps import MISSING, Floats, Gaps, fill, find_gaps, spread_out
 from serving.requests.values import InputError
 
@@ -145,11 +145,13 @@ def _times(rows: Rows, header: list[str], clock: Clock) -> Micros:
     places = [header.index(name) for name in clock.dates]
     fields = [[row[place] if place < len(row) else "" for place in places] for _, row in rows]
     texts = [joined(parts) if len(parts) > 1 else parts[0] for parts in fields]
+    is_counted = clock.step.unit == "counts"
     try:
-        times = parse_dates(texts, clock.order)
+        times = parse_counts(texts) if is_counted else parse_dates(texts, clock.order)
     except DateError as error:
+        what = clock.dates[0] if is_counted else "the date"
         where = f"row {rows[error.index][0]} of the series"
-        raise ConfigError(f"the date in {where} must {error.rule}, got {texts[error.index]!r}.") from None
+        raise ConfigError(f"{what} in {where} must {error.rule}, got {texts[error.index]!r}.") from None
     wrong = np.flatnonzero(np.diff(times) <= 0)
     if len(wrong):
         line = rows[int(wrong[0]) + 1][0]

@@ -17,16 +17,15 @@ from orchestrator.data.sources.cifar import read_batches
 from orchestrator.data.sources.classes import check_labels
 from orchestrator.data.sources.files import Files
 from orchestrator.data.sources.huggingface import (
-    ParquetFile,
     kind_of_labels,
     look_at_first,
     parquet_pieces,
-    read_picture_footer,
-    split_parquet_files,
+    readable_files,
 )
 from orchestrator.data.sources.idx import read_halves
 from orchestrator.data.sources.image_folder import folder_part, look_into
 from orchestrator.data.sources.located import ALL
+from orchestrator.data.sources.parquet_files import ParquetFile
 from orchestrator.data.sources.picture_files import list_files, path_of
 from orchestrator.data.sources.pictures import Header, look_at_some, read_picture
 from orchestrator.data.sources.prepared import InMemory, Part, Prepared
@@ -118,10 +117,7 @@ def read_more_scenes(source: str, rules: Rules) -> Prepared:
 def read_more_parquet(source: str, rules: Rules) -> Prepared:
     """Read Parquet files of pictures by the rules of a version."""
     files, sizes = list_files(source)
-    splits = {
-        split: [read_picture_footer(files, name, sizes[name], rules.options.target) for name in names]
-        for split, names in split_parquet_files(files, sizes).items()
-    }
+    splits, changes = readable_files(files, sizes, rules.options)
     feature = _form([look for found in splits.values() for look in look_at_first(found)], rules)
     everything = [file for found in splits.values() for file in found]
     names = next((file.class_names for file in everything if file.class_names), None)
@@ -132,7 +128,7 @@ def read_more_parquet(source: str, rules: Rules) -> Prepared:
             split: Part(tuple(piece for file in found for piece in parquet_pieces(file, classes_of(rules), feature)))
             for split, found in splits.items()
         },
-        Source(format="huggingface-images", uri=source),
+        Source(format="huggingface-images", uri=source, changes=changes),
     )
 
 
@@ -166,16 +162,16 @@ def read_more_idx(source: str, rules: Rules) -> Prepared:
 
 def read_more_cifar(source: str, rules: Rules) -> Prepared:
     """Read the batches of CIFAR by the rules of a version."""
-    files, batches, named = read_batches(source, rules.options)
+    files, batches, named, changes = read_batches(source, rules.options, unnamed=classes_of(rules))
     splits = {}
     for split, found in batches.items():
         pieces = []
         for batch in found:
             where = partial("row {1} of {0}".format, batch.place)
             labels = _labels_of(batch.labels, named, rules, files.uri, where)
-            pieces.append(InMemory({"image": batch.images, TARGET: labels}))
+            pieces += [InMemory({"image": batch.images, TARGET: labels})] if batch.rows else []
         splits[split] = Part(tuple(pieces))
-    return rules.read(splits, Source(format="cifar", uri=source))
+    return rules.read(splits, Source(format="cifar", uri=source, changes=changes))
 
 
 def _labels_of(

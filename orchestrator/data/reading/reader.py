@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from models.features import Signature
+from models.records import LeftOut
 from orchestrator.data.dataset import TRAIN, Dataset
 from orchestrator.data.order import Ints, Plan, plan_epoch
 from orchestrator.data.reading.cache import Kind, open_cache
@@ -28,7 +29,7 @@ class MicroBatch:
     tensors: dict[str, torch.Tensor]
     """By feature, and the target; see `models/features.py` for shapes. May hold 0 samples."""
     sample_ids: Ints
-    """Number of each sample in its split as stored; of a series, the number of the window."""
+    """Number of each sample in its split as stored, not counting those left out; of a series, that of the window."""
 
     @property
     def size(self) -> int:
@@ -53,6 +54,7 @@ class Reader:
         cache: Kind = "memory",
         cache_mb: int = 1024,
         pin_memory: bool = False,
+        left_out: Sequence[LeftOut] = (),
     ) -> None:
         """Read nothing yet.
 
@@ -63,6 +65,7 @@ class Reader:
             cache: where row groups are kept for the next epoch.
             cache_mb: the most of them, in MiB, on this machine.
             pin_memory: put batches where a GPU can copy them from.
+            left_out: rows that are not read; see `orchestrator/data/reading/survey.py`.
         """
         self.wait_s = 0.0
         """Seconds that consumers have waited for batches so far."""
@@ -72,6 +75,7 @@ class Reader:
         self._pin_memory = pin_memory
         self._cache = open_cache(cache, cache_mb)
         self._buffers = None if pin_memory else Buffers()  # PyTorch keeps pinned memory for reuse by itself
+        self._left_out = left_out
         self._lengths: Ints | None = None
 
     def num_samples(self, split: str) -> int:
@@ -84,7 +88,8 @@ class Reader:
         """Lay out the order of one epoch of the training split; see `plan_epoch`."""
         samples = self._samples(TRAIN)
         if bucket_batches > 1 and self._lengths is None:
-            self._lengths = self.dataset.lengths(TRAIN)
+            lengths = self.dataset.lengths(TRAIN)
+            self._lengths = None if lengths is None else samples.own(lengths)
         return plan_epoch(
             samples.per_group,
             seed=seed,
@@ -140,7 +145,7 @@ class Reader:
         return self._ahead(self._numbered(numbers, self._steps(samples, plan, (0,), numbers)))
 
     def _samples(self, split: str) -> Samples:
-        return Samples(self.dataset, split, self._signature, self._cache)
+        return Samples(self.dataset, split, self._signature, self._cache, self._left_out)
 
     def _window_rows(self, samples: Samples) -> int:
         return max(1, int(self._shuffle_bytes / samples.row_bytes))

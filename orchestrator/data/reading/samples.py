@@ -7,6 +7,7 @@ from functools import cached_property
 from typing import cast
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
@@ -22,11 +23,14 @@ from models.features import (
     Signature,
 )
 from models.pictures import Fit, decode_picture, fit_for
-from orchestrator.data.columns import Array, Column, Columns, Ragged, from_table, no_rows
+from models.records import LeftOut
+from orchestrator.data.columns import Array, Column, Columns, Ragged, no_rows, take
 from orchestrator.data.dataset import Dataset
-from orchestrator.data.manifest import Run, SeriesTarget
+from orchestrator.data.manifest import Run, SeriesTarget, Split
 from orchestrator.data.order import Ints
 from orchestrator.data.reading.cache import Cache
+
+Bools = npt.NDArray[np.bool_]
 
 _DECODE_CHUNKS = 16  # of a batch, for the threads to share
 
@@ -34,9 +38,19 @@ _DECODE_CHUNKS = 16  # of a batch, for the threads to share
 
 
 class Samples:
-    """The samples of one split: its rows or, of a series, its windows, by the row group in which they begin."""
+    """The samples of one split: its rows or, of a series, its windows, by the row group in which they begin.
 
-    def __init__(self, dataset: Dataset, split: str, signature: Signature, cache: Cache | None = None) -> None:
+    Rows that are left out, and windows that hold one, do not exist: the others are counted as if there were no more.
+    """
+
+    def __init__(
+        self,
+        dataset: Dataset,
+        split: str,
+        signature: Signature,
+        cache: Cache | None = None,
+        left_out: Sequence[LeftOut] = (),
+    ) -> None:
         record = dataset.split(split)
         self.signature = signature
         self._dataset, self._cache = dataset, cache
@@ -49,6 +63,9 @@ class Samples:
         if isinstance(target, ForecastTarget):
             self._sample_rows = target.lookback + target.horizon
             self._all_starts = _window_starts(_runs(dataset, split), target)
+        left_out = [one for one in left_out if one.split == split]
+        if left_out:
+            self._all_starts = _whole(self._all_starts, self._sample_rows, is_left_out=_is_left_out(record, left_out))
         self.per_group = [len(self._starts(group)) for group in range(len(sizes))]
         """Number of samples that begin in each row group."""
         self.columns = list(signature.features) if self._sample_rows > 1 else [*signature.features, TARGET]
@@ -62,7 +79,7 @@ class Samples:
         Those of a series are views of its rows, lookback and horizon in one.
         """
         if not isinstance(self.signature.target, ForecastTarget):
-            return self._rows(group)
+            return self._own_rows(group)
         starts, first = self._starts(group), self._row_starts[group]
         stop = starts.stop - 1 + self._sample_rows
         views: Columns = {}
@@ -72,6 +89,10 @@ class Samples:
             windows = Windows(windows_NCT.swapaxes(1, 2), starts.rows - starts.start)
             views[name] = cast(Array, windows)  # of which no more is asked than it has
         return views
+
+    def own(self, values: Ints) -> Ints:
+        """Return of one value for each row of the split those that belong to a sample that begins there."""
+        return values if self._all_starts is None else values[self._all_starts]
 
     @cached_property
     def none(self) -> dict[str, Tensor | Column]:
@@ -104,16 +125,23 @@ class Samples:
             group += 1
         return np.concatenate(parts) if len(parts) > 1 else parts[0]  # type: ignore[arg-type, return-value]
 
+    def _own_rows(self, group: int) -> Columns:
+        """Return the rows of a group without those that are left out."""
+        columns, starts = self._rows(group), self._starts(group)
+        first, stop = self._row_starts[group : group + 2]
+        if len(starts) == stop - first:
+            return columns
+        return {name: take(column, starts.rows - first) for name, column in columns.items()}
+
     def _rows(self, group: int) -> Columns:
         shard, index = self._locations[group]
-        manifest = self._dataset.manifest
         key = shard.row_groups[index].sha256
         table = self._cache.get(key) if self._cache else None
         if table is None:
             table = self._dataset.fetch_row_group(shard, index)
             if self._cache:
                 table = self._cache.put(key, table)
-        return from_table(table, manifest.features, manifest.target)
+        return self._dataset.columns_of(table, shard, index)
 
 
 @dataclass(frozen=True, eq=False)
@@ -172,6 +200,33 @@ def _window_starts(runs: Sequence[Run], target: ForecastTarget) -> Ints:
         start += run.rows
         parts.append(np.arange(first, start - target.lookback - target.horizon + 1))
     return np.concatenate(parts)
+
+
+def _is_left_out(record: Split, left_out: Sequence[LeftOut]) -> Bools:
+    """Return whether each row of a split is left out, [rows]."""
+    by_shard = {one.shard: one for one in left_out}
+    parts = []
+    for shard in record.shards:
+        one = by_shard.get(shard.path)
+        groups = np.repeat(np.arange(len(shard.row_groups)), [group.rows for group in shard.row_groups])
+        rows = np.arange(shard.rows)
+        parts.append(np.isin(groups, one.row_groups) | np.isin(rows, one.rows) if one else np.zeros(len(rows), bool))
+    return np.concatenate(parts)
+
+
+def _whole(starts: Ints | None, sample_rows: int, *, is_left_out: Bools) -> Ints:
+    """Return the rows at which samples begin of which no row is left out.
+
+    Args:
+        starts: of all samples; ``None``: every row is one.
+        sample_rows: rows of a sample.
+        is_left_out: see `_is_left_out`.
+    """
+    if starts is None:
+        return np.flatnonzero(~is_left_out)
+    before = np.concatenate([[0], np.cumsum(is_left_out)])
+    whole: Ints = starts[before[starts + sample_rows] == before[starts]]
+    return whole
 
 
 @dataclass(frozen=True)

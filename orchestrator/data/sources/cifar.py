@@ -11,8 +11,7 @@ A picture is 1024 bytes each of red, green and blue, row by row; a label is one 
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from functools import partial
+from dataclasses import dataclass, replace
 from pathlib import PurePosixPath
 from typing import NamedTuple
 
@@ -21,14 +20,20 @@ import numpy as np
 from cluster.errors import ConfigError
 from models.features import TARGET, ClassTarget, ImageFeature
 from orchestrator.data.columns import Array
-from orchestrator.data.manifest import Source
-from orchestrator.data.sources.classes import check_class_names, check_labels, numbered_classes
+from orchestrator.data.manifest import Change, Source
+from orchestrator.data.sources.classes import (
+    check_class_names,
+    numbered_classes,
+    wrong_label,
+    wrong_labels,
+)
+from orchestrator.data.sources.damaged import Damage, DamagedFileError, Examined, refuse_or_record
 from orchestrator.data.sources.files import Files
 from orchestrator.data.sources.options import SourceOptions, only
 from orchestrator.data.sources.picture_files import default_name, list_files, path_of
 from orchestrator.data.sources.plain_pickle import read_plain_pickle
 from orchestrator.data.sources.prepared import InMemory, Part, Prepared
-from orchestrator.data.sources.splitting import consecutive, require_classes
+from orchestrator.data.sources.splitting import consecutive, require_classes, require_rows_in_each
 
 SHAPE = (3, 32, 32)
 
@@ -64,33 +69,37 @@ LAYOUTS = (
 class Batch:
     """What a file holds."""
 
+    name: str
     place: str
+    """As messages name the file."""
     images: Array
     """[N, 3, 32, 32] uint8."""
     labels: Array
     """[N] int64."""
 
+    @property
+    def rows(self) -> int:
+        """Number of pictures."""
+        return len(self.labels)
+
 
 def read_cifar(source: str, options: SourceOptions) -> Prepared:
     """Read CIFAR-10 or CIFAR-100; of the latter's labels the fine ones, or those that option `target` names."""
-    only(options, "cifar", "classes", "target")
-    files, batches, named = read_batches(source, options)
-    everything = [batch for found in batches.values() for batch in found]
-    classes = named or numbered_classes(np.concatenate([batch.labels for batch in everything]), files.uri)
-    for batch in everything:
-        check_labels(batch.labels, len(classes), partial("row {1} of {0}".format, batch.place))
-    counts = {split: sum(len(batch.labels) for batch in found) for split, found in batches.items()}
-    labels = np.concatenate([batch.labels for batch in everything])
+    only(options, "cifar", "classes", "target", "damaged")
+    files, batches, named, changes = read_batches(source, options)
+    counts = {split: len(labels_of(own)) for split, own in batches.items()}
+    labels = labels_of([batch for own in batches.values() for batch in own])
+    classes = named or numbered_classes(labels, files.uri)
     require_classes(labels, classes, consecutive(counts), files.uri)
     return Prepared(
         name=default_name(files),
         features={"image": ImageFeature(shape=SHAPE, mean=(), std=())},
         target=ClassTarget(classes=classes),
         splits={
-            split: Part(tuple(InMemory({"image": batch.images, TARGET: batch.labels}) for batch in found))
-            for split, found in batches.items()
+            split: Part(tuple(InMemory({"image": batch.images, TARGET: batch.labels}) for batch in own if batch.rows))
+            for split, own in batches.items()
         },
-        source=Source(format="cifar", uri=source),
+        source=Source(format="cifar", uri=source, changes=changes),
     )
 
 
@@ -99,20 +108,57 @@ class Batches(NamedTuple):
 
     files: Files
     of_split: Mapping[str, Sequence[Batch]]
+    """Without what is damaged, where that may be left out."""
     classes: tuple[str, ...] | None
     """What the labels stand for, if the person or a file says it."""
+    changes: tuple[Change, ...]
 
 
-def read_batches(source: str, options: SourceOptions) -> Batches:
-    """Read the pictures and labels of both splits."""
+def read_batches(source: str, options: SourceOptions, *, unnamed: Sequence[str] | None = None) -> Batches:
+    """Read the pictures and labels of both splits.
+
+    Args:
+        source: a folder or prefix.
+        options: what the person says about it.
+        unnamed: the classes, where neither the person nor a file says them; default: as many as the labels need.
+    """
     files, sizes = list_files(source)
     layout, folder = _find(sizes, files.uri)
     kind = _kind_of_labels(layout, options)
     names = {"train": _training_files(layout, folder, sizes, files.uri), "test": [str(folder / layout.test)]}
-    batches = {split: [_read(files, name, layout, kind) for name in found] for split, found in names.items()}
+    found = {name: _read_or_damage(files, name, layout, kind) for own in names.values() for name in own}
+    whole = {split: [one for one in map(found.get, own) if isinstance(one, Batch)] for split, own in names.items()}
+    everything = [batch for own in whole.values() for batch in own]
     names_file = str(folder / layout.names[kind])
     classes = _class_names(files, names_file if names_file in sizes else None, f"{kind}_names", options)
-    return Batches(files, batches, classes)
+    count = len(classes or unnamed or numbered_classes(labels_of(everything), files.uri))
+    changes = refuse_or_record(_looks(found, everything, count), options, place=files.uri)
+    batches = {split: [_with_right_labels(batch, count) for batch in own] for split, own in whole.items()}
+    require_rows_in_each({split: len(labels_of(own)) for split, own in batches.items()}, files.uri)
+    return Batches(files, batches, classes, tuple(changes))
+
+
+def _looks(found: Mapping[str, Batch | Damage], batches: Sequence[Batch], num_classes: int) -> list[Examined]:
+    """Return which files cannot be read, and which rows of the others have a label that stands for no class."""
+    files = {name: one.error for name, one in found.items() if isinstance(one, Damage)}
+    rows = {
+        f"row {row} of {batch.name}": wrong_label(int(batch.labels[row]), num_classes, f"row {row} of {batch.place}")
+        for batch in batches
+        for row in wrong_labels(batch.labels, num_classes).tolist()
+    }
+    return [Examined("files", len(found), files), Examined("pictures", len(labels_of(batches)), rows)]
+
+
+def _with_right_labels(batch: Batch, num_classes: int) -> Batch:
+    wrong = wrong_labels(batch.labels, num_classes)
+    if not len(wrong):
+        return batch
+    return replace(batch, images=np.delete(batch.images, wrong, 0), labels=np.delete(batch.labels, wrong))
+
+
+def labels_of(batches: Sequence[Batch]) -> Array:
+    """Return the labels of all, one after another."""
+    return np.concatenate([np.empty(0, np.int64), *(batch.labels for batch in batches)])
 
 
 def _find(names: Iterable[str], place: str) -> tuple[Layout, PurePosixPath]:
@@ -156,19 +202,27 @@ def _kind_of_labels(layout: Layout, options: SourceOptions) -> str:
     return options.target or kinds[-1]
 
 
+def _read_or_damage(files: Files, name: str, layout: Layout, kind: str) -> Batch | Damage:
+    """Return what a file holds, or that it is damaged: of a file of another length no row can be trusted."""
+    try:
+        return _read(files, name, layout, kind)
+    except DamagedFileError as error:
+        return Damage(error)
+
+
 def _read(files: Files, name: str, layout: Layout, kind: str) -> Batch:
     place = path_of(files, name)
     if layout.is_pickle:
         images, labels = _read_pickle(files.read(name), place, f"{kind}s")
     else:
         images, labels = _read_binary(files.read(name), place, list(layout.names).index(kind), len(layout.names))
-    return Batch(place, images.reshape(-1, *SHAPE), labels.astype(np.int64))
+    return Batch(name, place, images.reshape(-1, *SHAPE), labels.astype(np.int64))
 
 
 def _read_binary(data: bytes, place: str, label: int, num_labels: int) -> tuple[Array, Array]:
     row_bytes = num_labels + _PIXELS
     if not data or len(data) % row_bytes:
-        raise ConfigError(
+        raise DamagedFileError(
             f"{place} must hold rows of {row_bytes} bytes, got {len(data)} bytes, which is {len(data) // row_bytes} "
             f"rows and {len(data) % row_bytes} bytes. Download it again."
         )
@@ -180,11 +234,11 @@ def _read_pickle(data: bytes, place: str, key: str) -> tuple[Array, Array]:
     content = read_plain_pickle(data, place)
     images, labels = content.get("data"), content.get(key)
     if not isinstance(images, np.ndarray) or images.ndim != 2 or images.shape[1] != _PIXELS or not len(images):
-        raise ConfigError(f"data in {place} must be rows of {_PIXELS} bytes, got none. Download it again.")
+        raise DamagedFileError(f"data in {place} must be rows of {_PIXELS} bytes, got none. Download it again.")
     if not isinstance(labels, list) or not all(type(label) is int and abs(label) < 2**31 for label in labels):
-        raise ConfigError(f"{key} in {place} must be a list of whole numbers, got none. Download it again.")
+        raise DamagedFileError(f"{key} in {place} must be a list of whole numbers, got none. Download it again.")
     if len(labels) != len(images):
-        raise ConfigError(
+        raise DamagedFileError(
             f"{place} must hold a label for each picture, got {len(labels)} {key} and {len(images)} pictures. "
             "Download it again."
         )

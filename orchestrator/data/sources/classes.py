@@ -9,6 +9,7 @@ import numpy as np
 from cluster.errors import ConfigError
 from models.features import MOST_CLASSES
 from orchestrator.data.columns import Array
+from orchestrator.data.order import Ints
 
 
 def is_plain(text: str) -> bool:
@@ -32,12 +33,21 @@ def check_class_names(classes: Sequence[str], place: str) -> None:
 
 def check_labels(labels: Array, num_classes: int, where: Callable[[int], str]) -> None:
     """Refuse a label that stands for no class."""
-    wrong = np.flatnonzero((labels < 0) | (labels >= num_classes))
+    wrong = wrong_labels(labels, num_classes)
     if len(wrong):
-        raise ConfigError(
-            f"the label in {where(int(wrong[0]))} must be in 0..{num_classes - 1}, got {labels[wrong[0]]}. Correct "
-            "it, or name all classes."
-        )
+        raise wrong_label(int(labels[wrong[0]]), num_classes, where(int(wrong[0])))
+
+
+def wrong_labels(labels: Array, num_classes: int) -> Ints:
+    """Return the rows whose label stands for no class."""
+    return np.flatnonzero((labels < 0) | (labels >= num_classes))
+
+
+def wrong_label(label: int, num_classes: int, where: str) -> ConfigError:
+    """Return the error for a label that stands for no class."""
+    return ConfigError(
+        f"the label in {where} must be in 0..{num_classes - 1}, got {label}. Correct it, or name all classes."
+    )
 
 
 def numbered_classes(labels: Array, place: str) -> tuple[str, ...]:

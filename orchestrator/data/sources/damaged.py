@@ -1,6 +1,6 @@
-"""Files that cannot be read: all of them are named at once, or left out where the person says so."""
+"""Files that cannot be read, or parts of them: all of them are named at once, or left out where the person says so."""
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TypeVar
@@ -12,7 +12,7 @@ from orchestrator.data.sources.prepared import Piece
 
 MOST_SKIPPED = 10_000  # names in a manifest; where more are damaged, it is not the files that are at fault
 _MOST_NAMED = 10  # in a message
-_LOOKED_BYTES = 2**30  # of other pieces that are read to name all that is damaged at once
+LOOKED_BYTES = 2**30  # of other pieces that are read to name all that is damaged at once
 
 T = TypeVar("T")
 
@@ -24,11 +24,33 @@ class DamagedFilesError(ConfigError):
     can_skip: bool = True
 
 
+class DamagedFileError(ConfigError):
+    """One file, or a part of it that can be left out alone, cannot be read."""
+
+
 @dataclass(frozen=True)
 class Damage:
     """What is found where a file cannot be read."""
 
     error: ConfigError
+
+
+@dataclass(frozen=True)
+class Examined:
+    """What is damaged among all things of one kind."""
+
+    what: str
+    """What they are: files, pictures."""
+    total: int
+    errors: Mapping[str, ConfigError]
+    """By the name of what is damaged."""
+    parts: int | None = None
+    """How many are damaged, where a name stands for several."""
+
+    @property
+    def count(self) -> int:
+        """How many are damaged."""
+        return len(self.errors) if self.parts is None else self.parts
 
 
 def refuse_or_skip(
@@ -49,14 +71,31 @@ def refuse_or_skip(
     pairs = list(zip(names, found, strict=True))
     damaged = {name: one.error for name, one in pairs if isinstance(one, Damage)}
     fine = [(name, one) for name, one in pairs if not isinstance(one, Damage)]
-    if damaged and options.damaged != "skip":
-        raise damaged_error(list(damaged.values()))
-    if damaged and (not fine or len(damaged) > MOST_SKIPPED):
-        raise ConfigError(
-            f"{place} must hold {what} that can be read, and at most {MOST_SKIPPED:,} damaged ones, got "
-            f"{len(damaged):,} damaged of {len(names):,}. The first: {next(iter(damaged.values()))}"
-        )
-    return [name for name, _ in fine], [one for _, one in fine], _record(list(damaged), len(names), what, options)
+    changes = refuse_or_record([Examined(what, len(names), damaged)], options, place=place)
+    return [name for name, _ in fine], [one for _, one in fine], changes
+
+
+def refuse_or_record(looks: Sequence[Examined], options: SourceOptions, *, place: str) -> list[Change]:
+    """Return a record of what is damaged and left out.
+
+    Args:
+        looks: at everything that can be damaged.
+        options: whether that is left out.
+        place: the source, for messages.
+
+    Raises:
+        ConfigError: naming all that is damaged, if it is not to be left out, or if nothing else is there, or too much.
+    """
+    errors = [error for look in looks for error in look.errors.values()]
+    if errors and options.damaged != "skip":
+        raise damaged_error(errors)
+    for look in looks:
+        if look.errors and (look.count == look.total or len(look.errors) > MOST_SKIPPED):
+            raise ConfigError(
+                f"{place} must hold {look.what} that can be read, and at most {MOST_SKIPPED:,} damaged ones, got "
+                f"{look.count:,} damaged of {look.total:,}. The first: {next(iter(look.errors.values()))}"
+            )
+    return [_change(look) for look in looks] if options.damaged == "skip" else []
 
 
 def damaged_error(errors: Sequence[ConfigError], *, can_skip: bool = True) -> DamagedFilesError:
@@ -85,7 +124,7 @@ def _damaged_in(pieces: Iterable[Piece], first: DamagedFilesError) -> DamagedFil
     found: list[ConfigError] = []
     looked = 0
     for piece in pieces:
-        if looked > _LOOKED_BYTES or len(found) > _MOST_NAMED:
+        if looked > LOOKED_BYTES or len(found) > _MOST_NAMED:
             break
         looked += piece.source_bytes
         try:
@@ -106,8 +145,6 @@ def _message(errors: Sequence[ConfigError], *, can_skip: bool) -> str:
     return f"{len(errors):,} files must be readable, got damaged ones. {cure}:{shown}{more}"
 
 
-def _record(names: Sequence[str], count: int, what: str, options: SourceOptions) -> list[Change]:
-    if options.damaged != "skip":
-        return []
-    text = f"{len(names):,} of {count:,} {what} could not be read and were left out."
-    return [Change(option="damaged=skip", text=text, numbers={"skipped": float(len(names))}, names=tuple(names))]
+def _change(look: Examined) -> Change:
+    text = f"{look.count:,} of {look.total:,} {look.what} could not be read and were left out."
+    return Change(option="damaged=skip", text=text, numbers={"skipped": float(look.count)}, names=tuple(look.errors))

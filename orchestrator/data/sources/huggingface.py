@@ -4,32 +4,45 @@ A label is a whole number, whose names are in the file's metadata if not given, 
 else `fine_label` (CIFAR-100), or the one that option `target` names. The pictures are in the files: `path` is not read.
 """
 
-import io
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
-from functools import cache
+from dataclasses import dataclass, replace
 from pathlib import PurePosixPath
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
 from cluster.errors import ConfigError
-from cluster.s3.store import Store
 from cluster.s3.stored_json import require_bounded
 from models.features import TARGET, ClassTarget, ImageFeature
 from orchestrator.data.columns import Array, Columns
-from orchestrator.data.manifest import Source
+from orchestrator.data.manifest import Change, Source
+from orchestrator.data.order import Ints
 from orchestrator.data.sources.classes import (
     check_class_names,
     check_labels,
     numbered_classes,
 )
-from orchestrator.data.sources.files import Bucket, Files, Folder
+from orchestrator.data.sources.damaged import (
+    LOOKED_BYTES,
+    Damage,
+    DamagedFileError,
+    DamagedFilesError,
+    Examined,
+    damaged_error,
+    refuse_or_record,
+)
+from orchestrator.data.sources.files import Files
 from orchestrator.data.sources.options import SourceOptions, only
+from orchestrator.data.sources.parquet_files import (
+    DamagedRows,
+    ParquetFile,
+    but_for,
+    examined,
+    look_through,
+    opened,
+)
 from orchestrator.data.sources.picture_files import (
     SPLIT_NAMES,
     cut_into_pieces,
@@ -38,10 +51,9 @@ from orchestrator.data.sources.picture_files import (
     path_of,
     with_test_split,
 )
-from orchestrator.data.sources.pictures import Header as Look
-from orchestrator.data.sources.pictures import choose_form, look_at_some, picture_column
+from orchestrator.data.sources.pictures import Header, choose_form, look_at_some, picture_column
 from orchestrator.data.sources.prepared import Part, Prepared
-from orchestrator.data.sources.splitting import consecutive, require_classes
+from orchestrator.data.sources.splitting import consecutive, require_classes, require_rows_in_each
 
 CIFAR10_CLASSES = tuple("airplane automobile bird cat deer dog frog horse ship truck".split())  # noqa: SIM905
 
@@ -54,12 +66,9 @@ _LOOKED_AT = 4
 
 def read_huggingface_images(source: str, options: SourceOptions) -> Prepared:
     """Read the Parquet files of a Hugging Face picture dataset: now the labels, later the pictures."""
-    only(options, "huggingface-images", "classes", "target", "encoding", "side")
+    only(options, "huggingface-images", "classes", "target", "encoding", "side", "damaged")
     files, sizes = list_files(source)
-    splits = {
-        split: [read_picture_footer(files, name, sizes[name], options.target) for name in names]
-        for split, names in split_parquet_files(files, sizes).items()
-    }
+    splits, changes = readable_files(files, sizes, options)
     everything = [file for split in splits.values() for file in split]
     classes = _classes(everything, splits["train"], options)
     for file in everything:
@@ -67,7 +76,7 @@ def read_huggingface_images(source: str, options: SourceOptions) -> Prepared:
     labels = np.concatenate([_numbers(file.labels, classes) for file in everything])
     counts = {split: sum(len(file.labels) for file in found) for split, found in splits.items()}
     require_classes(labels, classes, consecutive(counts), files.uri)
-    feature = choose_form([look for split in splits.values() for look in look_at_first(split)], options)
+    feature = _form(splits, options)
     return Prepared(
         name=default_name(files),
         features={"image": feature},
@@ -76,81 +85,100 @@ def read_huggingface_images(source: str, options: SourceOptions) -> Prepared:
             split: Part(tuple(piece for file in found for piece in parquet_pieces(file, classes, feature)))
             for split, found in splits.items()
         },
-        source=Source(format="huggingface-images", uri=source),
+        source=Source(format="huggingface-images", uri=source, changes=changes),
     )
 
 
 @dataclass(frozen=True)
-class ParquetFile:
-    """A Parquet file with pictures, by its footer and its labels."""
-
-    files: Files
-    name: str
-    bytes: int
-    picture_column: str
-    label_column: str
-    class_names: tuple[str, ...] | None
-    """From the metadata that Hugging Face writes."""
-    row_groups: tuple[tuple[int, int], ...]
-    """Rows and bytes of each."""
-    labels: pa.ChunkedArray
-
-    @property
-    def place(self) -> str:
-        """As messages call it."""
-        return path_of(self.files, self.name)
-
-
-@dataclass(frozen=True)
 class ParquetPiece:
-    """Some row groups of a file that follow each other."""
+    """The rows that are kept of some row groups of a file."""
 
-    files: Files
-    name: str
-    file_bytes: int
+    file: ParquetFile
+    """Without its labels."""
     row_groups: tuple[int, ...]
-    first_row: int
-    rows: int
+    row_numbers: Ints
     source_bytes: int
-    picture_column: str
-    label_column: str
     classes: tuple[str, ...]
     feature: ImageFeature
 
+    @property
+    def files(self) -> Files:
+        """Where the file is."""
+        return self.file.files
+
+    @property
+    def rows(self) -> int:
+        """Number of rows."""
+        return len(self.row_numbers)
+
     def read(self) -> Columns:
-        """Return the pictures and their labels."""
-        place = path_of(self.files, self.name)
-        columns = [f"{self.picture_column}.bytes", self.label_column]
-        with _opened(self.files, self.name, self.file_bytes) as file:
-            table = file.read_row_groups(list(self.row_groups), columns)
-        encoded = table.column(self.picture_column).combine_chunks().field("bytes")
+        """Return the pictures and their labels.
+
+        Raises:
+            DamagedFilesError: naming all that is damaged.
+        """
+        file = self.file
+        columns = [f"{file.picture_column}.bytes", file.label_column]
+        try:
+            with opened(file.files, file.name, file.bytes) as content:
+                table = content.read_row_groups(list(self.row_groups), columns)
+        except DamagedFileError as error:
+            errors = list(file.damage(self.row_groups).errors.values())
+            raise damaged_error(errors or [error]) from None
+        places = np.searchsorted(file.rows_of(self.row_groups), self.row_numbers)
+        encoded = table.column(file.picture_column).combine_chunks().field("bytes")
         pictures = picture_column(
             self.rows,
-            read=lambda row: encoded[row].as_py(),
-            where=lambda row: f"row {self.first_row + row} of {place}",
+            read=lambda row: encoded[int(places[row])].as_py(),
+            where=lambda row: f"row {self.row_numbers[row]} of {file.place}",
             feature=self.feature,
+            can_skip=True,
         )
-        return {"image": pictures, TARGET: _numbers(table.column(self.label_column), self.classes)}
+        return {"image": pictures, TARGET: _numbers(table.column(file.label_column), self.classes)[places]}
 
 
 def parquet_pieces(file: ParquetFile, classes: tuple[str, ...], feature: ImageFeature) -> Iterator[ParquetPiece]:
     """Cut a file into pieces of some row groups each."""
-    starts = np.cumsum([0, *(rows for rows, _ in file.row_groups)]).tolist()
-    sizes = [num_bytes for _, num_bytes in file.row_groups]
+    groups = file.readable
+    sizes = [file.row_groups[group][1] for group in groups]
+    without_labels = replace(file, labels=pa.chunked_array([], file.labels.type), kept=np.empty(0, np.int64))
     for run in cut_into_pieces(sizes):
-        yield ParquetPiece(
-            file.files,
-            file.name,
-            file.bytes,
-            row_groups=tuple(range(len(sizes))[run]),
-            first_row=starts[run.start],
-            rows=starts[run.stop] - starts[run.start],
+        chosen = tuple(groups[run])
+        piece = ParquetPiece(
+            without_labels,
+            row_groups=chosen,
+            row_numbers=np.intersect1d(file.rows_of(chosen), file.kept, assume_unique=True),
             source_bytes=sum(sizes[run]),
-            picture_column=file.picture_column,
-            label_column=file.label_column,
             classes=classes,
             feature=feature,
         )
+        if piece.rows:
+            yield piece
+
+
+def readable_files(
+    files: Files, sizes: Mapping[str, int], options: SourceOptions
+) -> tuple[dict[str, list[ParquetFile]], tuple[Change, ...]]:
+    """Return the files of each split, without what cannot be read where the person says so.
+
+    Where nothing may be left out, pictures are only looked at to name all that is damaged together with a file that is;
+    otherwise they are found when they are read.
+    """
+    names = split_parquet_files(files, sizes)
+    found = {name: _footer_or_damage(files, name, sizes[name], options) for own in names.values() for name in own}
+    damaged = {name: one.error for name, one in found.items() if isinstance(one, Damage)}
+    whole = {
+        split: [one for one in map(found.get, own) if isinstance(one, ParquetFile)] for split, own in names.items()
+    }
+    everything = [file for own in whole.values() for file in own]
+    pictures: dict[str, DamagedRows] = {}
+    if damaged or options.damaged == "skip":
+        pictures = look_through(everything, most_bytes=None if options.damaged == "skip" else LOOKED_BYTES)
+    looks = [Examined("files", len(found), damaged), examined(everything, pictures)]
+    changes = tuple(refuse_or_record(looks, options, place=files.uri))
+    left = {split: [but_for(file, pictures) for file in own] for split, own in whole.items()}
+    require_rows_in_each({split: sum(len(file.kept) for file in own) for split, own in left.items()}, files.uri)
+    return {split: [file for file in own if len(file.kept)] for split, own in left.items()}, changes
 
 
 def split_parquet_files(files: Files, sizes: Mapping[str, int]) -> dict[str, list[str]]:
@@ -176,10 +204,17 @@ def split_parquet_files(files: Files, sizes: Mapping[str, int]) -> dict[str, lis
     return complete
 
 
+def _footer_or_damage(files: Files, name: str, num_bytes: int, options: SourceOptions) -> ParquetFile | Damage:
+    try:
+        return read_picture_footer(files, name, num_bytes, options.target)
+    except DamagedFileError as error:
+        return Damage(error)
+
+
 def read_picture_footer(files: Files, name: str, num_bytes: int, target: str | None) -> ParquetFile:
     """Read the footer and the labels of a file."""
     place = path_of(files, name)
-    with _opened(files, name, num_bytes) as file:
+    with opened(files, name, num_bytes) as file:
         schema, metadata = file.schema_arrow, file.metadata
         pictures, labels = _column_names(schema, target, place)
         if not metadata.num_rows:
@@ -195,6 +230,7 @@ def read_picture_footer(files: Files, name: str, num_bytes: int, target: str | N
             class_names=_names_in_metadata(schema, labels, place),
             row_groups=tuple((group.num_rows, group.total_byte_size) for group in groups),
             labels=file.read([labels]).column(labels),
+            kept=np.arange(metadata.num_rows),
         )
 
 
@@ -269,7 +305,7 @@ def kind_of_labels(file: ParquetFile) -> str:
     """Return "text" or "number", after a look for labels that are neither or missing."""
     kind, column = file.labels.type, f"{file.label_column} in {file.place}"
     if file.labels.null_count:
-        row = file.labels.is_null().to_numpy().argmax()
+        row = file.kept[file.labels.is_null().to_numpy().argmax()]
         raise ConfigError(f"{column} must be given, got nothing in row {row}. Remove the row.")
     if pa.types.is_integer(kind):
         return "number"
@@ -287,9 +323,9 @@ def _check_labels(file: ParquetFile, classes: tuple[str, ...]) -> None:
         row = int(missing[0])
         raise ConfigError(
             f"{file.label_column} in {file.place} must be a class of the training split, got "
-            f"{file.labels[row].as_py()!r} in row {row}. Remove the row, or train on the class too."
+            f"{file.labels[row].as_py()!r} in row {file.kept[row]}. Remove the row, or train on the class too."
         )
-    check_labels(numbers, len(classes), lambda row: f"row {row} of {file.place}")
+    check_labels(numbers, len(classes), lambda row: f"row {file.kept[row]} of {file.place}")
 
 
 def _numbers(labels: pa.ChunkedArray, classes: Sequence[str]) -> Array:
@@ -301,64 +337,45 @@ def _numbers(labels: pa.ChunkedArray, classes: Sequence[str]) -> Array:
     return numbers.astype(np.int64)
 
 
-def look_at_first(files: Sequence[ParquetFile]) -> list[Look]:
+def _form(splits: Mapping[str, Sequence[ParquetFile]], options: SourceOptions) -> ImageFeature:
+    """Return how the pictures are stored; where one is damaged, look for all that are."""
+    try:
+        return choose_form([header for files in splits.values() for header in look_at_first(files)], options)
+    except DamagedFilesError:
+        everything = [file for files in splits.values() for file in files]
+        found = look_through(everything, most_bytes=LOOKED_BYTES)
+        refuse_or_record([examined(everything, found)], options, place=everything[0].files.uri)
+        raise
+
+
+def look_at_first(files: Sequence[ParquetFile]) -> list[Header]:
     """Look at the first pictures of some files, evenly spread over all."""
     chosen = np.unique(np.linspace(0, len(files) - 1, min(len(files), _LOOKED_AT)).astype(int))
-    return [look for number in chosen for look in _first_looks(files[number])]
+    return [header for number in chosen for header in _first_headers(files[number])]
 
 
-def _first_looks(file: ParquetFile) -> list[Look]:
-    with _opened(file.files, file.name, file.bytes) as opened:
-        batch = next(opened.iter_batches(_LOOKS, columns=[f"{file.picture_column}.bytes"]))
-    encoded = batch.column(0).field("bytes")
+def _first_headers(file: ParquetFile) -> list[Header]:
+    encoded, numbers = _first_pictures(file)
     return look_at_some(
-        len(encoded), read=lambda row: encoded[row].as_py(), where=lambda row: f"row {row} of {file.place}"
+        len(encoded),
+        read=lambda row: encoded[row].as_py(),
+        where=lambda row: f"row {numbers[row]} of {file.place}",
+        can_skip=True,
     )
 
 
-@contextmanager
-def _opened(files: Files, name: str, num_bytes: int) -> Iterator[pq.ParquetFile]:
-    """Open a file of which only parts are read."""
-    if isinstance(files, Bucket):
-        content = pa.PythonFile(_Object(_store(files.settings), name, num_bytes), mode="r")
-    else:
-        assert isinstance(files, Folder)
-        content = pa.OSFile(str(files.path / name))
-    with content:
-        try:
-            yield pq.ParquetFile(content)
-        except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
-            raise ConfigError(
-                f"{path_of(files, name)} must be a whole Parquet file, got {error}. Download it again."
-            ) from error
-
-
-class _Object(io.RawIOBase):
-    """An object of a bucket, of which only what is asked for is fetched."""
-
-    def __init__(self, store: Store, key: str, size: int) -> None:
-        self._store, self._key, self._size = store, key, size
-        self._place = 0
-
-    def readable(self) -> bool:
-        return True
-
-    def seekable(self) -> bool:
-        return True
-
-    def tell(self) -> int:
-        return self._place
-
-    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
-        start = {io.SEEK_SET: 0, io.SEEK_CUR: self._place, io.SEEK_END: self._size}[whence]
-        self._place = start + offset
-        return self._place
-
-    def read(self, size: int = -1) -> bytes:
-        left = max(0, self._size - self._place)
-        data = self._store.read_range(self._key, start=self._place, length=left if size < 0 else min(size, left))
-        self._place += len(data)
-        return data
-
-
-_store = cache(Store)  # a connection for all files of a source
+def _first_pictures(file: ParquetFile) -> tuple[pa.Array, Ints]:
+    """Return the first pictures that are kept, and the numbers of their rows."""
+    numbers, start = file.rows_of(file.readable), 0
+    try:
+        with opened(file.files, file.name, file.bytes) as content:
+            columns = [f"{file.picture_column}.bytes"]
+            for batch in content.iter_batches(_LOOKS, row_groups=file.readable, columns=columns):
+                kept = np.isin(numbers[start : start + len(batch)], file.kept)
+                if kept.any():
+                    encoded = batch.column(0).field("bytes").filter(pa.array(kept))
+                    return encoded, numbers[start : start + len(batch)][kept]
+                start += len(batch)
+    except DamagedFileError as error:
+        raise damaged_error([error]) from None
+    raise AssertionError("a file without a row that is kept is left out")

@@ -22,8 +22,9 @@ class SourceOptions(BaseModel):
     split_sizes: tuple[Annotated[int, Field(gt=0)], ...] | None = None
     """Series: rows of train, validation and test; what is left over is not used. Default: 70, 10 and 20 %."""
     date: tuple[str, ...] | None = None
-    """Series: the column of dates, or several whose fields make one, `[date, time]` or `[year, month]`. Default: the
-    one called `date`, `datetime`, `timestamp`, `time` and so on, or that looks like dates."""
+    """Series: the column of dates, or several whose fields make one, `[date, time]` or `[year, month]`, or one that
+    counts the rows, 0, 1, 2, … or in other equal steps. Default: the one called `date`, `datetime`, `timestamp`,
+    `time` and so on, or that looks like dates."""
     date_order: Literal["day-first", "month-first"] | None = None
     """Series: what comes first in dates such as 1/2/2016."""
     item: str | None = None
@@ -88,8 +89,8 @@ class SourceOptions(BaseModel):
     rate: Annotated[int, Field(ge=1000, le=2**20)] | None = None
     """Sounds: samples per second to which those of other rates are resampled. Default: they must have one rate."""
     damaged: Literal["refuse", "skip"] | None = None
-    """Pictures in folders or with boxes, sounds: whether files that cannot be read are refused (the default), or left
-    out and listed in the manifest."""
+    """Pictures in folders, in Parquet, of CIFAR or with boxes, sounds: whether files and rows that cannot be read are
+    refused (the default), or left out and listed in the manifest."""
     test: Annotated[str, Field(min_length=1)] | None = None
     """Sounds: files whose name matches this pattern (`*_[0-4].wav`) are the test split."""
     test_share: Annotated[float, Field(gt=0, lt=1)] | None = None

@@ -26,7 +26,7 @@ from models.pictures import (
     upright_size,
 )
 from orchestrator.data.columns import Array, Column, Ragged
-from orchestrator.data.sources.damaged import Damage, damaged_error
+from orchestrator.data.sources.damaged import Damage, DamagedFileError, damaged_error
 from orchestrator.data.sources.files import Files
 from orchestrator.data.sources.options import SourceOptions
 
@@ -152,7 +152,7 @@ def look_for_damage(count: int, read: Read, where: Where) -> list[Damage | None]
     return _in_threads(count, look)
 
 
-class DamagedPictureError(ConfigError):
+class DamagedPictureError(DamagedFileError):
     """A file is no whole picture."""
 
 

@@ -15,13 +15,15 @@ import numpy as np
 
 from cluster.errors import ConfigError
 from orchestrator.data.columns import Array
+from orchestrator.data.sources.damaged import DamagedFileError
 
 
 def read_plain_pickle(data: bytes, place: str) -> dict[str, Any]:
     """Return the dict that a pickle of Python 2 or 3 holds; texts that are not keys may be bytes.
 
     Raises:
-        ConfigError: if it is no pickle, holds something else, or names anything that could be called.
+        DamagedFileError: if it is no pickle, or an array of it has not as many bytes as its shape says.
+        ConfigError: if it holds something else, or names anything that could be called.
     """
     try:
         _check_instructions(data)
@@ -32,7 +34,7 @@ def read_plain_pickle(data: bytes, place: str) -> dict[str, Any]:
             "anything. Do not open it; take the binary version."
         ) from None
     except Exception as error:  # an unpickler raises whatever damaged data lead it to
-        raise ConfigError(
+        raise DamagedFileError(
             f"{place} must be a whole pickle, got a damaged one ({type(error).__name__}: {error}). Download it again."
         ) from error
     if not isinstance(found, dict):
@@ -78,13 +80,13 @@ class _Array:
         """Return the array.
 
         Raises:
-            ConfigError: if it is not of bytes, or has not as many as its shape says.
+            DamagedFileError: if it is not of bytes, or has not as many as its shape says.
         """
         match self.state:
             case (int(), tuple(shape), _Type(name="u1"), bool(is_fortran), bytes(content)):
                 if all(isinstance(n, int) and n >= 0 for n in shape) and np.prod(shape, dtype=object) == len(content):
                     return np.frombuffer(content, np.uint8).reshape(shape, order="F" if is_fortran else "C")
-        raise ConfigError(f"{place} must hold arrays of bytes, with as many as their shape says, got another.")
+        raise DamagedFileError(f"{place} must hold arrays of bytes, with as many as their shape says, got another.")
 
 
 class _Unpickler(pickle.Unpickler):

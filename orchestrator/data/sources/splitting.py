@@ -84,3 +84,10 @@ def require_classes(labels: Array, classes: Sequence[str], rows: Mapping[str, In
             f"the training split of {place} must hold every class, got no row of {classes[missing[0]]!r}. Add some, or "
             "remove those of the other splits."
         )
+
+
+def require_rows_in_each(counts: Mapping[str, int], place: str) -> None:
+    """Refuse a source of which a split has no row, once damaged ones are left out."""
+    for split, count in counts.items():
+        if not count:
+            raise ConfigError(f"split {split} of {place} must hold a row that can be read, got none. Add some.")

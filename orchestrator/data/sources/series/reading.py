@@ -1,14 +1,15 @@
 """Series: a file of dates and columns of numbers, of one series or of many, cut by time (ETT)."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from cluster.errors import ConfigError
 from models.features import Clock, SeriesFeature
 from models.preparing.dates import Micros
-from models.preparing.gaps import Bools, Floats, Gaps, fill, find_gaps, spread_out, usual_step
+from models.preparing.gaps import Bools, Floats, Gaps, fill, find_gaps, spread_out, usual_count, usual_step
+from models.preparing.steps import TimeStep
 from orchestrator.data.manifest import Change, Source
 from orchestrator.data.order import Ints
 from orchestrator.data.sources.located import ALL, source_name, split_files
@@ -60,6 +61,8 @@ class _Series:
     texts: Sequence[str]
     """The dates as they were written."""
     values_TC: Floats
+    is_counted: bool = False
+    """Whether the rows are counted, and not dated."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -71,11 +74,12 @@ class _Filled:
 
 def _series_of(rows: Delimited, columns: Columns, options: SourceOptions) -> list[_Series]:
     """Return the rows of each series, in time."""
-    times, texts = read_times(rows, columns, options)
+    read = read_times(rows, columns, options)
+    times, texts = read.ticks, read.texts
     values_TC = read_values(rows, columns, options)
     if columns.item is None:
         _check_order(rows, columns, times, texts, np.arange(len(rows)))
-        return [_Series(rows.place, times, texts, values_TC)]
+        return [_Series(rows.place, times, texts, values_TC, read.is_counted)]
     codes, words = distinct(rows.column(columns.item))
     order = np.argsort(codes, kind="stable")
     edges = np.searchsorted(codes[order], np.arange(len(words) + 1))
@@ -84,7 +88,8 @@ def _series_of(rows: Delimited, columns: Columns, options: SourceOptions) -> lis
         mine = order[edges[code] : edges[code + 1]]
         _check_order(rows, columns, times, texts, mine)
         place = f"{columns.item} {word!r} in {rows.place}"
-        found.append(_Series(place, times[mine], [texts[row] for row in mine.tolist()], values_TC[mine]))
+        own = [texts[row] for row in mine.tolist()]
+        found.append(_Series(place, times[mine], own, values_TC[mine], read.is_counted))
     return found
 
 
@@ -108,7 +113,12 @@ def _dropped(series: list[_Series], options: SourceOptions) -> tuple[list[_Serie
     total, left = sum(len(keep) for keep in kept), sum(int(keep.sum()) for keep in kept)
     text = f"{total - left:,} of {total:,} rows had a field without a value and were left out."
     rest = [
-        _Series(one.place, one.times[keep], [one.texts[i] for i in np.flatnonzero(keep).tolist()], one.values_TC[keep])
+        replace(
+            one,
+            times=one.times[keep],
+            texts=[one.texts[i] for i in np.flatnonzero(keep).tolist()],
+            values_TC=one.values_TC[keep],
+        )
         for one, keep in zip(series, kept, strict=True)
     ]
     return rest, [Change(option="missing=drop", text=text, numbers={"dropped": float(total - left)})]
@@ -124,7 +134,7 @@ def _item_changes(series: Sequence[_Series], columns: Columns) -> list[Change]:
 
 
 def _clock(series: Sequence[_Series], columns: Columns, options: SourceOptions) -> Clock:
-    step = usual_step([one.times for one in series])
+    step = _usual_count(series, columns) if series[0].is_counted else usual_step([one.times for one in series])
     gaps = options.gaps or "refuse"
     return Clock(
         dates=columns.dates,
@@ -134,6 +144,20 @@ def _clock(series: Sequence[_Series], columns: Columns, options: SourceOptions) 
         gaps=gaps,
         decimal="comma" if options.decimal == "," else "point",
     )
+
+
+def _usual_count(series: Sequence[_Series], columns: Columns) -> TimeStep:
+    """Return the step of a column that counts, of which every distance is a multiple."""
+    step = usual_count([one.times for one in series])
+    for one in series:
+        wrong = np.flatnonzero(np.diff(one.times) % step.size)
+        if len(wrong):
+            before, after = one.texts[int(wrong[0])], one.texts[int(wrong[0]) + 1]
+            raise ConfigError(
+                f"{columns.dates[0]} of {one.place} must count in equal steps, of {step.size} as in most rows, got "
+                f"{after} after {before}. Correct it, or name a column of dates with --option date=NAME."
+            )
+    return step
 
 
 def _gap_changes(series: Sequence[_Series], gaps: Sequence[Gaps], clock: Clock) -> list[Change]:

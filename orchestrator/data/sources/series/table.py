@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from cluster.errors import ConfigError
-from models.preparing.dates import DateError, Micros, is_date, joined, parse_dates
+from models.preparing.dates import DateError, Micros, is_count, is_date, joined, parse_counts, parse_dates
 from models.preparing.gaps import MISSING
 from orchestrator.data.columns import Array
 from orchestrator.data.sources.options import SourceOptions
@@ -97,8 +97,20 @@ def _date_column(names: Sequence[str], first: dict[str, str], place: str) -> tup
     return tuple((named or shaped)[:1])
 
 
-def read_times(rows: Delimited, columns: Columns, options: SourceOptions) -> tuple[Micros, list[str]]:
-    """Return the time of every row, and the text that says it.
+@dataclass(frozen=True, eq=False)
+class Times:
+    """When the rows of a file are."""
+
+    ticks: Micros
+    """[T], or the numbers of a column that counts."""
+    texts: list[str]
+    """[T], as they were written."""
+    is_counted: bool = False
+    """Whether they are counted, and not dated."""
+
+
+def read_times(rows: Delimited, columns: Columns, options: SourceOptions) -> Times:
+    """Return the time of every row; a column that the person names may count them instead.
 
     Raises:
         ConfigError: naming the first row without a date.
@@ -106,13 +118,23 @@ def read_times(rows: Delimited, columns: Columns, options: SourceOptions) -> tup
     fields = [rows.trimmed(name).to_pylist() for name in columns.dates]
     texts = fields[0] if len(fields) == 1 else [joined(parts) for parts in zip(*fields, strict=True)]
     try:
-        return parse_dates(texts, options.date_order), texts
+        return _times(texts, options)
     except DateError as error:
         file, row = rows.where(error.index)
+        name, text = " and ".join(columns.dates), texts[error.index]
         cure = " Give --option date_order=day-first or --option date_order=month-first." if error.is_ambiguous else ""
-        raise ConfigError(
-            f"{' and '.join(columns.dates)} in {file} must {error.rule}, got {texts[error.index]!r} in row {row}.{cure}"
-        ) from None
+        if options.date is None and len(columns.dates) == 1 and is_count(text):
+            cure = f" If it counts the rows, say so with --option date={name}."
+        raise ConfigError(f"{name} in {file} must {error.rule}, got {text!r} in row {row}.{cure}") from None
+
+
+def _times(texts: list[str], options: SourceOptions) -> Times:
+    try:
+        return Times(parse_dates(texts, options.date_order), texts)
+    except DateError as error:
+        if options.date is None or len(options.date) > 1 or not is_count(texts[error.index]):
+            raise
+    return Times(parse_counts(texts), texts, is_counted=True)
 
 
 def missing_of(options: SourceOptions) -> Literal["refuse", "drop", "interpolate"]:
