@@ -22,10 +22,13 @@ from orchestrator.data.push import push
 from orchestrator.data.pushing import pieces
 from orchestrator.data.sources.delimited import blocks, parsing, shelf
 from orchestrator.data.sources.delimited.blocks import Content
+from orchestrator.data.sources.delimited.plain import plain_fields
 from orchestrator.data.sources.delimited.shelf import Shelf, Shelved
 from orchestrator.data.sources.formats import prepare
+from orchestrator.data.sources.located import split_files
 from orchestrator.data.sources.options import SourceOptions, parse_options
 from orchestrator.data.sources.prepared import Prepared
+from orchestrator.data.sources.rows import read_delimited
 
 BLOCK = 256  # bytes
 
@@ -280,3 +283,48 @@ def test_a_large_object_is_read_range_by_range_and_must_stay_as_it_is(store: Sto
         patch.setattr(blocks, "_end_of_lines", lambda data: (changed(data), data.rfind(b"\n") + 1)[1])
         with pytest.raises(ConfigError, match=r"people.csv must stay as it is while it is read, got another one"):
             read(url, is_large=True, **options)
+
+
+# ---- many columns
+
+
+def wide(columns: int) -> str:
+    """A table of numbers, among which are codes, identifiers, gaps, categories and numbers of many digits."""
+    draw = random.Random(3)
+    odd = {
+        "code": lambda row: f"{row % 7:03}",
+        "user_id": lambda row: str(row % 9),
+        "gap": lambda row: "" if row == 3 else str(row),
+        "town": lambda row: "Ulm" if row % 2 else "Bonn",
+        "exact": lambda row: str(2**53 + 2 * row),
+        "time": lambda row: str(1_700_000_000 + 37 * row),
+        "even": lambda row: f"0.{row + 100}",
+    }
+    plain = {f"x{n}": lambda _row, n=n: f"{draw.normalvariate():.{n % 5}f}" for n in range(columns)}
+    every = list((plain | odd).items())
+    draw.shuffle(every)
+    lines = [",".join([name for name, _ in every] + ["label"])]
+    lines += [",".join([value(row) for _, value in every] + ["yn"[row % 2]]) for row in range(40)]
+    return "\n".join(lines) + "\n"
+
+
+def test_columns_of_plain_numbers_are_read_at_once_as_they_are_one_by_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = written(tmp_path / "wide.csv", wide(60))
+    options: dict[str, object] = {"missing": "mean", "categories": ["code"], "numbers": ["user_id"]}
+    at_once = read(source, is_large=False, **options)
+    found: list[str] = []
+    monkeypatch.setattr("orchestrator.data.sources.delimited.table.plain_fields", lambda *_: found.append("") or {})
+    assert_same(at_once, read(source, is_large=False, **options))
+    assert found
+    with pytest.raises(ConfigError, match=r"code: '000' and the like, codes that begin with 0"):
+        read(source, is_large=False, missing="mean")
+
+
+def test_only_columns_of_plain_numbers_are_read_at_once(tmp_path: Path) -> None:
+    rows = read_delimited(split_files(written(tmp_path / "wide.csv", wide(60)), suffixes=(".csv",)))
+    names = [name for name in rows.names if name != "label"]
+    found = plain_fields(rows, names, SourceOptions())
+    assert not found.keys() & {"code", "user_id", "gap", "town", "exact", "time"}
+    assert len(found) > 40, "those beside a gap or a word are read one by one"

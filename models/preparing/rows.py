@@ -42,8 +42,14 @@ class _Brief(Frozen):
 
     @model_serializer(mode="wrap")
     def _without_defaults(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        usual = {name: field.default for name, field in type(self).model_fields.items() if name != "kind"}
+        usual = _usual(type(self))
         return {name: value for name, value in write(self).items() if getattr(self, name) != usual.get(name, ...)}
+
+
+@cache
+def _usual(kind: type[_Brief]) -> dict[str, Any]:
+    """Return the values that are not written."""
+    return {name: field.default for name, field in kind.model_fields.items() if name != "kind"}
 
 
 class Notation(_Brief):

@@ -6,9 +6,9 @@ from orchestrator.data.columns import Array
 
 _FEW = 0.01  # share of different values that may fall together if they are no whole numbers
 _NOISE = 1e-12  # of a value or of their spread: what is left of sums in 64 bits, as in 0.1 + 0.2
-_DECIMALS = (1e1, 1e2, 1e3, 1e4, 1e5, 1e6)
+DECIMALS = (1e1, 1e2, 1e3, 1e4, 1e5, 1e6)
 _FIRST = 1000  # values that are looked at before all are
-_LEVELS = 2.0**23  # that 32 bits tell apart within a factor of two
+LEVELS = 2.0**23  # that 32 bits tell apart within a factor of two
 
 
 def merged(values: Array) -> tuple[float, float] | None:
@@ -33,18 +33,18 @@ def merged(values: Array) -> tuple[float, float] | None:
     if not (present == np.rint(present)).all():
         scale = np.maximum(np.abs(present[lost]), present.std())
         lost = lost[present[lost + 1] - present[lost] > _NOISE * scale]
-        if len(lost) <= max(_FEW, different / _LEVELS) * different:
+        if len(lost) <= max(_FEW, different / LEVELS) * different:
             return None
     return float(present[lost[0]]), float(present[lost[0] + 1])
 
 
 def _has_few_digits(values: Array) -> bool:
     """Whether these are decimal fractions of so few digits that 32 bits tell any two of them apart."""
-    for factor in _DECIMALS:
+    for factor in DECIMALS:
         if all(
             np.array_equal(np.rint(some * factor) / factor, some, equal_nan=True) for some in (values[:_FIRST], values)
         ):
-            return bool(max(np.nanmax(values), -np.nanmin(values)) * factor < _LEVELS)
+            return bool(max(np.nanmax(values), -np.nanmin(values)) * factor < LEVELS)
     return False
 
 

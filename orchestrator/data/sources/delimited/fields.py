@@ -43,8 +43,9 @@ _FORMATS = tuple(
         ("%d.%m.%Y", "%d/%m/%Y", "%m/%d/%Y", "%d-%m-%Y", "%m-%d-%Y", "%Y/%m/%d"), ("", " %H:%M", " %H:%M:%S")
     )
 )
-_EXACT = 2.0**53  # whole numbers up to here have a float each
-_CODE_LENGTH = 3  # months and days have two digits
+EXACT = 2.0**53  # whole numbers up to here have a float each
+CODE = r"^0\d+$"
+CODE_LENGTH = 3  # months and days have two digits
 _ID_NAMES = ("id", "index", "uuid", "guid")
 _ID = re.compile(r"(^|[_ -])(id|ID|Id)$|[a-z]I[dD]$")  # user_id and userId, but neither paid nor COVID
 
@@ -191,7 +192,7 @@ def _of_numbers(
     if largest > LARGEST:
         row = int(np.nanargmax(np.abs(numbers)))
         raise FieldError(f"{texts()[row].as_py()!r}, which does not fit 32 bits", found="numbers beyond 32 bits")
-    if largest > _EXACT:
+    if largest > EXACT:
         present = pc.filter(texts(), pa.array(~gone))
         if len(np.unique(numbers[~gone])) < len(distinct(present)[1]):
             word = in_brackets([name])
@@ -249,12 +250,13 @@ def _parses(present: pa.ChunkedArray, format: str) -> bool:
 # ---- what is refused
 
 
-def _is_identifier(name: str) -> bool:
+def is_identifier(name: str) -> bool:
+    """Return whether a column is called as identifiers are."""
     return name.lower() in _ID_NAMES or _ID.search(name) is not None
 
 
 def _refuse_identifier(name: str, texts: Callable[[], pa.ChunkedArray], numbers: Array, options: SourceOptions) -> None:
-    if not _is_identifier(name) or name in (options.numbers or ()):
+    if not is_identifier(name) or name in (options.numbers or ()):
         return
     different = len(distinct(texts())[1])
     if different == len(numbers):
@@ -277,9 +279,9 @@ def _refuse_codes(name: str, parts: Iterable[pa.Array], options: SourceOptions) 
             continue
         found = pc.min_max(pc.utf8_length(part)).as_py()
         lengths |= {found["min"], found["max"]}
-        if len(lengths) > 1 or max(lengths) < _CODE_LENGTH:
+        if len(lengths) > 1 or max(lengths) < CODE_LENGTH:
             return
-        if not padded and pc.any(pc.match_substring_regex(part, r"^0\d+$")).as_py():
+        if not padded and pc.any(pc.match_substring_regex(part, CODE)).as_py():
             padded = pc.filter(part, pc.starts_with(part, "0"))[0].as_py()
     if padded:
         word = in_brackets([name])
@@ -306,7 +308,7 @@ def _refuse_no_category(
         cure = f"correct it, or if it stands for a missing value, say --option 'missing_words={in_brackets([word])}'"
         raise FieldError(f"{word!r} in row {row} of {file} between numbers", cure)
     different = len(distinct(present)[1])
-    if _is_identifier(name) and different == len(texts):
+    if is_identifier(name) and different == len(texts):
         raise FieldError("an identifier, which is different in every row", found="an identifier")
     if different > _MOST_CATEGORIES or (different > _FEW and 2 * different > len(texts)):
         reason = f"{different} different texts in {len(texts)} rows"

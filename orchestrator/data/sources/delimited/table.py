@@ -26,6 +26,7 @@ from orchestrator.data.sources.delimited.fields import (
     refuse_fields,
 )
 from orchestrator.data.sources.delimited.missing import check_policies, filled, gaps_of, kept_rows, with_rules
+from orchestrator.data.sources.delimited.plain import plain_fields
 from orchestrator.data.sources.delimited.shelf import PIECE_BYTES, Shelf, let_go, shelved
 from orchestrator.data.sources.located import ALL, source_name, split_files
 from orchestrator.data.sources.options import DELIMITED, SourceOptions, only
@@ -35,6 +36,7 @@ from orchestrator.data.sources.splitting import drawn, refuse_draw
 from orchestrator.data.sources.targets import Labels, read_labels, target_column
 
 SUFFIXES = (".csv", ".tsv")
+_TOGETHER_BYTES = 2**20  # of columns that are compared side by side
 
 _OPTIONS = ("target", "ignore", "task", "seed", "test_share", "missing", "missing_words", "indicators", "decimal")
 _MORE = ("thousands", "dates", "date_format", "categories", "numbers", *DELIMITED)
@@ -147,10 +149,11 @@ def _without_gaps(rows: Delimited, target: str, options: SourceOptions) -> tuple
         ConfigError: names all columns that cannot be read, and all in which a value is missing.
     """
     check_policies(rows.names, options, rows.place)
-    fields, faults = [], {}
-    for name in _feature_names(rows, target, options):
+    names = _feature_names(rows, target, options)
+    fields, faults, plain = [], {}, plain_fields(rows, names, options)
+    for name in names:
         try:
-            field = with_rules(read_field(rows, name, options), options)
+            field = with_rules(plain.get(name) or read_field(rows, name, options), options)
             fields.append(field.changed(rows.shelf.put) if rows.shelf else field)
         except FieldError as error:
             faults[name] = error
@@ -211,9 +214,19 @@ def _known_from_training(table: _Table, rows: Mapping[str, Ints], options: Sourc
 
 def _compared(fields: Iterable[Field]) -> Iterator[Array]:
     """Yield what tells a row from another."""
+    waiting: list[Array] = []
     for field in fields:
-        yield from field.numbers if field.is_numeric else (_words(field).codes,)
+        for column in field.numbers if field.is_numeric else (_words(field).codes,):
+            if column.nbytes > _TOGETHER_BYTES:
+                yield column
+                continue
+            if waiting and (column.dtype != waiting[0].dtype or len(waiting) * column.nbytes > _TOGETHER_BYTES):
+                yield np.stack(waiting, 1)
+                waiting = []
+            waiting.append(column)
         let_go(field.arrays)
+    if waiting:
+        yield np.stack(waiting, 1)
 
 
 # ---- features
