@@ -204,7 +204,7 @@ def drill(
     from orchestrator.commands.printing.runs import print_drill
     from orchestrator.commands.terminal import emit, note, out
 
-    plan = drills.plan_drill(experiment, name="drill", kill=kill, workers=workers, epochs=epochs)
+    plan = drills.plan_drill(experiment, kill=kill, workers=workers, epochs=epochs)
     if dry_run:
         text = f"would train {plan.experiment.model.type} twice for {epochs} epochs and kill one {kill}"
         emit(plan.experiment, as_json=json, show=lambda: out.print(text))
@@ -219,12 +219,9 @@ def drill(
 
     with training_progress(lambda: f"train {current[-1]}", lambda done: [f"epoch {done}/{epochs}"]) as on_progress:
         result = drills.drill(
-            experiment,
+            plan,
             store=store_at(store),
             address=address,
-            kill=kill,
-            workers=workers,
-            epochs=epochs,
             keep_checkpoints=keep,
             on_start=on_start,
             on_progress=on_progress,
