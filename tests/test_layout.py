@@ -67,7 +67,6 @@ LARGE_FOLDERS = {
 LONG_MODULES: dict[str, str] = {}
 LONG_FUNCTIONS: dict[str, str] = {}
 MANY_PARAMETERS = {
-    "orchestrator/data/order.py: plan_epoch": "the order is a pure function of all of these",
     "orchestrator/data/push.py: push": "a verb's options",
     "orchestrator/evidence/ledger.py: summarize": "the ledger is a pure function of all of these",
 }
