@@ -68,7 +68,6 @@ LONG_MODULES: dict[str, str] = {}
 LONG_FUNCTIONS: dict[str, str] = {}
 MANY_PARAMETERS = {
     "orchestrator/data/push.py: push": "a verb's options",
-    "orchestrator/evidence/ledger.py: summarize": "the ledger is a pure function of all of these",
 }
 COMMON_NAMES: dict[str, str] = {}
 

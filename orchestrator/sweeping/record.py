@@ -18,7 +18,7 @@ from cluster.s3.store import Store
 from models.records import Frozen
 from orchestrator.config import Experiment
 from orchestrator.configfile import near_miss
-from orchestrator.evidence.ledger import summarize
+from orchestrator.evidence.ledger import Goal, summarize
 from orchestrator.evidence.record import Cell, Ledger
 from orchestrator.sweeping.budget import Prediction
 from orchestrator.sweeping.tasks import read_stored
@@ -136,9 +136,7 @@ def ledger_of(record: SweepRecord, cells: list[Cell]) -> Ledger:
     ledger = summarize(
         cells,
         arms={arm.name: arm.settings for arm in record.arms},
-        metric=record.metric,
-        higher_is_better=record.higher_is_better,
-        target=sweep.target,
+        goal=Goal(record.metric, record.higher_is_better, sweep.target),
         dollars_per_hour=record.dollars_per_hour or None,
         factors=sweep.vary,
         parameters={arm.name: arm.parameters for arm in record.arms if arm.parameters},
