@@ -19,18 +19,17 @@ from models.features import MOST_COLUMNS, CategoricalFeature
 from orchestrator.data.columns import Array
 from orchestrator.data.order import Ints
 from orchestrator.data.sources.delimited.dialect import (
-    BOM,
     DELIMITERS,
     HEAD_BYTES,
     Quotes,
     Quoting,
-    decoded,
     fields_of,
     find_delimiter,
     head_rows,
     quoting_of,
     split_rows,
 )
+from orchestrator.data.sources.delimited.encoding import BOM, decoded, refuse_nul
 from orchestrator.data.sources.options import SourceOptions
 from orchestrator.data.sources.splitting import consecutive
 
@@ -268,18 +267,11 @@ def text_content(file: TextFile) -> bytes:
     Raises:
         ConfigError: if it is empty, or holds a NUL byte: then it is no text, or in UTF-16.
     """
-    _refuse_nul(file.head(), file)  # a hole of a terabyte shows in its first bytes
+    refuse_nul(file.head(), file)  # a hole of a terabyte shows in its first bytes
     content = file.read().removeprefix(BOM)
     refuse_empty(content, file)
-    _refuse_nul(content, file)
+    refuse_nul(content, file)
     return content
-
-
-def _refuse_nul(content: bytes, file: TextFile) -> None:
-    place = content.find(b"\0")
-    if place >= 0:
-        row = content.count(b"\n", 0, place) + 1
-        raise ConfigError(f"{file} must be a text file in UTF-8, got a NUL byte in row {row}. Convert it.")
 
 
 def require_rows(count: int, place: object, *, least: int = 1) -> None:

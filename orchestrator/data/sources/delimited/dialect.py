@@ -1,4 +1,4 @@
-"""How a delimited file is written: in which encoding, with which delimiter, and what a quote means in it."""
+"""How a delimited file is written: with which delimiter, and what a quote means in it."""
 
 import csv
 import io
@@ -11,66 +11,17 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 
 from cluster.errors import ConfigError
+from orchestrator.data.sources.delimited.encoding import BOM
 
 Quotes = Literal["fields", "letters"]
 
 DELIMITERS: Mapping[str, str] = {",": "commas", "\t": "tabs", ";": "semicolons", "|": "bars", "::": "double colons"}
 QUOTING: Mapping[Quotes, Literal[0, 3]] = {"fields": csv.QUOTE_MINIMAL, "letters": csv.QUOTE_NONE}
 HEAD_BYTES = 2**20
-BOM = b"\xef\xbb\xbf"
 
 _LOOKED_AT = 100  # rows that must agree on a delimiter
 _LINE_END = re.compile(r"\r\n|\n|\r")
 _QUOTE, _LF, _CR = b'"\n\r'
-_WINDOWS_BYTES = re.compile(rb"[\x80-\x9f]")  # letters of Windows, control characters of Latin-1
-
-
-# ---- encoding
-
-
-def decoded(contents: Mapping[str, bytes], places: Mapping[str, object]) -> tuple[dict[str, bytes], str]:
-    """Return the contents in UTF-8, and the encoding that they were in, which is that of all of them.
-
-    Files that are not UTF-8 are Latin-1, or Windows' extension of it, unless one has characters beyond ASCII in UTF-8.
-
-    Raises:
-        ConfigError: if they are a mixture, or damaged.
-    """
-    faults = {split: fault for split, content in contents.items() if (fault := _utf8_fault(content))}
-    if not faults:
-        return dict(contents), "utf-8"
-    if any(not character.isascii() for content in contents.values() for character in content.decode(errors="ignore")):
-        split, error = next(iter(faults.items()))
-        row = contents[split].count(b"\n", 0, error.start) + 1
-        raise ConfigError(
-            f"{places[split]} must be a text file in UTF-8, got {error.reason} in row {row}, beside others in "
-            "UTF-8. Convert it."
-        ) from error
-    encoding = "cp1252" if any(_WINDOWS_BYTES.search(content) for content in contents.values()) else "latin-1"
-    found = {}
-    for split, content in contents.items():
-        try:
-            found[split] = content.decode(encoding).encode()
-        except UnicodeDecodeError as error:
-            row = content.count(b"\n", 0, error.start) + 1
-            raise ConfigError(
-                f"{places[split]} must be a text file in UTF-8 or Latin-1, got byte {content[error.start]:#x} in row "
-                f"{row}. Convert it."
-            ) from error
-    return found, encoding
-
-
-def in_encoding(format: str, encoding: str) -> str:
-    """Return the name of a format, with the encoding of its files if it is not UTF-8."""
-    return format if encoding == "utf-8" else f"{format} ({encoding})"
-
-
-def _utf8_fault(content: bytes) -> UnicodeDecodeError | None:
-    try:
-        content.decode()
-    except UnicodeDecodeError as error:
-        return error
-    return None
 
 
 # ---- delimiter

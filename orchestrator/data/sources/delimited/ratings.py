@@ -18,7 +18,7 @@ from models.preparing.rows import CategoryColumn, RowSchema
 from orchestrator.data.columns import Array, number_target
 from orchestrator.data.manifest import Source
 from orchestrator.data.order import Ints, permutation, random_bits
-from orchestrator.data.sources.delimited.dialect import in_encoding
+from orchestrator.data.sources.delimited.encoding import in_encoding
 from orchestrator.data.sources.located import ALL, SourceFile, source_name, split_files
 from orchestrator.data.sources.options import DELIMITED, SourceOptions, only
 from orchestrator.data.sources.prepared import Part, Prepared

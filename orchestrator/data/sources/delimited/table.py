@@ -15,7 +15,7 @@ from orchestrator.data.columns import Array, Column, Columns, row_statistics, ta
 from orchestrator.data.manifest import Source
 from orchestrator.data.order import Ints
 from orchestrator.data.precision import centre_of, merged
-from orchestrator.data.sources.delimited.dialect import in_encoding
+from orchestrator.data.sources.delimited.encoding import in_encoding
 from orchestrator.data.sources.delimited.fields import (
     Field,
     FieldError,

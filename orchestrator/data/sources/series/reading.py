@@ -11,6 +11,7 @@ from models.preparing.dates import Micros
 from models.preparing.gaps import Bools, Floats, Gaps, fill, find_gaps, spread_out, usual_step
 from orchestrator.data.manifest import Change, Source
 from orchestrator.data.order import Ints
+from orchestrator.data.sources.delimited.encoding import in_encoding
 from orchestrator.data.sources.located import ALL, source_name, split_files
 from orchestrator.data.sources.options import DELIMITED, SourceOptions, only
 from orchestrator.data.sources.prepared import Prepared
@@ -48,7 +49,7 @@ def read_series(source: str, options: SourceOptions) -> Prepared:
         [one.breaks for one in filled],
         SeriesFeature(channels=columns.values, mean=(), std=(), missing=missing_of(options), clock=clock),
         name=source_name(files),
-        source=Source(format="series", uri=source, changes=tuple(changes)),
+        source=Source(format=in_encoding("series", rows.encoding), uri=source, changes=tuple(changes)),
     )
 
 
