@@ -247,7 +247,7 @@ def test_more_is_not_filled_in_than_there_is(tmp_path: Path) -> None:
 
 # ---- missing values
 
-WORDS = ["", "NA", "?", "-", "null", "None", "NaN", " n/a "]
+WORDS = ["", "<NA>", "?", "-", "null", "None", "NaN", " n/a "]
 
 
 def test_missing_values_are_refused_left_out_or_interpolated(tmp_path: Path) -> None:
