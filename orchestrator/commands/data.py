@@ -148,10 +148,11 @@ def data_show(
 
 
 def _print_changes(manifest: Any) -> None:
+    from models.describe import listed
     from orchestrator.commands.terminal import out
 
     for change in manifest.source.changes:
-        names = ", ".join(change.names[:5]) + (", …" if len(change.names) > 5 else "")
+        names = listed(change.names)
         option = f"{change.option}: " if change.option else ""
         out.print(f"  {option}{change.text}" + (f" {names}" if names else ""), markup=False)
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from cluster.errors import ConfigError
+from models.describe import listed
 from models.features import Clock, SeriesFeature
 from models.preparing.dates import Micros
 from models.preparing.gaps import Bools, Floats, Gaps, fill, find_gaps, spread_out, usual_step
@@ -201,7 +202,7 @@ def _interpolated(series: Sequence[_Series], columns: Columns, options: SourceOp
     counts = sum((np.isnan(one.values_TC).sum(0) for one in series), np.zeros(len(columns.values), np.int64))
     total = sum(len(one.times) for one in series)
     found = {name: int(count) for name, count in zip(columns.values, counts, strict=True) if count}
-    listed = ", ".join(f"{count:,} of {name}" for name, count in list(found.items())[:12]) or "none"
-    text = f"Fields without a value were filled with straight lines, in {total:,} rows: {listed}."
+    filled = listed([f"{count:,} of {name}" for name, count in found.items()]) or "none"
+    text = f"Fields without a value were filled with straight lines, in {total:,} rows: {filled}."
     numbers = {name: float(count) for name, count in found.items()}
     return [Change(option="missing=interpolate", text=text, numbers=numbers)]
