@@ -102,6 +102,9 @@ STORED: list[tuple[list[str], int, str]] = [
     (["train", "digits-cnn", "--address", "127.0.0.1:1"], 2, "ClusterError"),
     (["jobs", "--address", "127.0.0.1:1"], 2, "ClusterError"),
     (["drill", "digits-cnn", "--kill", "everything"], 2, "UsageError"),
+    (["drill", "digits-cnn", "--delete"], 2, "ConfigError"),
+    (["drill", "--delete", "--epochs", "2"], 2, "ConfigError"),
+    (["drill", "--delete"], 0, ""),
     (["runs", "--nonsense"], 2, "UsageError"),
     (["down", "--delete-data"], 2, "ConfigError"),
 ]

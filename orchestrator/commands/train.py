@@ -17,6 +17,7 @@ from orchestrator.commands.app import (
     command,
     group,
     print_address,
+    refuse_given,
     store_at,
 )
 from orchestrator.commands.ending import confirm
@@ -174,6 +175,7 @@ def gc_command(
 
 @command(commands, "orchestrator drill digits-cnn --workers 2")
 def drill(
+    context: typer.Context,
     config: Annotated[str | None, typer.Argument(metavar="CONFIG", help="YAML file, or the name of a recipe.")] = None,
     overrides: Overrides = None,
     workers: Annotated[int | None, typer.Option(help="Another number of workers than the experiment's.")] = None,
@@ -194,6 +196,7 @@ def drill(
     if (config is None) == (not delete):
         raise ConfigError("drill must have either a CONFIG or --delete, got both or neither.")
     if config is None:
+        refuse_given(context, "workers", "epochs", "kill", "keep", beside="--delete")
         _delete_drills(store_at(store), yes=yes, dry_run=dry_run, as_json=json)
         return
     from orchestrator.configfile import load_experiment
