@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 from cluster.errors import ConfigError
+from cluster.machine.files import most_unpacked_bytes
 from orchestrator.data.sources.files import SCHEME, Files, Folder
 from orchestrator.data.sources.picture_files import SPLIT_NAMES, default_name, list_files
 from orchestrator.data.sources.rows import as_name
@@ -15,7 +16,6 @@ ALL = "all"
 
 GZIPPED = ".gz"
 _HEAD_BYTES = 2**20
-_SMALL_BYTES, _MOST_RATIO = 2**26, 200  # a gzipped file may unpack to so many times its size; a bomb is a thousandth
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,7 @@ class SourceFile:
         return self.name.lower().endswith(GZIPPED)
 
     def _unpacked(self, content: bytes, *, whole: bool) -> bytes:
-        most_bytes = _SMALL_BYTES + _MOST_RATIO * len(content) if whole else _HEAD_BYTES
+        most_bytes = most_unpacked_bytes(len(content)) if whole else _HEAD_BYTES
         unpacked = bytearray()
         try:
             while content and len(unpacked) < most_bytes:  # a file may be several, one after another
