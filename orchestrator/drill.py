@@ -23,7 +23,8 @@ from cluster.session import ray_session
 from cluster.storage import open_store
 from models.records import Finite
 from orchestrator.config import Experiment
-from orchestrator.configfile import Document, near_miss, validate
+from orchestrator.configfile import near_miss, validate
+from orchestrator.document import Document
 from orchestrator.runs.attempts import Receipt, read_attempts, receipt
 from orchestrator.runs.checkpoint import MARKER, State, load_checkpoint
 from orchestrator.runs.record import Metrics, RunRecord, RunStatus, read_run, with_live_state

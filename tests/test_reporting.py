@@ -17,7 +17,8 @@ from cluster.errors import ConfigError
 from orchestrator.commands.printing.ledger import print_report
 from orchestrator.commands.terminal import plain
 from orchestrator.config import Experiment
-from orchestrator.configfile import parse_document, validate
+from orchestrator.configfile import validate
+from orchestrator.document import parse_document
 from orchestrator.evidence.ledger import Goal, summarize
 from orchestrator.evidence.record import Cell, busy_seconds
 from orchestrator.reporting.charts import Offer, average, pareto_front

@@ -54,11 +54,11 @@ def data_push(
     from cluster.s3.urls import masked
     from orchestrator.commands.printing.progress import push_progress
     from orchestrator.commands.terminal import emit, next_steps, out
-    from orchestrator.configfile import parse_words
     from orchestrator.data.push import push
     from orchestrator.data.sources.bundles import BUNDLES
     from orchestrator.data.sources.files import SCHEME, Access, reading_with
     from orchestrator.data.sources.options import parse_options
+    from orchestrator.document import parse_words
 
     if (source_profile or source_endpoint) and not source.startswith(SCHEME):
         raise ConfigError(

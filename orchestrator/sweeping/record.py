@@ -118,9 +118,7 @@ def read_sweep(store: Store, name: str) -> SweepRecord:
         return read_model(store, f"sweeps/{name}/sweep.json", SweepRecord, what="the record of a sweep")
     except NotFoundError:
         known = [found for found in store.folders("sweeps/") if store.exists(f"sweeps/{found}/sweep.json")]
-        raise NotFoundError(
-            f"sweep must exist, got {name!r}. {near_miss(name, known) if known else 'There are none yet.'}"
-        ) from None
+        raise NotFoundError(f"sweep must exist, got {name!r}. {near_miss(name, known)}") from None
 
 
 def read_cells(store: Store, name: str) -> list[Cell]:
