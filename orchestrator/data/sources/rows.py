@@ -165,17 +165,10 @@ def read_delimited(
     quotes: dict[str, Quotes] = {}
     for split, file in files.items():
         content = contents.pop(split)
-        quoting = quoting_of(content, delimiter, file, options.quotes)
-        quotes[split] = quoting.quotes
-        tables[split] = _read_table(
-            file, content, _Form(delimiter, quoting, encoding, names, may_lack_names), types or {}
-        )
+        form = _Form(delimiter, quoting_of(content, delimiter, file, options.quotes), encoding, names, may_lack_names)
+        quotes[split], tables[split] = form.quoting.quotes, _read_table(file, content, form, types or {})
         require_rows(tables[split].num_rows, file)
-        if set(tables[split].column_names) != set(tables[first].column_names):
-            raise ConfigError(
-                f"{file} must have the columns of {files[first]}, {','.join(tables[first].column_names)!r}, got "
-                f"{','.join(tables[split].column_names)!r}."
-            )
+        _require_same_columns(tables[first], tables[split], files[first], file)
     columns = tables[first].column_names
     return Delimited(
         files=files,
@@ -188,6 +181,14 @@ def read_delimited(
         unnamed=tuple(name for name in columns if name.startswith(_UNNAMED)),
         all_names=tuple(columns),
     )
+
+
+def _require_same_columns(expected: pa.Table, found: pa.Table, first: TextFile, file: TextFile) -> None:
+    if set(found.column_names) != set(expected.column_names):
+        raise ConfigError(
+            f"{file} must have the columns of {first}, {','.join(expected.column_names)!r}, got "
+            f"{','.join(found.column_names)!r}."
+        )
 
 
 def first_rows(content: bytes, *, delimiter: str) -> tuple[list[str], list[str]]:
