@@ -5,11 +5,11 @@ import fcntl
 import logging
 import shutil
 import signal
-import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
+from types import FrameType
 from typing import NamedTuple, TypeVar
 
 import psutil
@@ -25,6 +25,7 @@ from cluster.machine.disk import (
     require_room,
 )
 from cluster.machine.private import private_folder
+from cluster.machine.processes import Launches
 from cluster.machine.proxies import spare_loopback
 from cluster.machine.ray_head import answers, ray_processes, start_ray, stop_ray
 from cluster.machine.state import LocalState, RayState, StoreState, home, read_started, read_state, write_state
@@ -36,6 +37,8 @@ T = TypeVar("T")
 RAY_DISK_BYTES = 256 * 2**20  # for logs and the code of runs; its objects lie in shared memory
 
 log = logging.getLogger(__name__)
+
+_continued_by_up = partial(continued_by, "orchestrator up", what="the start of the local cluster")
 
 
 def up(
@@ -54,8 +57,7 @@ def up(
         DiskFullError: A disk has no room for one of them.
     """
     spare_loopback()
-    again = continued_by("orchestrator up", what="the start of the local cluster")
-    with naming_disk(home(), need="the local cluster"), _locked(), again:
+    with naming_disk(home(), need="the local cluster"), _locked(), _continued_by_up():
         before = read_state()
         if before.ray and not answers(before.ray):  # dying: `ray start` ends a second after one of its servers
             stop_ray(before.ray)
@@ -133,15 +135,15 @@ class _Started(NamedTuple):
 
 def _started(
     before: LocalState,
-    start_ray: Callable[[threading.Event], RayState] | None,
-    start_store: Callable[[threading.Event], StoreState] | None,
+    start_ray: Callable[[Launches], RayState] | None,
+    start_store: Callable[[Launches], StoreState] | None,
 ) -> _Started:
     """Start both halves at once, and write down what started, even if the other did not or a person gives up."""
-    stop = threading.Event()
-    with _interrupt_sets(stop):
+    launches = Launches()
+    with _interrupt_gives_up(launches):
         with ThreadPoolExecutor(2) as pool:
-            ray = pool.submit(start_ray, stop) if start_ray else None
-            store = pool.submit(start_store, stop) if start_store else None
+            ray = pool.submit(start_ray, launches) if start_ray else None
+            store = pool.submit(start_store, launches) if start_store else None
         failures = [error for part in (store, ray) if part is not None and (error := part.exception())]
         state = LocalState(ray=_result(ray) or before.ray, store=_result(store) or before.store)
         write_state(state)
@@ -149,11 +151,25 @@ def _started(
 
 
 @contextlib.contextmanager
-def _interrupt_sets(stop: threading.Event) -> Iterator[None]:
-    """Let Ctrl-C set an event, for it may not fall between a start and its record; it is raised when the block ends."""
-    with scoped_handler(signal.SIGINT, lambda _number, _frame: stop.set()):
+def _interrupt_gives_up(launches: Launches) -> Iterator[None]:
+    """Let Ctrl-C give up what starts, for it may not fall between a start and its record; it is raised at the end.
+
+    What answers Ctrl-C otherwise is called too, and may end this process at the second one: then nothing stays.
+    """
+    before = signal.getsignal(signal.SIGINT)
+
+    def give_up(number: int, frame: FrameType | None) -> None:
+        launches.given_up.set()
+        with contextlib.suppress(KeyboardInterrupt):
+            if callable(before):
+                before(number, frame)
+
+    with (
+        _continued_by_up(release=launches.kill),
+        scoped_handler(signal.SIGINT, give_up),
+    ):
         yield
-    if stop.is_set():
+    if launches.given_up.is_set():
         raise KeyboardInterrupt
 
 

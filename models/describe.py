@@ -58,6 +58,12 @@ def describe_target(target: Target) -> str:
             return f"a box around each object of {_counted(classes, 'class', 'classes')}"
 
 
+def listed(names: Sequence[str]) -> str:
+    """Return the first names of many, and how many more there are."""
+    more = len(names) - MOST_NAMES
+    return ", ".join(names[:MOST_NAMES]) + (f" and {more:,} more" if more > 0 else "")
+
+
 def _counted(names: Sequence[str], one: str, several: str | None = None) -> str:
     """Such as ``3 values: north, south, west``."""
     kind = one if len(names) == 1 else several or f"{one}s"

@@ -23,7 +23,8 @@ from cluster.session import ray_session
 from cluster.storage import open_store
 from models.records import Finite
 from orchestrator.config import Experiment
-from orchestrator.configfile import Document, near_miss, validate
+from orchestrator.configfile import near_miss, validate
+from orchestrator.document import Document
 from orchestrator.runs.attempts import Receipt, read_attempts, receipt
 from orchestrator.runs.checkpoint import MARKER, State, load_checkpoint
 from orchestrator.runs.record import Metrics, RunRecord, RunStatus, read_run, with_live_state
@@ -114,28 +115,22 @@ class TrainingOutcome(NamedTuple):
 
 
 def drill(
-    experiment: Experiment,
+    plan: DrillPlan,
     *,
     store: Store | None = None,
     address: str | None = None,
-    kill: str = "worker",
-    workers: int | None = None,
-    epochs: int = 2,
     keep_checkpoints: bool = False,
     on_start: OnStart | None = None,
     on_progress: Callable[[RunStatus], None] | None = None,
 ) -> DrillResult:
-    """Train an experiment, shortened, twice on a cluster: once unbroken, once with a kill, and compare what comes out.
+    """Train what was planned twice on a cluster: once unbroken, once with a kill, and compare what comes out.
 
     The killed worker takes down no other work: it is a process of the drill's own run.
 
     Args:
-        experiment: what to train; its intervals of checkpoints hold, with one after every epoch at least.
+        plan: made by `plan_drill`.
         store: where the dataset is and the runs go; default: `cluster.storage.open_store()`.
         address: of the cluster; default: see `cluster.address.resolve_address`.
-        kill: a key of `KILLS`.
-        workers: another number of workers than the experiment's.
-        epochs: to train, instead of the experiment's.
         keep_checkpoints: leave those of a drill that passed, too.
         on_start: called before each of the two trainings, as by `train`.
         on_progress: as for `train`.
@@ -144,15 +139,28 @@ def drill(
         ConfigError, StoreAccessError, ClusterError: before any worker starts.
         RunFailedError: one of the two runs did not reach its end; its checkpoints stay.
     """
-    plan = plan_drill(experiment, name=new_drill_name(experiment), kill=kill, workers=workers, epochs=epochs)
     store = store or open_store()
     fit = partial(train, store=store, address=address, on_progress=on_progress)
     with ray_session(address, store=store.settings):  # one for both: the second finds its workers warm
         return perform(plan, store=store, fit=fit, keep_checkpoints=keep_checkpoints, on_start=on_start)
 
 
-def plan_drill(experiment: Experiment, *, name: str, kill: str, workers: int | None, epochs: int) -> DrillPlan:
+def plan_drill(
+    experiment: Experiment,
+    *,
+    name: str | None = None,
+    kill: str = "worker",
+    workers: int | None = None,
+    epochs: int = 2,
+) -> DrillPlan:
     """Shorten an experiment for a drill.
+
+    Args:
+        experiment: what to train; its intervals of checkpoints hold, with one after every epoch at least.
+        name: what the names of both runs begin with; default: made of the dataset and the time.
+        kill: a key of `KILLS`.
+        workers: another number of workers than the experiment's.
+        epochs: to train, instead of the experiment's.
 
     Raises:
         ConfigError: ``kill`` is none of `KILLS`, or ``workers`` or ``epochs`` do not fit the experiment.
@@ -164,7 +172,7 @@ def plan_drill(experiment: Experiment, *, name: str, kill: str, workers: int | N
     values["scaling"] |= {"max_failures": max(1, experiment.scaling.max_failures)}
     if workers is not None:
         values["scaling"] |= {"workers": workers}
-    return DrillPlan(validate(Document("drill", values, {})), name, kill)
+    return DrillPlan(validate(Document("drill", values, {})), name or new_drill_name(experiment), kill)
 
 
 def new_drill_name(experiment: Experiment) -> str:

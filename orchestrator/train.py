@@ -167,7 +167,8 @@ def _require(record: RunRecord) -> None:
 
 
 def _with_workers(experiment: Experiment, workers: int) -> Experiment:
-    from orchestrator.configfile import Document, validate
+    from orchestrator.configfile import validate
+    from orchestrator.document import Document
 
     values = experiment.model_dump(mode="json")
     values["scaling"] |= {"workers": workers, "logical_workers": experiment.scaling.num_logical_workers}

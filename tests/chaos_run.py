@@ -252,10 +252,15 @@ def render(recorded: Mapping[str, Any]) -> str:
 
 def with_table(page: str, recorded: Mapping[str, Any]) -> str:
     """The page with the table between its markers replaced."""
-    before, _, rest = page.partition(BEGIN)
-    _, found, after = rest.partition(END)
-    assert found, f"the page must have {BEGIN} and {END}"
-    return f"{before}{BEGIN}\n{render(recorded)}\n{END}{after}"
+    return replaced(page, render(recorded), begin=BEGIN, end=END)
+
+
+def replaced(page: str, text: str, *, begin: str, end: str) -> str:
+    """The page with other text between two markers."""
+    before, _, rest = page.partition(begin)
+    _, found, after = rest.partition(end)
+    assert found, f"the page must have {begin} and {end}"
+    return f"{before}{begin}\n{text}\n{end}{after}"
 
 
 def _strike(target: Any, rng: random.Random, part: int) -> Strike:

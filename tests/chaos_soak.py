@@ -42,6 +42,7 @@ from orchestrator.runs.log import HEARTBEAT_S
 from orchestrator.runs.record import read_status
 from serving.client import Client
 from serving.http.access import read_token, read_url
+from tests.chaos_run import replaced
 from tests.example_runs import write_run
 
 ROOT = Path(__file__).parents[1]
@@ -342,10 +343,7 @@ def render(recorded: Mapping[str, Any]) -> str:
 
 def with_table(page: str, recorded: Mapping[str, Any]) -> str:
     """The page with the table between its markers replaced."""
-    before, _, rest = page.partition(BEGIN)
-    _, found, after = rest.partition(END)
-    assert found, f"the page must have {BEGIN} and {END}"
-    return f"{before}{BEGIN}\n{render(recorded)}\n{END}{after}"
+    return replaced(page, render(recorded), begin=BEGIN, end=END)
 
 
 def _line(row: Mapping[str, Any]) -> str:

@@ -124,6 +124,34 @@ def test_the_plan_of_a_sweep_can_be_seen_first() -> None:
     assert "8 arms × 3 seeds = 24 trainings" in found.stdout
 
 
+def test_what_would_be_ended_or_deleted_can_be_seen_first_and_is_json_too(tmp_path: Path) -> None:
+    assert (
+        "would end 0 servers, and no others\n"
+        in run("down", "--dry-run", ORCHESTRATOR_HOME=str(tmp_path / "none")).stdout
+    )
+    said = run("down", "--delete-data", "--dry-run", ORCHESTRATOR_HOME=str(tmp_path / "none")).stdout
+    assert "would end 0 servers, and no others, and delete every dataset, run and model" in " ".join(said.split())
+    assert run("undeploy", "shop", "--dry-run").stdout == "would stop serving shop\n"
+    found = json.loads(run("undeploy", "shop", "--dry-run", "--json").stdout)
+    assert found == {"endpoint": "shop", "undeployed": False}
+
+
+@pytest.mark.store
+def test_runs_of_drills_are_listed_and_deleted_only_after_a_yes(store: Store) -> None:
+    write_run(store, run="drill-x-killed", kind="table")
+    store.write("runs/drill-x-killed/drill.json", b"{}")
+    words, place = ["drill", "--delete", "--store", store.settings.url, "--json"], store_environment(store.settings)
+    listed = {"runs": ["drill-x-killed"], "deleted": False}
+    assert json.loads(run(*words, "--dry-run", **place).stdout) == listed
+    refused = run(*words, **place)
+    assert (refused.returncode, "Add --yes" in refused.stdout) == (2, True)
+    assert store.exists("runs/drill-x-killed/run.json")
+    refused = run(*words, "--yes", "--workers", "2", **place)
+    assert "--workers must be left out beside --delete, got it" in refused.stdout
+    assert json.loads(run(*words, "--yes", **place).stdout) == listed | {"deleted": True}
+    assert not [*store.list("runs/drill-x-killed/")]
+
+
 @pytest.mark.store
 def test_datasets_are_pushed_listed_and_shown(store: Store) -> None:
     url = store.settings.url

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from email.utils import format_datetime
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
@@ -25,6 +25,7 @@ from cluster.clouds.notices import METADATA_VARIABLE, Aws, Azure, Gcp, Notice, f
 from cluster.clouds.preemption import poll_until_drained, watching_node
 from cluster.errors import ClusterError, ConfigError
 from tests.ports import free_port
+from tests.web_server import Quiet, listening
 
 ROOT = Path(__file__).parents[1]
 DEADLINE = datetime(2030, 9, 18, 8, 22, tzinfo=UTC)
@@ -109,7 +110,7 @@ class FakeAzure(FakeService):
 def serving(fake: FakeService) -> Iterator[str]:
     """Answer for ``fake`` on a port of this machine; yields the URL."""
 
-    class Handler(BaseHTTPRequestHandler):
+    class Handler(Quiet, BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
 
         def do_GET(self) -> None:
@@ -126,20 +127,11 @@ def serving(fake: FakeService) -> Iterator[str]:
 
         do_PUT = do_GET
 
-        def log_message(self, *_: Any) -> None:
-            pass
-
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    server.daemon_threads = True
-    thread = threading.Thread(target=server.serve_forever, args=(0.01,))
-    thread.start()
-    try:
-        yield f"http://127.0.0.1:{server.server_port}"
-    finally:
-        fake.release.set()
-        server.shutdown()
-        server.server_close()
-        thread.join()
+    with listening(Handler) as server:
+        try:
+            yield f"http://127.0.0.1:{server.server_port}"
+        finally:
+            fake.release.set()
 
 
 def preempt_event(**changes: Any) -> dict[str, Any]:

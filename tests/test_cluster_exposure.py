@@ -2,11 +2,10 @@
 
 import logging
 import socket
-import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 
 import grpc
 import psutil
@@ -17,6 +16,7 @@ from cluster.address import ClusterAddress
 from cluster.machine.exposure import describe_danger, listens_beyond_loopback, warn_if_open
 from cluster.s3.connection import is_loopback
 from orchestrator.commands import doctor
+from tests.web_server import Quiet, listening
 
 EVERYWHERE, HERE = "0.0.0.0", "127.0.0.1"
 OWN = [a.address for found in psutil.net_if_addrs().values() for a in found if a.family == socket.AF_INET]
@@ -27,20 +27,13 @@ NETWORKED = pytest.mark.skipif(all(map(is_loopback, OWN)), reason="this machine 
 def dashboard(host: str, *, status: int) -> Iterator[ClusterAddress]:
     """A server that answers a question for its jobs, without a token, by a status."""
 
-    class Answer(BaseHTTPRequestHandler):
+    class Answer(Quiet, BaseHTTPRequestHandler):
         def do_GET(self) -> None:
             self.send_response(status)
             self.end_headers()
 
-        def log_message(self, *_: object) -> None:
-            pass
-
-    with ThreadingHTTPServer((host, 0), Answer) as server:
-        thread = threading.Thread(target=server.serve_forever)
-        thread.start()
+    with listening(Answer, host=host) as server:
         yield ClusterAddress(f"http://127.0.0.1:{server.server_port}", "--address")
-        server.shutdown()
-        thread.join()
 
 
 @contextmanager

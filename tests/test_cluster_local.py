@@ -17,6 +17,7 @@ from cluster.config import StoreSettings
 from cluster.errors import ClusterError, ConfigError
 from cluster.machine import processes
 from cluster.machine import store_server as local_store
+from cluster.machine.processes import Launches
 from cluster.machine.state import LocalState, ProcessRecord, RayState, StoreState
 from cluster.s3.connection import is_loopback
 from cluster.s3.store import Store
@@ -200,12 +201,12 @@ def test_who_gives_up_a_start_leaves_nothing_unknown(own_home: Path) -> None:
     )
     ended = threading.Event()
 
-    def start_store(_: threading.Event) -> StoreState:
+    def start_store(_: Launches) -> StoreState:
         signal.raise_signal(signal.SIGINT)  # it reaches the main thread, as Ctrl-C does
         return started
 
-    def start_ray(stop: threading.Event) -> RayState:
-        stop.wait()
+    def start_ray(launches: Launches) -> RayState:
+        launches.given_up.wait()
         ended.set()
         raise ClusterError("the start must not be given up, got an interrupt.")
 
@@ -215,3 +216,12 @@ def test_who_gives_up_a_start_leaves_nothing_unknown(own_home: Path) -> None:
     found = local.status().store
     assert found is not None
     assert found.process.pid == here.pid
+
+
+def test_what_a_person_gave_up_is_killed_and_nothing_begins_any_more() -> None:
+    launches, killed = Launches(), []
+    assert [launches.begin(lambda name=name: name, killed.append) for name in ("ray", "store")] == ["ray", "store"]
+    launches.kill()
+    assert killed == ["ray", "store"]
+    with pytest.raises(ClusterError, match=r"must not be given up, got an interrupt"):
+        launches.begin(pytest.fail, killed.append)

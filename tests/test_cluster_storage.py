@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -31,11 +31,13 @@ from cluster.s3.connection import check_endpoint
 from cluster.s3.retries import RetryPolicy
 from cluster.s3.store import Store, parse_url
 from cluster.storage import open_store
+from tests.web_server import Quiet, listening
 
 SECRET = "canary-secret-0123456789"
 FAST = RetryPolicy(
     total_s=5, connect_timeout_s=1, read_timeout_s=0.5, first_pause_s=0.001, longest_pause_s=0.01, calm_s=0.0
 )
+
 BRIEF = RetryPolicy(total_s=0.3, connect_timeout_s=1, read_timeout_s=0.5, first_pause_s=0.01, longest_pause_s=0.05)
 
 
@@ -327,24 +329,15 @@ def test_an_endpoint_may_have_a_path_for_both_clients() -> None:
 def faulty_server(*answers: Callable[[BaseHTTPRequestHandler], None]) -> Iterator[Script]:
     script = Script(list(answers))
 
-    class Handler(BaseHTTPRequestHandler):
+    class Handler(Quiet, BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
-
-        def log_message(self, *_: object) -> None: ...
 
         do_GET = do_PUT = do_POST = do_DELETE = lambda self: script.answer(self)  # noqa: PLW0108
 
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    server.handle_error = lambda *_: None  # type: ignore[method-assign]  # the clients break off on purpose
-    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
-    thread.start()
-    try:
-        script.url = f"http://127.0.0.1:{server.server_address[1]}"
+    with listening(Handler) as server:
+        server.handle_error = lambda *_: None  # type: ignore[method-assign]  # the clients break off on purpose
+        script.url = f"http://127.0.0.1:{server.server_port}"
         yield script
-    finally:
-        server.shutdown()
-        thread.join()
-        server.server_close()
 
 
 @pytest.fixture(autouse=True)

@@ -167,6 +167,21 @@ def test_the_examples_of_help_work_one_after_the_other(
         assert code == 0 and "movielens-100k" in said, said
 
 
+def test_a_card_names_as_many_files_as_the_page_and_counts_the_rest(
+    store: MemoryStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source = write_pictures(tmp_path / "pictures")
+    for i in range(14):
+        (source / f"blue/x{i:02}.png").write_bytes(b"no picture")
+    words = ["data", "push", str(source), "--name", "pictures", "--option", "damaged=skip"]
+    code, said = typed(words, monkeypatch, capsys)
+    assert code == 0, said
+    _, shown = typed(["data", "show", "pictures", "--html", str(tmp_path / "p.html")], monkeypatch, capsys)
+    names = ", ".join(f"blue/x{i:02}.png" for i in range(12)) + " and 2 more"
+    for text in (said, shown, (tmp_path / "p.html").read_text()):
+        assert f"could not be read and were left out. {names}" in text, text[:3000]
+
+
 def test_an_unknown_option_is_answered_with_those_of_the_source_s_format(
     store: MemoryStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import psutil
 import pytest
 
 from cluster import errors
@@ -101,6 +102,9 @@ STORED: list[tuple[list[str], int, str]] = [
     (["train", "digits-cnn", "--address", "127.0.0.1:1"], 2, "ClusterError"),
     (["jobs", "--address", "127.0.0.1:1"], 2, "ClusterError"),
     (["drill", "digits-cnn", "--kill", "everything"], 2, "UsageError"),
+    (["drill", "digits-cnn", "--delete"], 2, "ConfigError"),
+    (["drill", "--delete", "--epochs", "2"], 2, "ConfigError"),
+    (["drill", "--delete"], 0, ""),
     (["runs", "--nonsense"], 2, "UsageError"),
     (["down", "--delete-data"], 2, "ConfigError"),
 ]
@@ -318,6 +322,52 @@ def test_ctrl_c_ends_what_will_not_end_by_itself(body: str, out: str, said: str)
     process.send_signal(signal.SIGINT)
     found = process.communicate(timeout=60)
     assert (process.returncode, *found) == (130, out, said)
+
+
+UP = """
+import sys
+from cluster.machine import store_server
+from orchestrator.cli import main
+from orchestrator.commands import ending
+ending.QUIET_S = 0.05
+program = sys.argv.pop()
+store_server.find_program = lambda name, *, cure: program
+sys.argv += ["up", "--no-ray"]
+main()
+"""
+STUBBORN = """#!/bin/sh
+trap '' TERM
+echo $$ > "$HOME/pid.new" && mv "$HOME/pid.new" "$HOME/pid"
+exec sleep 1000
+"""
+
+
+def test_a_second_ctrl_c_ends_up_at_once_and_leaves_nothing_running(tmp_path: Path) -> None:
+    server, home = tmp_path / "stubborn", tmp_path / "home"
+    server.write_text(STUBBORN)
+    server.chmod(0o755)
+    with subprocess.Popen(
+        [sys.executable, "-c", UP, str(server)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        cwd=ROOT,
+        env=os.environ | {"ORCHESTRATOR_HOME": str(home)},
+    ) as process:
+        assert process.stderr is not None
+        while not (home / "pid").exists():
+            assert process.poll() is None, process.communicate()
+            time.sleep(0.05)
+        started = psutil.Process(int((home / "pid").read_text()))
+        process.send_signal(signal.SIGINT)
+        assert process.stderr.readline() == "stopping; Ctrl-C again stops at once\n"
+        assert started.is_running()  # it takes no notice of a request to end, and is waited for
+        process.send_signal(signal.SIGINT)
+        said = process.stderr.read()
+    assert said == "error: the start of the local cluster was stopped. Continue it: `orchestrator up`.\n"
+    assert process.returncode == 130
+    assert not started.is_running() or started.status() == psutil.STATUS_ZOMBIE
+    assert not (home / "local.json").exists()
 
 
 @pytest.mark.ray

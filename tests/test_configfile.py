@@ -9,14 +9,8 @@ from hypothesis import strategies as st
 
 from cluster.errors import ConfigError
 from orchestrator.config import Experiment
-from orchestrator.configfile import (
-    load_experiment,
-    parse_document,
-    setting_names,
-    settings_table,
-    validate,
-    with_overrides,
-)
+from orchestrator.configfile import load_experiment, setting_names, settings_table, validate
+from orchestrator.document import parse_document, with_overrides
 from orchestrator.recipe import recipe_names, recipe_title
 
 GOOD = """\

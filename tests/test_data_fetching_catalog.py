@@ -6,16 +6,14 @@ import io
 import re
 import struct
 import tarfile
-import threading
 import wave
 import zipfile
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from datetime import datetime, timedelta
 from functools import partial
-from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from http.server import SimpleHTTPRequestHandler
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -29,13 +27,13 @@ from orchestrator.data.fetching.disk import file_digest
 from orchestrator.data.fetching.download import official_copy
 from orchestrator.data.sources.formats import prepare
 from orchestrator.data.sources.options import parse_options
+from tests.web_server import Quiet, listening
 
 SHARED = Path(__file__).parents[2] / "shared/data"
 
 
-class Quiet(SimpleHTTPRequestHandler):
-    def log_message(self, *_: Any) -> None:
-        pass
+class Folder(Quiet, SimpleHTTPRequestHandler):
+    """Hands out the files of a folder."""
 
 
 @pytest.fixture
@@ -43,13 +41,8 @@ def site(tmp_path: Path) -> Iterator[tuple[Path, str]]:
     """A folder, and the address at which a web server serves it."""
     folder = tmp_path / "site"
     folder.mkdir()
-    httpd = ThreadingHTTPServer(("127.0.0.1", 0), partial(Quiet, directory=str(folder)))
-    thread = threading.Thread(target=httpd.serve_forever, args=(0.01,))
-    thread.start()
-    yield folder, f"http://127.0.0.1:{httpd.server_port}/"
-    httpd.shutdown()
-    thread.join()
-    httpd.server_close()
+    with listening(partial(Folder, directory=str(folder))) as httpd:
+        yield folder, f"http://127.0.0.1:{httpd.server_port}/"
 
 
 @pytest.fixture(autouse=True)

@@ -8,11 +8,10 @@ import os
 import subprocess
 import sys
 import tarfile
-import threading
 import zipfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +38,7 @@ from orchestrator.data.fetching.archives import extract
 from orchestrator.data.fetching.download import local_copy
 from orchestrator.data.fetching.http import fetch
 from orchestrator.data.fetching.mirror import mirror
+from tests.web_server import Quiet, listening
 
 QUICK = RetryPolicy(total_s=2.0, connect_timeout_s=1.0, read_timeout_s=1.0, first_pause_s=0.001, longest_pause_s=0.01)
 BODY = bytes(range(256)) * 1000
@@ -62,7 +62,7 @@ class WebServer:
         return f"{self.address}/{path}"
 
 
-class Handler(BaseHTTPRequestHandler):
+class Handler(Quiet, BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
     web: WebServer
 
@@ -99,21 +99,13 @@ class Handler(BaseHTTPRequestHandler):
         self.wfile.write(body[:keep])
         self.close_connection = keep is not None
 
-    def log_message(self, *_: Any) -> None:
-        pass
-
 
 @pytest.fixture
 def web() -> Iterator[WebServer]:
     server = WebServer(files={"data.bin": BODY})
-    httpd = ThreadingHTTPServer(("127.0.0.1", 0), type("ThisHandler", (Handler,), {"web": server}))
-    server.address = f"http://127.0.0.1:{httpd.server_port}"
-    thread = threading.Thread(target=httpd.serve_forever, args=(0.01,))
-    thread.start()
-    yield server
-    httpd.shutdown()
-    thread.join()
-    httpd.server_close()
+    with listening(type("ThisHandler", (Handler,), {"web": server})) as httpd:
+        server.address = f"http://127.0.0.1:{httpd.server_port}"
+        yield server
 
 
 @pytest.fixture(autouse=True)

@@ -9,14 +9,14 @@ from hypothesis import strategies as st
 
 from cluster.errors import ConfigError
 from models.counters import counter_key
-from orchestrator.data.order import Plan, permutation, plan_epoch, random_bits
+from orchestrator.data.order import Buckets, Plan, permutation, plan_epoch, plan_stored, random_bits
 
 plans = st.builds(
-    lambda sizes, micro, workers, length_seed, **rest: dict(
+    lambda sizes, micro, workers, buckets, **rest: dict(
         rows_per_group=sizes,
         batch_size=micro * workers,
         logical_workers=workers,
-        lengths=None if length_seed is None else np.random.default_rng(length_seed).integers(0, 50, sum(sizes)),
+        buckets=buckets and Buckets(np.random.default_rng(buckets[0]).integers(0, 50, sum(sizes)), buckets[1]),
         **rest,
     ),
     sizes=st.lists(st.integers(0, 25), min_size=1, max_size=8).filter(any),
@@ -25,9 +25,7 @@ plans = st.builds(
     seed=st.integers(0, 2**32 - 1),
     epoch=st.integers(0, 1000),
     shuffle_rows=st.integers(1, 70),
-    shuffle=st.booleans(),
-    length_seed=st.none() | st.integers(0, 100),
-    bucket_batches=st.integers(1, 5),
+    buckets=st.none() | st.tuples(st.integers(0, 100), st.integers(1, 5)),
 )
 
 
@@ -122,7 +120,7 @@ def test_batches_hold_similar_lengths_in_random_order_where_samples_have_lengths
     options = {"seed": 0, "epoch": 0, "logical_workers": 2, "shuffle_rows": 500, "batch_size": 32, "drop_last": False}
 
     def of_steps(bucket_batches: int) -> list[np.ndarray]:
-        plan = plan_epoch([100] * 40, lengths=lengths, bucket_batches=bucket_batches, **options)
+        plan = plan_epoch([100] * 40, buckets=Buckets(lengths, bucket_batches), **options)
         return [lengths[plan.sample_ids(0, step)] for step in range(plan.num_steps)]
 
     def padded(steps: list[np.ndarray]) -> float:
@@ -177,18 +175,21 @@ def test_shuffling_is_fair_enough_for_a_chi_square_test():
     assert ((counts - 500) ** 2 / 500).sum() < 29.9
 
 
-def test_without_shuffling_the_order_is_the_stored_one():
-    plan = plan_epoch(
-        [3, 4, 5],
-        seed=0,
-        epoch=0,
-        logical_workers=1,
-        shuffle_rows=2,
-        batch_size=5,
-        drop_last=False,
-        shuffle=False,
-    )
-    assert ids_of_epoch(plan) == list(range(12))
+@settings(max_examples=300, deadline=None)
+@given(
+    sizes=st.lists(st.integers(0, 25), min_size=1, max_size=8).filter(any),
+    window_rows=st.integers(1, 70),
+    batch_size=st.integers(1, 40),
+)
+def test_the_stored_order_is_every_sample_in_its_place_from_any_step_on(sizes, window_rows, batch_size):
+    plan = plan_stored(sizes, window_rows=window_rows, batch_size=batch_size)
+    everything = list(range(sum(sizes)))
+    assert plan.num_samples == len(everything)
+    steps = [everything[i : i + batch_size] for i in range(0, len(everything), batch_size)]
+    assert [ids_of(plan, 0, step) for step in range(plan.num_steps)] == steps
+    for step in range(plan.num_steps):
+        needed = [taken.window for later in range(step, plan.num_steps) for taken in plan.slices(0, later)]
+        assert [*plan.windows_from(0, step)] == sorted(set(needed))
 
 
 def test_splitmix64_matches_its_published_stream():
@@ -218,8 +219,7 @@ def test_the_order_is_the_one_that_earlier_runs_were_trained_with():
         shuffle_rows=50,
         batch_size=6,
         drop_last=False,
-        lengths=np.arange(20) * 7 % 11,
-        bucket_batches=2,
+        buckets=Buckets(lengths=np.arange(20) * 7 % 11, batches=2),
     )
     assert [ids_of(texts, 0, step) for step in range(4)] == [[19, 2, 18], [1, 6, 3], [0, 5, 7], [4]]
     large = plan_epoch(

@@ -9,12 +9,12 @@ from fake_store import MemoryStore
 from cluster.errors import ConfigError
 from models.features import TARGET
 from models.preparing.rows import CategoryColumn
-from orchestrator.configfile import parse_words
 from orchestrator.data.dataset import open_dataset
 from orchestrator.data.push import push_prepared
 from orchestrator.data.sources.formats import detect, prepare
 from orchestrator.data.sources.options import SourceOptions, parse_options
 from orchestrator.data.sources.prepared import Prepared
+from orchestrator.document import parse_words
 from serving.client import parse_inputs
 from serving.requests.inputs import parse_samples
 

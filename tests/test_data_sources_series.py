@@ -87,6 +87,14 @@ def test_dates_and_columns_are_read_as_people_write_them(tmp_path: Path, shape: 
     assert prepared.target.runs is None and prepared.source.changes == ()
 
 
+@pytest.mark.parametrize(("encoding", "unit"), [("utf-8", "°"), ("latin-1", "°"), ("cp1252", "…°")])
+def test_a_series_that_is_not_utf_8_is_read_as_what_it_is_and_says_so(tmp_path: Path, encoding: str, unit: str) -> None:
+    (tmp_path / "s.csv").write_bytes(hourly(range(48), head=f"date,{unit}C").encode(encoding))
+    prepared = read(str(tmp_path / "s.csv"))
+    assert prepared.features["series"].channels == (f"{unit}C",)  # type: ignore[union-attr]
+    assert prepared.source.format == ("series" if encoding == "utf-8" else f"series ({encoding})")
+
+
 @pytest.mark.parametrize(
     ("text", "options", "message"),
     [
@@ -315,7 +323,7 @@ def test_more_is_not_filled_in_than_there_is(tmp_path: Path) -> None:
 
 # ---- missing values
 
-WORDS = ["", "NA", "?", "-", "null", "None", "NaN", " n/a "]
+WORDS = ["", "<NA>", "?", "-", "null", "None", "NaN", " n/a "]
 
 
 def test_missing_values_are_refused_left_out_or_interpolated(tmp_path: Path) -> None:

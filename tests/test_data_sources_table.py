@@ -13,12 +13,12 @@ from models.features import CategoricalFeature, NumberTarget, VectorFeature
 from models.network import build
 from models.preparing.rows import CategoryColumn, DateColumn, Notation, NumberColumn
 from orchestrator.config import Experiment
-from orchestrator.configfile import parse_words
 from orchestrator.data.dataset import open_dataset
 from orchestrator.data.push import push
 from orchestrator.data.sources.formats import prepare
 from orchestrator.data.sources.options import parse_options
 from orchestrator.data.sources.prepared import Prepared
+from orchestrator.document import parse_words
 from orchestrator.driving.plan import plan_run
 from orchestrator.training.fit import fit
 from orchestrator.training.trainer import World

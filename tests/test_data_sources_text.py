@@ -120,6 +120,21 @@ def test_copies_of_a_text_stay_on_one_side(tmp_path):
     assert not train & test
 
 
+@pytest.mark.parametrize(("encoding", "word"), [("latin-1", "Maß"), ("cp1252", "“Maß”")])
+def test_texts_that_are_not_utf_8_are_read_as_what_they_are_and_say_so(tmp_path, encoding, word):
+    lines = [f"»{word}« für große Häuser, so schön wie üblich"] * 4
+    written(tmp_path / "a.pos", "\n".join(GOOD + lines).encode(encoding))
+    written(tmp_path / "a.neg", "\n".join(BAD + lines))
+    with pytest.raises(
+        ConfigError, match=r"a\.pos must be a text file in UTF-8, got .* in row \d+, beside others in UTF"
+    ):
+        read(str(tmp_path))
+    written(tmp_path / "a.neg", "\n".join(BAD + lines).encode(encoding))
+    prepared = read(str(tmp_path))
+    assert prepared.source.format == f"text ({encoding})"
+    assert {"maß", "für", "schön"} <= set(prepared.features["text"].vocabulary)
+
+
 def test_all_files_are_utf_8_or_all_are_latin_1(tmp_path):
     written(tmp_path / "a.pos", ("\n".join(GOOD) + "\ncafé olé café").encode("latin-1"))
     written(tmp_path / "a.neg", "\n".join(BAD))
@@ -127,7 +142,9 @@ def test_all_files_are_utf_8_or_all_are_latin_1(tmp_path):
     assert prepared.source.format == "text (latin-1)"
     assert any("café" in text or "olé" in text or "<?>" in text for text, _ in spoken(prepared, "train"))
     written(tmp_path / "a.neg", "\n".join(BAD) + "\ncafé olé")
-    with pytest.raises(ConfigError, match=r"a\.pos must be in UTF-8, as .*a\.neg is, got bytes that are not"):
+    with pytest.raises(
+        ConfigError, match=r"a\.pos must be a text file in UTF-8, got .*, beside others in UTF-8\. Convert"
+    ):
         read(str(tmp_path))
 
 
@@ -137,7 +154,7 @@ def test_all_files_are_utf_8_or_all_are_latin_1(tmp_path):
         ({"a.pos": "", "a.neg": "bad"}, r"a\.pos must hold a text, got no word in it"),
         ({"a.pos": " \n\n", "a.neg": "bad"}, r"a\.pos must hold a text, got no word in it"),
         ({"x/1.txt": "good", "y/1.txt": " "}, r"y/1\.txt must hold a text, got no word in it"),
-        ({"x/1.txt": b"go\nod\0", "y/1.txt": "bad"}, r"x/1\.txt must be a text file, got a NUL byte in row 2"),
+        ({"x/1.txt": b"go\nod\0", "y/1.txt": "bad"}, r"x/1\.txt must be a text file in UTF-8, got a NUL byte in row 2"),
         ({"a.pos": "\n".join(GOOD)}, "must hold two classes or more, got pos only"),
         ({"a.pos": "good", "a.neg": "bad"}, "must hold enough different rows for a test split"),
         ({"train/x/1.txt": "a b", "train/z/1.txt": "c", "test/y/1.txt": "b"}, "every class, got no row of 'y'"),

@@ -24,7 +24,6 @@ from orchestrator.drill import (
     drill,
     fingerprint,
     list_drills,
-    new_drill_name,
     perform,
     plan_drill,
     tensors_sha256,
@@ -82,7 +81,7 @@ def memory() -> Any:
 
 @pytest.fixture
 def plan() -> DrillPlan:
-    return plan_drill(experiment(), name=NAME, kill="worker", workers=None, epochs=2)
+    return plan_drill(experiment(), name=NAME)
 
 
 def checkpoints(store: Any, run: str) -> list[str]:
@@ -100,7 +99,7 @@ def test_a_drill_is_the_experiment_shortened(plan: DrillPlan) -> None:
 
 def test_a_drill_can_resume_whatever_the_experiment_says() -> None:
     without = experiment(train={"checkpoint_epochs": 10}, scaling={"max_failures": 0, "dollars_per_hour": 1.5})
-    planned = plan_drill(without, name=NAME, kill="worker", workers=2, epochs=3).experiment
+    planned = plan_drill(without, workers=2, epochs=3).experiment
     assert (planned.train.checkpoint_epochs, planned.scaling.max_failures) == (1, 1)
     assert (planned.scaling.workers, planned.scaling.dollars_per_hour, planned.train.epochs) == (2, 1.5, 3)
 
@@ -115,12 +114,13 @@ def test_a_drill_can_resume_whatever_the_experiment_says() -> None:
 )
 def test_what_cannot_be_drilled_is_refused(changes: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
-        plan_drill(experiment(), **{"name": NAME, "kill": "worker", "workers": None, "epochs": 2} | changes)
+        plan_drill(experiment(), **changes)
 
 
 def test_names_of_a_drills_runs_fit_where_names_may_be_long() -> None:
-    name = new_drill_name(experiment(data={"name": "d" * 63}))
-    assert len(f"{name}-unbroken") <= 63
+    planned = plan_drill(experiment(data={"name": "d" * 63}))
+    assert planned.unbroken.startswith("drill-ddd")
+    assert len(planned.unbroken) <= 63
 
 
 @pytest.mark.parametrize(("epochs", "steps", "expected"), [(2, 23, 34), (1, 10, 5), (2, 1, 2), (1, 1, 1)])
@@ -322,7 +322,7 @@ def test_a_drill_is_printed_and_is_json(memory: Any, plan: DrillPlan, capsys: py
 @pytest.mark.chaos
 def test_a_drill_on_a_real_cluster_kills_a_worker_and_passes(store: Store, ray_cluster: RayState) -> None:
     push(store, "sklearn:digits")
-    result = drill(experiment(), store=store, address=ray_cluster.address, workers=2)
+    result = drill(plan_drill(experiment(), workers=2), store=store, address=ray_cluster.address)
     assert result.was_killed
     assert result.differences == ()
     assert result.passed

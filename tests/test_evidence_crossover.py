@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from orchestrator.evidence.crossover import Crossover, estimate_crossover, fieller_interval, fit_line, size_text
-from orchestrator.evidence.ledger import summarize
+from orchestrator.evidence.ledger import Goal, summarize
 from orchestrator.evidence.record import Cell
 
 SWEEPS = 400
@@ -233,11 +233,10 @@ def cells(seconds: Costs, *, to_target: float = 0.5) -> list[Cell]:
     ]
 
 
-def crossover_of(found: list[Cell], **options: Any) -> Crossover | None:
+def crossover_of(found: list[Cell], *, target: float | None = None, **options: Any) -> Crossover | None:
     arms = {arm: dict(settings) for arm, settings in ARMS.items()}
-    return summarize(
-        found, arms=arms, metric="accuracy", higher_is_better=True, parameters=PARAMETERS, **options
-    ).crossover
+    goal = Goal("accuracy", higher_is_better=True, target=target)
+    return summarize(found, arms=arms, goal=goal, parameters=PARAMETERS, **options).crossover
 
 
 def test_without_prices_the_ledger_compares_seconds_and_else_dollars() -> None:
@@ -277,4 +276,4 @@ def test_time_that_seeds_share_is_one_measurement() -> None:
 def test_the_ledger_says_nothing_of_sizes_that_nobody_wrote_down() -> None:
     found = cells(simulated(np.random.default_rng(0)))
     arms = {arm: dict(settings) for arm, settings in ARMS.items()}
-    assert summarize(found, arms=arms, metric="accuracy", higher_is_better=True).crossover is None
+    assert summarize(found, arms=arms, goal=Goal("accuracy", higher_is_better=True)).crossover is None

@@ -13,7 +13,7 @@ import pytest
 from orchestrator.evidence.design import plan_design
 from orchestrator.evidence.effects import Effect, Response, analyze, interval
 from orchestrator.evidence.fitting import OTHER, RESIDUAL, SEED
-from orchestrator.evidence.ledger import restrict, seconds_to_target, summarize
+from orchestrator.evidence.ledger import Goal, restrict, seconds_to_target, summarize
 from orchestrator.evidence.record import Cell, Ledger
 
 
@@ -27,7 +27,7 @@ def cells(values: dict[str, list[float]]) -> list[Cell]:
 
 def verdict(values: dict[str, list[float]], *, higher_is_better: bool = True) -> str | None:
     arms = {arm: {"x": arm} for arm in values}
-    return summarize(cells(values), arms=arms, metric="accuracy", higher_is_better=higher_is_better).winner
+    return summarize(cells(values), arms=arms, goal=Goal("accuracy", higher_is_better)).winner
 
 
 def test_the_interval_is_students_t() -> None:
@@ -61,7 +61,7 @@ def test_failed_and_broken_cells_count_for_nothing_and_are_reported() -> None:
         Cell(arm="b", seed=3, run="r", state="failed", seconds=1.0, error="out of memory"),
         Cell(arm="b", seed=4, run="r", state="finished", metrics={"accuracy": float("inf")}, seconds=1.0),
     ]
-    ledger = summarize(good + bad, arms={"a": {}, "b": {}, "c": {}}, metric="accuracy", higher_is_better=True)
+    ledger = summarize(good + bad, arms={"a": {}, "b": {}, "c": {}}, goal=Goal("accuracy", higher_is_better=True))
     assert ledger.winner == "a"
     assert [(row.arm, row.finished, row.failed) for row in ledger.arms] == [("a", 3, 0), ("b", 3, 2), ("c", 0, 0)]
     assert ledger.best_run == "a-2"
@@ -70,8 +70,8 @@ def test_failed_and_broken_cells_count_for_nothing_and_are_reported() -> None:
 def test_the_order_of_cells_changes_nothing() -> None:
     found = cells({"a": [0.9, 0.8], "b": [0.7, 0.9], "c": [0.8, 0.8]})
     arms: dict[str, dict[str, object]] = {"a": {}, "b": {}, "c": {}}
-    first = summarize(found, arms=arms, metric="accuracy", higher_is_better=True)
-    assert summarize(found[::-1], arms=arms, metric="accuracy", higher_is_better=True) == first
+    first = summarize(found, arms=arms, goal=Goal("accuracy", higher_is_better=True))
+    assert summarize(found[::-1], arms=arms, goal=Goal("accuracy", higher_is_better=True)) == first
 
 
 def test_a_metric_that_is_no_number_survives_the_store() -> None:
@@ -318,7 +318,7 @@ def test_a_sweep_without_a_result_says_so(factors: dict[str, list[Any]]) -> None
     arms = product(factors)
     found = response({}, arms)
     assert (found.cells, found.effects, found.notes) == (0, [], ["no training has a value"])
-    ledger = summarize([], arms=arms, metric="accuracy", higher_is_better=True)
+    ledger = summarize([], arms=arms, goal=Goal("accuracy", higher_is_better=True))
     assert (ledger.winner, ledger.best_run) == (None, None)
 
 
@@ -370,7 +370,7 @@ def test_the_ledger_holds_quality_seconds_and_dollars_and_survives_json() -> Non
     arms = product(TECHNIQUES)
     prices = {arm: 3.6 if s["techniques.gradient"] == "batch" else 7.2 for arm, s in arms.items()}
     ledger = summarize(
-        trained(arms), arms=arms, metric="accuracy", higher_is_better=True, target=0.6, dollars_per_hour=prices
+        trained(arms), arms=arms, goal=Goal("accuracy", higher_is_better=True, target=0.6), dollars_per_hour=prices
     )
     by_name = {one.name: one for one in ledger.responses}
     assert list(by_name) == ["accuracy", "seconds", "seconds_to_target", "dollars", "dollars_to_target"]
@@ -387,14 +387,14 @@ def test_the_ledger_holds_quality_seconds_and_dollars_and_survives_json() -> Non
 
 def test_without_prices_and_target_nothing_is_said_of_them() -> None:
     arms = product(TECHNIQUES)
-    ledger = summarize(trained(arms), arms=arms, metric="accuracy", higher_is_better=True)
+    ledger = summarize(trained(arms), arms=arms, goal=Goal("accuracy", higher_is_better=True))
     assert [one.name for one in ledger.responses] == ["accuracy", "seconds"]
     assert ledger.arms[0].reached is None
 
 
 def test_traditional_and_deep_are_compared_as_a_whole() -> None:
     arms = product({"model.dropout": [0.0, 0.2], **TECHNIQUES})
-    ledger = summarize(trained(arms), arms=arms, metric="accuracy", higher_is_better=True)
+    ledger = summarize(trained(arms), arms=arms, goal=Goal("accuracy", higher_is_better=True))
     quality, seconds = ledger.traditional_against_deep
     assert quality.techniques == tuple(TECHNIQUES)
     assert [(arms[a], arms[b]) for a, b in quality.arms] == [
@@ -418,7 +418,9 @@ def test_traditional_and_deep_are_compared_as_a_whole() -> None:
 )
 def test_one_technique_alone_is_not_called_traditional_against_deep(factors: dict[str, list[Any]]) -> None:
     arms = product(factors)
-    assert summarize(trained(arms), arms=arms, metric="accuracy", higher_is_better=True).traditional_against_deep == []
+    assert (
+        summarize(trained(arms), arms=arms, goal=Goal("accuracy", higher_is_better=True)).traditional_against_deep == []
+    )
 
 
 def test_failed_arms_are_named_and_not_imputed() -> None:
@@ -428,7 +430,7 @@ def test_failed_arms_are_named_and_not_imputed() -> None:
         c.model_copy(update={"state": "failed", "metrics": {}, "error": "Traceback\n  ...\nNaN loss"})
         for c in cells[:2]
     ]
-    ledger = summarize(broken + cells[2:], arms=arms, metric="accuracy", higher_is_better=True, target=0.6)
+    ledger = summarize(broken + cells[2:], arms=arms, goal=Goal("accuracy", higher_is_better=True, target=0.6))
     assert ledger.notes == [
         "arm-00 (techniques.activation = tanh, techniques.initialization = constant, techniques.gradient = batch): "
         "2 of 3 trainings failed and are left out: NaN loss"
@@ -442,12 +444,12 @@ CURVE = [{"accuracy": 0.5, "seconds": 2.0}, {"accuracy": 0.9, "seconds": 3.0}, {
 
 
 def test_the_way_to_a_target_ends_with_the_first_epoch_that_reaches_it() -> None:
-    assert seconds_to_target(CURVE, 0.8, metric="accuracy", higher_is_better=True) == 5.0
-    assert seconds_to_target(CURVE, 0.5, metric="accuracy", higher_is_better=True) == 2.0
-    assert seconds_to_target(CURVE, 0.95, metric="accuracy", higher_is_better=True) is None
-    assert seconds_to_target([], 0.95, metric="accuracy", higher_is_better=True) is None
+    assert seconds_to_target(CURVE, Goal("accuracy", True, 0.8)) == 5.0
+    assert seconds_to_target(CURVE, Goal("accuracy", True, 0.5)) == 2.0
+    assert seconds_to_target(CURVE, Goal("accuracy", True, 0.95)) is None
+    assert seconds_to_target([], Goal("accuracy", True, 0.95)) is None
     loss = [{"loss": math.nan, "seconds": 1.0}, {"loss": 0.4, "seconds": 1.0}, {"loss": 0.2, "seconds": 1.0}]
-    assert seconds_to_target(loss, 0.3, metric="loss", higher_is_better=False) == 3.0
+    assert seconds_to_target(loss, Goal("loss", False, 0.3)) == 3.0
 
 
 def test_times_are_counted_up_to_where_the_first_training_gave_up() -> None:
@@ -459,7 +461,7 @@ def test_times_are_counted_up_to_where_the_first_training_gave_up() -> None:
 
 def test_censored_times_are_said_to_be() -> None:
     arms = product(TECHNIQUES)
-    ledger = summarize(trained(arms), arms=arms, metric="accuracy", higher_is_better=True, target=0.8)
+    ledger = summarize(trained(arms), arms=arms, goal=Goal("accuracy", higher_is_better=True, target=0.8))
     found = next(one for one in ledger.responses if one.name == "seconds_to_target")
     assert (found.cells, found.censored, found.horizon) == (24, 12, 8.0)  # tanh never reaches 0.8; 8 epochs of 1 s
     assert found.notes[-1] == (
@@ -475,7 +477,7 @@ def test_the_time_of_seeds_that_were_trained_together_is_one_measurement() -> No
     shared = [c.model_copy(update={"seconds": times[c.arm]}) for c in trained(arms)]
 
     def seconds_of(**options: Any) -> tuple[Ledger, Response]:
-        ledger = summarize(shared, arms=arms, metric="accuracy", higher_is_better=True, **options)
+        ledger = summarize(shared, arms=arms, goal=Goal("accuracy", higher_is_better=True), **options)
         return ledger, next(one for one in ledger.responses if one.name == "seconds")
 
     assert all(e.clear for e in seconds_of()[1].effects)  # as if repeating it had shown this again and again
@@ -490,9 +492,9 @@ def test_the_time_of_seeds_that_were_trained_together_is_one_measurement() -> No
 
 def test_a_target_that_none_reached_gives_no_response() -> None:
     arms = product(TECHNIQUES)
-    ledger = summarize(trained(arms), arms=arms, metric="accuracy", higher_is_better=True, target=0.99)
+    ledger = summarize(trained(arms), arms=arms, goal=Goal("accuracy", higher_is_better=True, target=0.99))
     assert [one.name for one in ledger.responses] == ["accuracy", "seconds"]
     assert ledger.notes == ["no training reached accuracy 0.99: nothing is said of the way to it"]
     bare = [c.model_copy(update={"history": []}) for c in trained(arms)]
-    ledger = summarize(bare, arms=arms, metric="accuracy", higher_is_better=True, target=0.5)
+    ledger = summarize(bare, arms=arms, goal=Goal("accuracy", higher_is_better=True, target=0.5))
     assert ledger.notes == ["no training has a learning curve of accuracy: nothing is said of the way to 0.5"]

@@ -10,7 +10,7 @@ import pytest
 
 from orchestrator.evidence.design import plan_design
 from orchestrator.evidence.effects import Effect, Response, analyze
-from orchestrator.evidence.ledger import summarize
+from orchestrator.evidence.ledger import Goal, summarize
 from orchestrator.evidence.record import Cell
 
 SWEEPS = 400
@@ -110,7 +110,7 @@ def test_when_nothing_matters_a_winner_is_declared_in_at_most_one_of_twenty_swee
             Cell(arm=arm, seed=seed, run="", state="finished", metrics={"accuracy": value}, seconds=1.0)
             for (arm, seed), value in simulated(arms, {}, seeds=4, source=source).items()
         ]
-        ledger = summarize(cells, arms=arms, metric="accuracy", higher_is_better=True)
+        ledger = summarize(cells, arms=arms, goal=Goal("accuracy", higher_is_better=True))
         winners += ledger.winner is not None
         better += any(effect.clear for effect in ledger.responses[0].effects)
     assert winners / SWEEPS <= 0.05 + 3 * binomial_error(0.05, SWEEPS)

@@ -17,8 +17,9 @@ from cluster.errors import ConfigError
 from orchestrator.commands.printing.ledger import print_report
 from orchestrator.commands.terminal import plain
 from orchestrator.config import Experiment
-from orchestrator.configfile import parse_document, validate
-from orchestrator.evidence.ledger import summarize
+from orchestrator.configfile import validate
+from orchestrator.document import parse_document
+from orchestrator.evidence.ledger import Goal, summarize
 from orchestrator.evidence.record import Cell, busy_seconds
 from orchestrator.reporting.charts import Offer, average, pareto_front
 from orchestrator.reporting.page import commands, experiment_yaml, notebook_html, render_report, write_report
@@ -49,6 +50,7 @@ def sweep_result(
     why: bool = True,
     epochs: int = 6,
     error: str = "Traceback\nOutOfMemoryError: no memory left",
+    target: float | None = None,
     **options: Any,
 ) -> SweepResult:
     """A sweep with known effects: `EFFECTS`, relu's doubled by normalized, and seeds that differ."""
@@ -78,7 +80,7 @@ def sweep_result(
         higher_is_better=True,
     )
     chosen = {arm.name: arm.settings for arm in arms}
-    ledger = summarize(cells, arms=chosen, metric="accuracy", higher_is_better=True, **options)
+    ledger = summarize(cells, arms=chosen, goal=Goal("accuracy", higher_is_better=True, target=target), **options)
     return SweepResult(record.sweep, ledger, cells, record, 81.5)
 
 
@@ -422,7 +424,7 @@ def processor_sweep(hidden: list[Any], *, truth: float = 60_000, **options: Any)
         on_gpu = math.sqrt(truth / size) if arm.settings["techniques.processor"] == "gpu" else 1.0
         cells.append(cell.model_copy(update={"seconds": size / 1e4 * on_gpu * math.exp(noise.gauss(0, 0.03))}))
     arms = {arm.name: arm.settings for arm in result.record.arms}
-    ledger = summarize(cells, arms=arms, metric="accuracy", higher_is_better=True, parameters=parameters, **options)
+    ledger = summarize(cells, arms=arms, goal=Goal("accuracy", higher_is_better=True), parameters=parameters, **options)
     return result._replace(cells=cells, ledger=ledger)
 
 
@@ -555,7 +557,7 @@ def test_extreme_values_stay_drawable(value: float) -> None:
     arms = {arm.name: arm.settings for arm in result.record.arms}
     if abs(value) > 1e150:
         cells = [c.model_copy(update={"metrics": {"accuracy": 0.5}}) for c in cells]  # squares overflow in any ledger
-    ledger = summarize(cells, arms=arms, metric="accuracy", higher_is_better=False)
+    ledger = summarize(cells, arms=arms, goal=Goal("accuracy", higher_is_better=False))
     page_of(result._replace(cells=cells, ledger=ledger))
 
 

@@ -21,8 +21,9 @@ from cluster.s3.write_once import unsealed
 from cluster.session import ray_session
 from orchestrator.commands.report import report
 from orchestrator.config import Experiment
-from orchestrator.configfile import parse_document, validate
+from orchestrator.configfile import validate
 from orchestrator.data.push import push
+from orchestrator.document import parse_document
 from orchestrator.runs.checkpoint import list_checkpoints, load_checkpoint
 from orchestrator.runs.record import read_history, read_run
 from orchestrator.search import resume_search, search

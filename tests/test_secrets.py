@@ -4,11 +4,9 @@ import base64
 import os
 import subprocess
 import sys
-import threading
 from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from pathlib import Path
-from typing import Any
 
 import psutil
 import pytest
@@ -20,6 +18,7 @@ from cluster.machine.state import LocalState
 from cluster.storage import open_store
 from orchestrator.runs.record import list_runs
 from serving.client import Client
+from tests.web_server import Quiet, listening
 
 CANARIES = {
     "AWS_SECRET_ACCESS_KEY": "canary-aws-secret-8b1f",
@@ -44,7 +43,7 @@ SWEEP = "sweep: {seeds: 2, vary: {techniques.activation: [tanh, relu]}}\n"
 ROWS = "a,b,label\n" + "".join(f"{i},{i % 7},{'xy'[i % 2]}\n" for i in range(120))
 
 
-class Handler(BaseHTTPRequestHandler):
+class Handler(Quiet, BaseHTTPRequestHandler):
     """Hands out one table."""
 
     def do_GET(self) -> None:
@@ -53,19 +52,11 @@ class Handler(BaseHTTPRequestHandler):
         self.end_headers()
         self.wfile.write(ROWS.encode())
 
-    def log_message(self, *_: Any) -> None:
-        pass
-
 
 @pytest.fixture
 def signed_url() -> Iterator[str]:
-    httpd = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    thread = threading.Thread(target=httpd.serve_forever, args=(0.01,))
-    thread.start()
-    yield f"http://me:{PASSWORD}@127.0.0.1:{httpd.server_port}/table.csv?X-Amz-Signature={SIGNATURE}"
-    httpd.shutdown()
-    thread.join()
-    httpd.server_close()
+    with listening(Handler) as httpd:
+        yield f"http://me:{PASSWORD}@127.0.0.1:{httpd.server_port}/table.csv?X-Amz-Signature={SIGNATURE}"
 
 
 class Session:

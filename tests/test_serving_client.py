@@ -2,9 +2,8 @@
 
 import contextlib
 import json
-import threading
 from collections.abc import Callable, Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +17,7 @@ from serving.client import Client, answer_line, parse_inputs
 from serving.http import access
 from serving.requests.series import parse_series
 from serving.requests.values import InputError
+from tests.web_server import Quiet, listening
 
 CSV = "date,heat,load,other\n" + "".join(f"2026-01-{d:02},{d}.5,{d},x\n" for d in range(1, 9))
 LAST_ROWS = [[float(d), d + 0.5] for d in range(3, 9)]  # load, heat
@@ -107,7 +107,7 @@ class Server:
         self.asked: list[tuple[str, str | None, bytes]] = []
         server = self
 
-        class Handler(BaseHTTPRequestHandler):
+        class Handler(Quiet, BaseHTTPRequestHandler):
             def do_POST(self) -> None:
                 body = self.rfile.read(int(self.headers["Content-Length"]))
                 server.asked.append((self.path, self.headers["Content-Type"], body))
@@ -117,21 +117,7 @@ class Server:
                 server.asked.append((self.path, None, b""))
                 server.answers.pop(0)(self)
 
-            def log_message(self, *_: Any) -> None:
-                pass
-
-        self._http = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self.url = f"http://127.0.0.1:{self._http.server_port}"
-        self._thread = threading.Thread(target=self._http.serve_forever, args=(0.02,))
-
-    def __enter__(self) -> "Server":
-        self._thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._http.shutdown()
-        self._thread.join()
-        self._http.server_close()
+        self.handler, self.url = Handler, ""
 
 
 def answer(status: int, body: Any, headers: dict[str, str] | None = None) -> Answer:
@@ -152,7 +138,9 @@ def hang_up(handler: BaseHTTPRequestHandler) -> None:
 
 @pytest.fixture
 def server() -> Iterator[Server]:
-    with Server() as running:
+    running = Server()
+    with listening(running.handler) as httpd:
+        running.url = f"http://127.0.0.1:{httpd.server_port}"
         yield running
 
 

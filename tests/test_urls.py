@@ -1,12 +1,11 @@
 """No message, log or manifest shows the password or the signature of a URL, whatever a server does."""
 
 import logging
-import ssl
 import subprocess
-import threading
 import traceback
 from collections.abc import Callable, Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from contextlib import ExitStack
+from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +25,7 @@ from orchestrator.data.fetching.download import local_copy
 from orchestrator.data.push import ls, push
 from orchestrator.reporting.dataset.page import write_page
 from serving.client import Client
+from tests.web_server import Quiet, listening
 
 PASSWORD, SIGNATURE = "pa55w0rd-canary", "51gnature-canary"
 QUERY = f"X-Amz-Credential=AKIA&X-Amz-Signature={SIGNATURE}"
@@ -73,7 +73,7 @@ def test_the_reason_of_a_failed_request_is_told_without_its_url() -> None:
 # ---- a server that does what it likes with a signed URL
 
 
-class Handler(BaseHTTPRequestHandler):
+class Handler(Quiet, BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
     answer: Callable[["Handler"], None]
 
@@ -89,9 +89,6 @@ class Handler(BaseHTTPRequestHandler):
         self.wfile.write(body)
         self.close_connection = length is not None
 
-    def log_message(self, *_: Any) -> None:
-        pass
-
 
 Serve = Callable[..., str]
 
@@ -99,25 +96,16 @@ Serve = Callable[..., str]
 @pytest.fixture
 def serve(tmp_path: Path) -> Iterator[Serve]:
     """Start a server; return its signed URL."""
-    running: list[tuple[ThreadingHTTPServer, threading.Thread]] = []
+    running = ExitStack()
 
     def start(answer: Callable[[Handler], None], *, certificate: tuple[Path, Path] | None = None) -> str:
-        httpd = ThreadingHTTPServer(("127.0.0.1", 0), type("ThisHandler", (Handler,), {"answer": answer}))
-        if certificate:
-            context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-            context.load_cert_chain(*certificate)
-            httpd.socket = context.wrap_socket(httpd.socket, server_side=True, do_handshake_on_connect=False)
-        thread = threading.Thread(target=httpd.serve_forever, args=(0.01,))
-        thread.start()
-        running.append((httpd, thread))
+        this = type("ThisHandler", (Handler,), {"answer": answer})
+        httpd = running.enter_context(listening(this, certificate=certificate))
         scheme = "https" if certificate else "http"
         return f"{scheme}://me:{PASSWORD}@127.0.0.1:{httpd.server_port}/data.csv?{QUERY}"
 
-    yield start
-    for httpd, thread in running:
-        httpd.shutdown()
-        thread.join()
-        httpd.server_close()
+    with running:
+        yield start
 
 
 @pytest.fixture(autouse=True)

@@ -11,7 +11,8 @@ from pathlib import Path
 
 from cluster.config import StoreSettings
 from cluster.errors import DiskFullError
-from cluster.machine.state import HOME_VARIABLE, home
+from cluster.machine.private import HOME_VARIABLE
+from cluster.machine.state import home
 
 STORE_FOLDER = "store"
 STORE_LOG = Path("logs", "store.log")

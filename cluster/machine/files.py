@@ -1,4 +1,7 @@
-"""Files that a person names are regular ones of bounded size: a pipe never ends, and neither does ``/dev/zero``."""
+"""Files that a person names are regular ones of bounded size: a pipe never ends, and neither does ``/dev/zero``.
+
+What is packed may not unpack to much more than it is, either: a bomb is refused before it fills a disk or the memory.
+"""
 
 import os
 import stat
@@ -7,6 +10,8 @@ from typing import BinaryIO
 
 from cluster.errors import ConfigError
 
+MOST_RATIO = 200  # text shrinks to a tenth, sparse text to a fiftieth; a bomb to a thousandth
+_SMALL_BYTES = 64 * 2**20  # below, no ratio is a danger
 _KINDS = {
     stat.S_IFDIR: "a folder",
     stat.S_IFIFO: "a pipe",
@@ -18,6 +23,11 @@ _KINDS = {
 
 class MissingFileError(ConfigError):
     """A file that was named is not on this machine."""
+
+
+def most_unpacked_bytes(num_bytes: int) -> int:
+    """Return how many bytes a packed file of ``num_bytes`` may become."""
+    return _SMALL_BYTES + MOST_RATIO * num_bytes
 
 
 def read_file(path: str | Path, *, most_bytes: int) -> bytes:

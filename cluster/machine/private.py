@@ -10,7 +10,10 @@ from pathlib import Path
 from cluster.errors import ClusterError, ConfigError
 
 NOT_OURS_TO_WRITE = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST, errno.EISDIR, errno.ELOOP)
-FOLDERS = {"ORCHESTRATOR_HOME": "~/.orchestrator", "ORCHESTRATOR_CACHE": ""}
+HOME_VARIABLE = "ORCHESTRATOR_HOME"
+CACHE_VARIABLE = "ORCHESTRATOR_CACHE"
+DEFAULT_HOME = "~/.orchestrator"
+FOLDERS = {HOME_VARIABLE: DEFAULT_HOME, CACHE_VARIABLE: ""}
 """Variable that names a folder of ours -> what it is without one, where that is in the home."""
 
 

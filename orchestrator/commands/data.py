@@ -67,11 +67,11 @@ def data_push(
     from cluster.s3.urls import masked
     from orchestrator.commands.printing.progress import push_progress
     from orchestrator.commands.terminal import emit, next_steps
-    from orchestrator.configfile import parse_words
     from orchestrator.data.push import push
     from orchestrator.data.sources.bundles import BUNDLES
     from orchestrator.data.sources.files import SCHEME, Access, reading_with
     from orchestrator.data.sources.options import parse_options
+    from orchestrator.document import parse_words
 
     if (source_profile or source_endpoint) and not source.startswith(SCHEME):
         raise ConfigError(
@@ -176,10 +176,11 @@ def _print_pushed(manifest: Any, *, changed: bool, append: bool) -> None:
 
 
 def _print_changes(source: Any, indent: str = "  ") -> None:
+    from models.describe import listed
     from orchestrator.commands.terminal import out
 
     for change in source.changes:
-        names = ", ".join(change.names[:5]) + (", …" if len(change.names) > 5 else "")
+        names = listed(change.names)
         option = f"{change.option}: " if change.option else ""
         out.print(f"{indent}{option}{change.text}" + (f" {names}" if names else ""), markup=False)
 

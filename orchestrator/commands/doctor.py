@@ -18,16 +18,15 @@ from cluster.address import resolve_address
 from cluster.errors import OrchestratorError, StoreError
 from cluster.machine.disk import full_store_error
 from cluster.machine.exposure import CURE, describe_danger
-from cluster.machine.private import refused_error
+from cluster.machine.private import CACHE_VARIABLE, HOME_VARIABLE, refused_error
 from cluster.machine.processes import is_free, listening_at
 from cluster.machine.ray_head import ray_processes
-from cluster.machine.state import HOME_VARIABLE, home, read_state
+from cluster.machine.state import home, read_state
 from cluster.process.typed import typed
 from cluster.s3.store import Store
 from cluster.s3.urls import masked
 from cluster.session import check_reachable, client_environment
 from cluster.storage import open_store
-from orchestrator.data.reading.cache import CACHE_VARIABLE
 
 OLDEST_PYTHON = (3, 11)
 NEED_DISK_GIB = 5.0  # Ray starts to refuse work when a disk is 95 % full; a small one is so soon

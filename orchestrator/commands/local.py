@@ -159,7 +159,8 @@ def down(
     if dry_run:
         state = local.status()
         found = [part for part in (state.ray, state.store) if part and part.running()]
-        emit(state, as_json=json, show=lambda: out.print(f"would end {len(found)} servers, and no others"))
+        data = ", and delete every dataset, run and model in the local store" if delete_data else ""
+        emit(state, as_json=json, show=lambda: out.print(f"would end {len(found)} servers, and no others{data}"))
         return
     if delete_data:
         confirm("Delete every dataset, run and model in the local store?", yes=yes)

@@ -127,12 +127,14 @@ def undeploy(
     from serving import deploy as serving
 
     if dry_run:
-        out.print(f"would stop serving {name}")
+        found = {"endpoint": name, "undeployed": False}
+        emit(found, as_json=json, show=lambda: out.print(f"would stop serving {name}"))
         return
     confirm(f"Stop serving {name}?", yes=yes or not sys.stdin.isatty())  # a script means it: nothing is lost
     with ray_session(address, store=store_at(store).settings):
         serving.undeploy(name)
-    emit({"undeployed": name}, as_json=json, show=lambda: out.print(f"{name} is no longer served"))
+    found = {"endpoint": name, "undeployed": True}
+    emit(found, as_json=json, show=lambda: out.print(f"{name} is no longer served"))
 
 
 @command(commands, "orchestrator endpoints")

@@ -17,6 +17,7 @@ from orchestrator.commands.app import (
     command,
     group,
     print_address,
+    refuse_given,
     store_at,
 )
 from orchestrator.commands.ending import confirm
@@ -177,6 +178,7 @@ def gc_command(
 
 @command(commands, "orchestrator drill digits-cnn --workers 2")
 def drill(
+    context: typer.Context,
     config: Annotated[str | None, typer.Argument(metavar="CONFIG", help="YAML file, or the name of a recipe.")] = None,
     overrides: Overrides = None,
     workers: Annotated[int | None, typer.Option(help="Another number of workers than the experiment's.")] = None,
@@ -197,6 +199,7 @@ def drill(
     if (config is None) == (not delete):
         raise ConfigError("drill must have either a CONFIG or --delete, got both or neither.")
     if config is None:
+        refuse_given(context, "workers", "epochs", "kill", "keep", beside="--delete")
         _delete_drills(store_at(store), yes=yes, dry_run=dry_run, as_json=json)
         return
     from orchestrator.configfile import load_experiment
@@ -207,7 +210,7 @@ def drill(
     from orchestrator.commands.printing.runs import print_drill
     from orchestrator.commands.terminal import emit, note, out
 
-    plan = drills.plan_drill(experiment, name="drill", kill=kill, workers=workers, epochs=epochs)
+    plan = drills.plan_drill(experiment, kill=kill, workers=workers, epochs=epochs)
     if dry_run:
         text = f"would train {plan.experiment.model.type} twice for {epochs} epochs and kill one {kill}"
         emit(plan.experiment, as_json=json, show=lambda: out.print(text))
@@ -222,12 +225,9 @@ def drill(
 
     with training_progress(lambda: f"train {current[-1]}", lambda done: [f"epoch {done}/{epochs}"]) as on_progress:
         result = drills.drill(
-            experiment,
+            plan,
             store=store_at(store),
             address=address,
-            kill=kill,
-            workers=workers,
-            epochs=epochs,
             keep_checkpoints=keep,
             on_start=on_start,
             on_progress=on_progress,

@@ -34,6 +34,15 @@ _BLOCK = 2**15
 _GROUPS, _WINDOW, _BUCKETS = 1, 2, 8
 
 
+class Buckets(NamedTuple):
+    """How batches come to hold samples of similar lengths."""
+
+    lengths: Ints
+    """The length of each sample, by its id."""
+    batches: int
+    """Micro-batches among which samples are sorted by length."""
+
+
 class Segment(NamedTuple):
     """Consecutive rows of one row group, in one window."""
 
@@ -55,14 +64,13 @@ class Slice(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class Plan:
-    """The order of one epoch; make it with `plan_epoch`."""
+    """The order of one epoch; make it with `plan_epoch` or `plan_stored`."""
 
     seed: int
     epoch: int
     shuffle: bool
     logical_workers: int
     micro_batch_size: int
-    bucket_batches: int
     num_steps: int
     group_starts: Ints
     """Sample id of each row group's first row; one more entry closes the last."""
@@ -73,8 +81,7 @@ class Plan:
     segment_offsets: Ints
     """Row of its group with which each segment begins."""
     window_starts: Ints
-    lengths: Ints | None = field(default=None, repr=False)
-    """The length of each sample, by its id, where batches are to be of similar lengths."""
+    buckets: Buckets | None = field(default=None, repr=False)
 
     @property
     def num_samples(self) -> int:
@@ -105,7 +112,7 @@ class Plan:
         if not self.shuffle:
             return np.arange(last - first)
         order = permutation(last - first, key=counter_key(_WINDOW, self.seed, self.epoch, window))
-        return order if self.lengths is None else self._bucketed(window, order)
+        return order if self.buckets is None else self._bucketed(window, order, *self.buckets)
 
     def segments(self, window: int) -> list[Segment]:
         """Return what a window consists of."""
@@ -132,18 +139,17 @@ class Plan:
         parts = [self.stored_ids(window)[self.order(window)[start:stop]] for window, start, stop in slices]
         return np.concatenate([np.empty(0, np.int64), *parts])
 
-    def _bucketed(self, window: int, order: Ints) -> Ints:
+    def _bucketed(self, window: int, order: Ints, lengths: Ints, bucket_batches: int) -> Ints:
         """Give each micro-batch samples of similar lengths, and the micro-batches a random order."""
-        assert self.lengths is not None
         first = int(self.window_starts[window])
         piece = int(np.searchsorted(self.piece_starts, first, side="right")) - 1
         places = np.arange(len(order))
         batches = (first - int(self.piece_starts[piece]) + places) // self.micro_batch_size
-        pools = batches // self.bucket_batches
+        pools = batches // bucket_batches
         random = random_bits(
             int(batches[-1] - batches[0]) + 1, key=counter_key(_BUCKETS, self.seed, self.epoch, window)
         )
-        by_length = np.lexsort((self.lengths[self.stored_ids(window)[order]], pools))
+        by_length = np.lexsort((lengths[self.stored_ids(window)[order]], pools))
         by_batch = np.lexsort((places, random[batches - batches[0]], pools))
         bucketed = np.empty_like(order)
         bucketed[by_batch] = order[by_length]
@@ -170,11 +176,9 @@ def plan_epoch(
     shuffle_rows: int,
     batch_size: int,
     drop_last: bool,
-    shuffle: bool = True,
-    lengths: Ints | None = None,
-    bucket_batches: int = 1,
+    buckets: Buckets | None = None,
 ) -> Plan:
-    """Lay out the order of one epoch.
+    """Lay out the random order of one epoch.
 
     Without `drop_last`, the samples that do not fill a batch make a smaller last one, spread evenly over the
     logical workers; with it they are left out of this epoch.
@@ -187,32 +191,44 @@ def plan_epoch(
         shuffle_rows: samples that each logical worker shuffles among, about.
         batch_size: samples per step, over all logical workers.
         drop_last: leave out a last, smaller batch.
-        shuffle: False keeps the stored order.
-        lengths: of each sample, where they differ.
-        bucket_batches: micro-batches among which samples are sorted by length; 1 does not sort.
+        buckets: how samples are sorted by length, where lengths differ; ``None`` does not sort.
 
     Raises:
         ConfigError: if there is no sample, or not one batch, or the batch does not divide.
     """
-    group_starts = _starts(rows_per_group)
-    num_samples = int(group_starts[-1])
+    num_samples = sum(rows_per_group)
     _check(num_samples, logical_workers=logical_workers, batch_size=batch_size, drop_last=drop_last)
-    group_order = np.arange(len(rows_per_group))
-    if shuffle:
-        group_order = permutation(len(rows_per_group), key=counter_key(_GROUPS, seed, epoch))
-    piece_starts = np.arange(logical_workers + 1) * num_samples // logical_workers
+    group_order = permutation(len(rows_per_group), key=counter_key(_GROUPS, seed, epoch))
     return Plan(
         seed=seed,
         epoch=epoch,
-        shuffle=shuffle,
+        shuffle=True,
         logical_workers=logical_workers,
         micro_batch_size=batch_size // logical_workers,
-        bucket_batches=bucket_batches,
-        lengths=lengths if shuffle and bucket_batches > 1 else None,
         num_steps=num_samples // batch_size if drop_last else -(-num_samples // batch_size),
-        group_starts=group_starts,
-        piece_starts=piece_starts,
-        **_layout(np.diff(group_starts)[group_order], group_order, piece_starts, shuffle_rows),
+        buckets=buckets,
+        **_layout(rows_per_group, group_order, pieces=logical_workers, window_rows=shuffle_rows),
+    )
+
+
+def plan_stored(rows_per_group: Sequence[int], *, window_rows: int, batch_size: int) -> Plan:
+    """Lay out the samples in the order in which they are stored, as one piece; the last batch may be smaller.
+
+    Args:
+        rows_per_group: samples in each row group of the split, as stored; may be 0.
+        window_rows: samples in a window, about.
+        batch_size: samples per step.
+    """
+    num_samples = sum(rows_per_group)
+    assert num_samples, "a stored split has a sample"
+    return Plan(
+        seed=0,
+        epoch=0,
+        shuffle=False,
+        logical_workers=1,
+        micro_batch_size=batch_size,
+        num_steps=-(-num_samples // batch_size),
+        **_layout(rows_per_group, np.arange(len(rows_per_group)), pieces=1, window_rows=window_rows),
     )
 
 
@@ -272,17 +288,21 @@ def _check(num_samples: int, *, logical_workers: int, batch_size: int, drop_last
         )
 
 
-def _layout(sizes: Ints, groups: Ints, piece_starts: Ints, shuffle_rows: int) -> dict[str, Any]:
-    """Cut the sequence of row groups (`sizes`, `groups` in shuffled order) into segments and windows."""
-    starts_in_sequence = _starts(sizes)
+def _layout(rows_per_group: Sequence[int], groups: Ints, *, pieces: int, window_rows: int) -> dict[str, Any]:
+    """Cut the sequence of row groups, which come in the order of `groups`, into pieces, segments and windows."""
+    group_starts = _starts(rows_per_group)
+    piece_starts = np.arange(pieces + 1) * group_starts[-1] // pieces
+    starts_in_sequence = _starts(np.diff(group_starts)[groups])
     segment_starts = np.unique(np.concatenate([starts_in_sequence, piece_starts]))
     begins = segment_starts[:-1]
     place = np.searchsorted(starts_in_sequence, begins, side="right") - 1
     piece = np.searchsorted(piece_starts, begins, side="right") - 1
-    # A segment belongs to the window in which it begins, so a window may exceed shuffle_rows by its last segment.
-    number = _window_numbers(begins - piece_starts[piece], np.diff(piece_starts)[piece], shuffle_rows)
+    # A segment belongs to the window in which it begins, so a window may exceed window_rows by its last segment.
+    number = _window_numbers(begins - piece_starts[piece], np.diff(piece_starts)[piece], window_rows)
     is_first = np.concatenate([[True], (np.diff(number) != 0) | (np.diff(piece) != 0)])
     return {
+        "group_starts": group_starts,
+        "piece_starts": piece_starts,
         "segment_starts": segment_starts,
         "segment_groups": groups[place],
         "segment_offsets": begins - starts_in_sequence[place],
@@ -290,11 +310,11 @@ def _layout(sizes: Ints, groups: Ints, piece_starts: Ints, shuffle_rows: int) ->
     }
 
 
-def _window_numbers(places: Ints, piece_sizes: Ints, shuffle_rows: int) -> Ints:
+def _window_numbers(places: Ints, piece_sizes: Ints, window_rows: int) -> Ints:
     """Return the window of each place in its piece: the first is a quarter as large, the second a half."""
-    quarter, full = max(1, shuffle_rows // 4), shuffle_rows
+    quarter, full = max(1, window_rows // 4), window_rows
     numbers = np.where(places < quarter, 0, np.where(places < 3 * quarter, 1, 2 + (places - 3 * quarter) // full))
-    return np.where(piece_sizes <= shuffle_rows, 0, numbers)
+    return np.where(piece_sizes <= window_rows, 0, numbers)
 
 
 def _starts(sizes: Sequence[int] | Ints) -> Ints:

@@ -25,13 +25,27 @@ from orchestrator.evidence.fitting import Grid, Key, grid_of, role_of
 from orchestrator.evidence.record import ArmSummary, Cell, Comparison, Ledger
 
 
+class Goal(NamedTuple):
+    """What arms are judged by."""
+
+    metric: str
+    """Its name in `Cell.metrics` and in `Cell.history`."""
+    higher_is_better: bool
+    """Whether the largest mean is the best."""
+    target: float | None = None
+    """The quality to which seconds and dollars are counted as well."""
+
+    @property
+    def sign(self) -> int:
+        """What a value is multiplied by so that less is better."""
+        return -1 if self.higher_is_better else 1
+
+
 def summarize(
     cells: Sequence[Cell],
     *,
     arms: Mapping[str, dict[str, Any]],
-    metric: str,
-    higher_is_better: bool,
-    target: float | None = None,
+    goal: Goal,
     dollars_per_hour: Mapping[str, float] | None = None,
     factors: Mapping[str, Sequence[Any]] | None = None,
     parameters: Mapping[str, int] | None = None,
@@ -42,60 +56,53 @@ def summarize(
     Args:
         cells: finished and failed trainings; a failed one, or one whose metric is no number, counts for nothing.
         arms: settings of every arm, also of those without a single good cell.
-        metric: name in `Cell.metrics` and in `Cell.history`.
-        higher_is_better: whether the largest mean is the best.
-        target: quality to which seconds and dollars are counted as well.
+        goal: what the arms are judged by.
         dollars_per_hour: price of all that one training of an arm holds (its workers); without it there are no dollars.
         factors: levels in the order in which they are to be compared; default: as the arms name them.
         parameters: of the model of every arm; without them nothing is said of the size from which a GPU pays.
         together: groups of seeds whose trainings, of at least some arms, shared the time of one batched model.
     """
-    trained = _Trainings(
-        tuple(sorted((c for c in cells if c.arm in arms), key=lambda c: (c.arm, c.seed))), arms, metric
-    )
-    way = _way_to(target, trained.good, metric=metric, higher_is_better=higher_is_better)
-    quality = _Measured(metric, "", higher_is_better, {(c.arm, c.seed): c.metrics[metric] for c in trained.good})
+    in_order = sorted((c for c in cells if c.arm in arms), key=lambda c: (c.arm, c.seed))
+    trained = _Trainings(tuple(in_order), arms, goal)
+    way = None if goal.target is None else _way_to(goal, trained.good)
+    found = {(c.arm, c.seed): c.metrics[goal.metric] for c in trained.good}
+    quality = _Measured(goal.metric, "", goal.higher_is_better, found)
     packs = {seed: group[0] for group in together for seed in group if len(group) > 1}
     measured = [quality, *(_pooled(cost, packs) for cost in _costs(trained.good, way, dollars_per_hour))]
-    sign = -1 if higher_is_better else 1
     rows = [_row(trained, arm, measured, way) for arm in arms]
-    rows.sort(key=lambda r: (r.mean is None, sign * (r.mean or 0.0), r.arm))
-    winner, reason = _verdict(rows, trained.values, sign)
+    rows.sort(key=lambda r: (r.mean is None, goal.sign * (r.mean or 0.0), r.arm))
+    winner, reason = _verdict(rows, trained.values, goal.sign)
     return Ledger(
-        metric=metric,
-        higher_is_better=higher_is_better,
+        metric=goal.metric,
+        higher_is_better=goal.higher_is_better,
         arms=rows,
         winner=winner,
         reason=reason,
-        best_run=trained.best_run(rows[0].arm, sign) if rows and rows[0].mean is not None else None,
-        target=target,
+        best_run=trained.best_run(rows[0].arm) if rows and rows[0].mean is not None else None,
+        target=goal.target,
         factors=grid_of(arms, factors).levels,
         responses=[_respond(one, arms, factors, planned=len(trained.cells)) for one in measured],
         traditional_against_deep=[c for one in measured if (c := _compare_presets(one, arms))],
         crossover=_crossover(trained.good, way, arms, parameters or {}, dollars_per_hour or {}, packs),
-        notes=[*_failures(trained), *_target_notes(way, metric, target)],
+        notes=[*_failures(trained), *_target_notes(way, goal)],
     )
 
 
-def seconds_to_target(
-    history: Sequence[Mapping[str, float]], target: float, *, metric: str, higher_is_better: bool
-) -> float | None:
-    """Training seconds until the end of the first epoch whose ``metric`` is as good as ``target``.
+def seconds_to_target(history: Sequence[Mapping[str, float]], goal: Goal) -> float | None:
+    """Training seconds until the end of the first epoch that is as good as the goal's target.
 
     Args:
         history: an entry for each epoch, with its `seconds` (without evaluation) and metrics of the validation split.
-        target: quality to reach.
-        metric: its name in ``history``.
-        higher_is_better: whether the target is reached from below.
+        goal: with a target.
 
     Returns:
         Seconds; ``None`` if the target was never reached: all that is known then is that it takes longer.
     """
-    sign = 1 if higher_is_better else -1
+    assert goal.target is not None
     seconds = 0.0
     for entry in history:
         seconds += entry["seconds"]
-        if sign * entry[metric] >= sign * target:
+        if goal.sign * entry[goal.metric] <= goal.sign * goal.target:
             return seconds
     return None
 
@@ -125,28 +132,30 @@ class _Trainings:
 
     cells: tuple[Cell, ...]
     arms: Mapping[str, dict[str, Any]]
-    metric: str
+    goal: Goal
 
     @cached_property
     def good(self) -> list[Cell]:
         """Those that finished with a number for the metric."""
-        return [c for c in self.cells if c.state == "finished" and math.isfinite(c.metrics.get(self.metric, math.nan))]
+        finished = [c for c in self.cells if c.state == "finished"]
+        return [c for c in finished if math.isfinite(c.metrics.get(self.goal.metric, math.nan))]
 
     @cached_property
     def values(self) -> dict[str, dict[int, float]]:
         """The metric of the good ones, by arm and seed."""
         found: dict[str, dict[int, float]] = {arm: {} for arm in self.arms}
         for cell in self.good:
-            found[cell.arm][cell.seed] = cell.metrics[self.metric]
+            found[cell.arm][cell.seed] = cell.metrics[self.goal.metric]
         return found
 
     def of(self, arm: str) -> list[Cell]:
         """All of one arm."""
         return [c for c in self.cells if c.arm == arm]
 
-    def best_run(self, arm: str, sign: int) -> str:
-        """The run of an arm's best training; ``sign`` is -1 where higher is better."""
-        return min((c for c in self.good if c.arm == arm), key=lambda c: (sign * c.metrics[self.metric], c.seed)).run
+    def best_run(self, arm: str) -> str:
+        """The run of an arm's best training."""
+        good = [c for c in self.good if c.arm == arm]
+        return min(good, key=lambda c: (self.goal.sign * c.metrics[self.goal.metric], c.seed)).run
 
 
 class _Measured(NamedTuple):
@@ -171,12 +180,10 @@ class _Way(NamedTuple):
     spent: dict[Key, float]
 
 
-def _way_to(target: float | None, good: Sequence[Cell], *, metric: str, higher_is_better: bool) -> _Way | None:
-    if target is None:
-        return None
-    watched = {(c.arm, c.seed): c.history for c in good if c.history and metric in c.history[0]}
+def _way_to(goal: Goal, good: Sequence[Cell]) -> _Way:
+    watched = {(c.arm, c.seed): c.history for c in good if c.history and goal.metric in c.history[0]}
     return _Way(
-        {k: seconds_to_target(h, target, metric=metric, higher_is_better=higher_is_better) for k, h in watched.items()},
+        {k: seconds_to_target(h, goal) for k, h in watched.items()},
         {k: math.fsum(entry["seconds"] for entry in h) for k, h in watched.items()},
     )
 
@@ -279,13 +286,13 @@ def _failures(trained: _Trainings) -> Iterator[str]:
             yield f"{arm} ({chosen}): {len(bad)} of {len(cells)} trainings failed and are left out: {why}"
 
 
-def _target_notes(way: _Way | None, metric: str, target: float | None) -> Iterator[str]:
+def _target_notes(way: _Way | None, goal: Goal) -> Iterator[str]:
     if way is None:
         return
     if not way.found:
-        yield f"no training has a learning curve of {metric}: nothing is said of the way to {target}"
+        yield f"no training has a learning curve of {goal.metric}: nothing is said of the way to {goal.target}"
     elif all(value is None for value in way.found.values()):
-        yield f"no training reached {metric} {target}: nothing is said of the way to it"
+        yield f"no training reached {goal.metric} {goal.target}: nothing is said of the way to it"
 
 
 def _verdict(

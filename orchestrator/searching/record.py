@@ -128,9 +128,7 @@ def read_search(store: Store, name: str) -> SearchRecord:
         return read_model(store, f"searches/{name}/search.json", SearchRecord, what="the record of a search")
     except NotFoundError:
         known = [found for found in store.folders("searches/") if is_search(store, found)]
-        raise NotFoundError(
-            f"search must exist, got {name!r}. {near_miss(name, known) if known else 'There are none yet.'}"
-        ) from None
+        raise NotFoundError(f"search must exist, got {name!r}. {near_miss(name, known)}") from None
 
 
 def is_search(store: Store, name: str) -> bool:

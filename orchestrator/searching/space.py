@@ -8,7 +8,8 @@ from typing import Any, NamedTuple, get_args
 
 from cluster.errors import ConfigError
 from orchestrator.config import Experiment, RangeConfig, SearchConfig
-from orchestrator.configfile import Document, near_miss, set_dotted, setting_names, validate
+from orchestrator.configfile import near_miss, setting_names, validate
+from orchestrator.document import Document, set_dotted
 
 Values = dict[str, Any]
 """Dotted name of a setting -> its value, of what the trials differ in."""

@@ -8,7 +8,8 @@ from cluster.session import cluster_resources
 from models.config import has_activation
 from models.features import HIGHER_IS_BETTER
 from orchestrator.config import Experiment, SweepConfig
-from orchestrator.configfile import Document, near_miss, set_dotted, setting_names, validate
+from orchestrator.configfile import near_miss, setting_names, validate
+from orchestrator.document import Document, set_dotted
 from orchestrator.evidence.design import Design, Settings, plan_design
 from orchestrator.runs.record import RunRecord, utc_now
 from orchestrator.sweeping.budget import Prediction, budget_text, prediction_text, seeds_within

@@ -18,7 +18,7 @@ from cluster.s3.store import Store
 from models.records import Frozen, LeftOut
 from orchestrator.config import Experiment
 from orchestrator.configfile import near_miss
-from orchestrator.evidence.ledger import summarize
+from orchestrator.evidence.ledger import Goal, summarize
 from orchestrator.evidence.record import Cell, Ledger
 from orchestrator.sweeping.budget import Prediction
 from orchestrator.sweeping.tasks import read_stored
@@ -120,9 +120,7 @@ def read_sweep(store: Store, name: str) -> SweepRecord:
         return read_model(store, f"sweeps/{name}/sweep.json", SweepRecord, what="the record of a sweep")
     except NotFoundError:
         known = [found for found in store.folders("sweeps/") if store.exists(f"sweeps/{found}/sweep.json")]
-        raise NotFoundError(
-            f"sweep must exist, got {name!r}. {near_miss(name, known) if known else 'There are none yet.'}"
-        ) from None
+        raise NotFoundError(f"sweep must exist, got {name!r}. {near_miss(name, known)}") from None
 
 
 def read_cells(store: Store, name: str) -> list[Cell]:
@@ -138,9 +136,7 @@ def ledger_of(record: SweepRecord, cells: list[Cell]) -> Ledger:
     ledger = summarize(
         cells,
         arms={arm.name: arm.settings for arm in record.arms},
-        metric=record.metric,
-        higher_is_better=record.higher_is_better,
-        target=sweep.target,
+        goal=Goal(record.metric, record.higher_is_better, sweep.target),
         dollars_per_hour=record.dollars_per_hour or None,
         factors=sweep.vary,
         parameters={arm.name: arm.parameters for arm in record.arms if arm.parameters},

@@ -29,9 +29,10 @@ import torch
 import torch.distributed as dist
 
 from cluster.s3.store import Store
-from orchestrator.configfile import Document, load_experiment, validate
+from orchestrator.configfile import load_experiment, validate
 from orchestrator.data.dataset import open_dataset
 from orchestrator.data.push import push_prepared
+from orchestrator.document import Document
 from orchestrator.driving.plan import plan_run
 from orchestrator.runs.record import RunRecord
 from orchestrator.training.epoch import accumulate, apply_update

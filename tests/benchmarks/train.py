@@ -20,13 +20,14 @@ import numpy as np
 
 from cluster.s3.store import Store
 from models.features import TARGET, ClassTarget, ImageFeature
-from orchestrator.configfile import Document, load_experiment, validate
+from orchestrator.configfile import load_experiment, validate
 from orchestrator.data.dataset import open_dataset
 from orchestrator.data.manifest import Source
 from orchestrator.data.push import push_prepared
 from orchestrator.data.sources.huggingface import read_huggingface_images
 from orchestrator.data.sources.options import SourceOptions
 from orchestrator.data.sources.prepared import Part, Prepared
+from orchestrator.document import Document
 from orchestrator.driving.plan import plan_run
 from orchestrator.runs.record import read_history, read_status
 from tests.benchmarks.local_cluster import ROOT, started_cluster

@@ -22,9 +22,10 @@ from typing import Any
 
 from cluster.s3.store import Store
 from models.diagnostics import Diagnostics, LayerRow
-from orchestrator.configfile import Document, load_experiment, validate
+from orchestrator.configfile import load_experiment, validate
 from orchestrator.data.dataset import open_dataset
 from orchestrator.data.push import push, push_prepared
+from orchestrator.document import Document
 from orchestrator.driving.plan import plan_run
 from orchestrator.training.epoch import train_epoch
 from orchestrator.training.fit import report

@@ -13,11 +13,10 @@ from typing import Self
 
 from cluster.errors import ConfigError
 from cluster.machine.disk import naming_disk
+from cluster.machine.files import MOST_RATIO, most_unpacked_bytes
 from orchestrator.data.fetching.disk import alone
 from orchestrator.data.fetching.http import CHUNK_BYTES
 
-_MOST_RATIO = 200  # text shrinks to a tenth, sparse text to a fiftieth; a bomb to a thousandth
-_SMALL_BYTES = 64 * 2**20  # below, no ratio is a danger
 _MOST_ENTRIES = 5_000_000  # more than ImageNet has; each costs an inode
 _MOST_HEADER_BYTES = 2**16  # of a tar's member: a path has at most 4,096, and attributes come to a few hundred
 _MOST_GLOBAL_HEADERS = 1000
@@ -149,7 +148,7 @@ class _Allowance:
 
     def __init__(self, archive: Path) -> None:
         self._archive = archive
-        self._most_bytes = self._bytes = _SMALL_BYTES + _MOST_RATIO * archive.stat().st_size
+        self._most_bytes = self._bytes = most_unpacked_bytes(archive.stat().st_size)
         self._entries = _MOST_ENTRIES
 
     def spend(self, num_bytes: int, *, entries: int = 1) -> None:
@@ -160,6 +159,6 @@ class _Allowance:
         self._entries -= entries
         if self._bytes < 0 or self._entries < 0:
             raise ConfigError(
-                f"{self._archive} must unpack to at most {self._most_bytes} bytes ({_MOST_RATIO} times its size) in "
+                f"{self._archive} must unpack to at most {self._most_bytes} bytes ({MOST_RATIO} times its size) in "
                 f"{_MOST_ENTRIES} files, got more. Do not trust it; or unpack it by hand."
             )

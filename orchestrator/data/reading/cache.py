@@ -22,9 +22,8 @@ from uuid import uuid4
 import pyarrow as pa
 
 from cluster.errors import ClusterError
-from cluster.machine.private import require_private
+from cluster.machine.private import CACHE_VARIABLE, require_private
 
-CACHE_VARIABLE = "ORCHESTRATOR_CACHE"
 IDLE_S = 3600.0  # a file that nobody has opened for so long may make room for another
 
 _SHARE_LEFT_FREE = 0.1  # of the disk or of shared memory, which Ray uses too

@@ -12,7 +12,7 @@ import torch
 from models.features import Signature
 from models.records import LeftOut
 from orchestrator.data.dataset import TRAIN, Dataset
-from orchestrator.data.order import Ints, Plan, plan_epoch
+from orchestrator.data.order import Buckets, Ints, Plan, plan_epoch, plan_stored
 from orchestrator.data.reading.cache import Kind, open_cache
 from orchestrator.data.reading.prefetch import Ahead
 from orchestrator.data.reading.samples import Samples, decode_files, to_tensors
@@ -87,9 +87,6 @@ class Reader:
     ) -> Plan:
         """Lay out the order of one epoch of the training split; see `plan_epoch`."""
         samples = self._samples(TRAIN)
-        if bucket_batches > 1 and self._lengths is None:
-            lengths = self.dataset.lengths(TRAIN)
-            self._lengths = None if lengths is None else samples.own(lengths)
         return plan_epoch(
             samples.per_group,
             seed=seed,
@@ -98,8 +95,7 @@ class Reader:
             shuffle_rows=self._window_rows(samples),
             batch_size=batch_size,
             drop_last=drop_last,
-            lengths=self._lengths,
-            bucket_batches=bucket_batches,
+            buckets=self._buckets(samples, bucket_batches),
         )
 
     def train_batches(
@@ -131,16 +127,8 @@ class Reader:
         Each belongs to one worker, so every sample is there exactly once, without padding.
         """
         samples = self._samples(split)
-        plan = plan_epoch(
-            samples.per_group,
-            seed=0,
-            epoch=0,
-            logical_workers=1,
-            shuffle_rows=max(1, self._window_rows(samples) // 4),  # nothing is shuffled: enough to read ahead
-            batch_size=batch_size,
-            drop_last=False,
-            shuffle=False,
-        )
+        window_rows = max(1, self._window_rows(samples) // 4)  # nothing is shuffled: enough to read ahead
+        plan = plan_stored(samples.per_group, window_rows=window_rows, batch_size=batch_size)
         numbers = range(worker * plan.num_steps // workers, (worker + 1) * plan.num_steps // workers)
         return self._ahead(self._numbered(numbers, self._steps(samples, plan, (0,), numbers)))
 
@@ -149,6 +137,13 @@ class Reader:
 
     def _window_rows(self, samples: Samples) -> int:
         return max(1, int(self._shuffle_bytes / samples.row_bytes))
+
+    def _buckets(self, samples: Samples, batches: int) -> Buckets | None:
+        """Return how to sort by length; ``None`` if that is not asked for, or samples have no lengths."""
+        if batches > 1 and self._lengths is None:
+            lengths = self.dataset.lengths(TRAIN)
+            self._lengths = None if lengths is None else samples.own(lengths)
+        return None if batches == 1 or self._lengths is None else Buckets(self._lengths, batches)
 
     def _ahead(self, items: Generator[Any]) -> Ahead[Any]:
         return Ahead(items, depth=_BATCHES_AHEAD, on_wait=self._add_wait)

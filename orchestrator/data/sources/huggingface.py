@@ -14,6 +14,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from cluster.errors import ConfigError
+from cluster.machine.files import most_unpacked_bytes
 from cluster.s3.stored_json import require_bounded
 from models.features import TARGET, ClassTarget, ImageFeature
 from orchestrator.data.columns import Array, Columns
@@ -59,7 +60,6 @@ CIFAR10_CLASSES = tuple("airplane automobile bird cat deer dog frog horse ship t
 
 _PICTURE_COLUMNS = ("img", "image")
 _LABEL_COLUMNS = ("label", "fine_label")
-_SMALL_BYTES, _MOST_RATIO = 2**26, 200  # a file may unpack to so many times its size
 _LOOKS = 256  # the first pictures of each file that are looked at, out of at most _LOOKED_AT files of a split
 _LOOKED_AT = 4
 
@@ -236,7 +236,7 @@ def read_picture_footer(files: Files, name: str, num_bytes: int, target: str | N
 
 def _refuse_bomb(rows: int, unpacked_bytes: int, num_bytes: int, place: str) -> None:
     """Refuse a file that says of itself that it becomes far more than it is: pictures hardly shrink."""
-    most_bytes = _SMALL_BYTES + _MOST_RATIO * num_bytes
+    most_bytes = most_unpacked_bytes(num_bytes)
     if rows > num_bytes or unpacked_bytes > most_bytes:
         raise ConfigError(
             f"{place} must hold a byte or more of each row and unpack to at most {most_bytes:,} bytes, got "

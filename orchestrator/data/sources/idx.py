@@ -20,6 +20,7 @@ from typing import NamedTuple
 import numpy as np
 
 from cluster.errors import ConfigError
+from cluster.machine.files import most_unpacked_bytes
 from models.features import TARGET, ClassTarget, ImageFeature
 from orchestrator.data.columns import Array
 from orchestrator.data.manifest import Source
@@ -32,7 +33,6 @@ from orchestrator.data.sources.splitting import consecutive, require_classes
 
 _NAME = re.compile(r"(.*?)(train|t10k|test)-(images|labels)[.-]idx[13]-ubyte(?:\.gz)?")
 _MOST_BYTES = 2**32  # eight times EMNIST
-_SMALL_BYTES, _MOST_RATIO = 2**26, 200  # a gzipped file may unpack to so many times its size; a bomb is a thousandth
 
 
 @dataclass(frozen=True, eq=False)
@@ -121,7 +121,7 @@ def _read_half(files: Files, images: str, labels: str) -> Half:
 def _read(data: bytes, place: str, *, dimensions: int) -> Array:
     """Return the values of a file."""
     file = GzipFile(fileobj=io.BytesIO(data)) if data[:2] == b"\x1f\x8b" else io.BytesIO(data)
-    most_bytes = min(_MOST_BYTES, _SMALL_BYTES + _MOST_RATIO * len(data))
+    most_bytes = min(_MOST_BYTES, most_unpacked_bytes(len(data)))
     try:
         header = file.read(4 * (1 + dimensions))
         shape = _shape(header, place, dimensions=dimensions, most_bytes=most_bytes)

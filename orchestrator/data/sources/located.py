@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 from cluster.errors import ConfigError
+from cluster.machine.files import most_unpacked_bytes
 from orchestrator.data.sources.files import SCHEME, Files, Folder
 from orchestrator.data.sources.picture_files import SPLIT_NAMES, default_name, list_files
 from orchestrator.data.sources.rows import as_name
@@ -16,7 +17,6 @@ ALL = "all"
 GZIPPED = ".gz"
 _HEAD_BYTES = 2**20
 _PIECE_BYTES = 2**24
-_SMALL_BYTES, _MOST_RATIO = 2**26, 200  # a gzipped file may unpack to so many times its size; a bomb is a thousandth
 
 
 @dataclass(frozen=True)
@@ -62,7 +62,7 @@ class SourceFile:
                 while rest:
                     found = reader.decompress(rest, num_bytes)
                     unpacked += len(found)
-                    if unpacked > _SMALL_BYTES + _MOST_RATIO * packed:
+                    if unpacked > most_unpacked_bytes(packed):
                         raise zlib.error("more than it should unpack to")
                     yield found
                     rest = reader.unconsumed_tail or reader.unused_data

@@ -166,7 +166,7 @@ def read_delimited(
     options = options or SourceOptions()
     contents = {split: Content(file) for split, file in files.items()}
     letters = {split: _letters(content) for split, content in contents.items()}
-    encoding = encoding_of(letters, contents)
+    encoding = encoding_of(letters, contents, lambda split, seen: contents[split].row_at(*seen))
     first, head = next(iter(files.values())), next(next(iter(contents.values())).blocks())
     delimiter = delimiter or options.delimiter or sniff(head, first)
     columns, forms, counts = TextColumns(), {}, {}

@@ -17,7 +17,8 @@ from orchestrator.data.columns import Ragged
 from orchestrator.data.manifest import Change, Source
 from orchestrator.data.order import Ints
 from orchestrator.data.sources.classes import check_class_names
-from orchestrator.data.sources.delimited.encoding import in_encoding
+from orchestrator.data.sources.delimited.blocks import whole
+from orchestrator.data.sources.delimited.encoding import decoded, in_encoding
 from orchestrator.data.sources.files import SCHEME, Files
 from orchestrator.data.sources.located import SourceFile, plain_name, source_name, split_files
 from orchestrator.data.sources.options import DELIMITED, SourceOptions, only
@@ -289,31 +290,7 @@ def _given(of_split: Sequence[str] | None, kept: Sequence[bool], of_text: Ints) 
 
 
 def _read_all(files: Sequence[SourceFile]) -> tuple[list[str], str]:
-    """Return the text of every file, and the encoding of all: UTF-8, or Latin-1 if none is UTF-8 beyond ASCII.
-
-    Raises:
-        ConfigError: if a file is binary, or some are UTF-8 and others are not.
-    """
+    """Return the text of every file, and the encoding of all; see `decoded` for the errors."""
     with ThreadPoolExecutor(_READ_THREADS) as pool:
-        contents = list(pool.map(SourceFile.read, files))
-    for file, content in zip(files, contents, strict=True):
-        place = content.find(b"\0")
-        if place >= 0:
-            row = content.count(b"\n", 0, place) + 1
-            raise ConfigError(f"{file} must be a text file, got a NUL byte in row {row}. Remove or convert it.")
-    utf8 = [_is_utf8(content) for content in contents]
-    if all(utf8):
-        return [content.decode("utf-8-sig") for content in contents], "utf-8"
-    other = files[utf8.index(False)]
-    for file, content, fits in zip(files, contents, utf8, strict=True):
-        if fits and not content.isascii():
-            raise ConfigError(f"{other} must be in UTF-8, as {file} is, got bytes that are not. Convert it.")
-    return [content.decode("latin-1") for content in contents], "latin-1"
-
-
-def _is_utf8(content: bytes) -> bool:
-    try:
-        content.decode()
-    except UnicodeDecodeError:
-        return False
-    return True
+        contents = list(pool.map(whole, files))
+    return decoded(contents, files)

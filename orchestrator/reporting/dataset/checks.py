@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from models.describe import listed
 from models.features import (
     TARGET,
     UNKNOWN,
@@ -20,7 +21,7 @@ from models.features import (
 from orchestrator.data.columns import Array
 from orchestrator.data.dataset import TRAIN, Dataset
 from orchestrator.data.order import Ints
-from orchestrator.reporting.dataset.sample import Sampled, array_of, class_counts, listed, percent_text, ragged_of
+from orchestrator.reporting.dataset.sample import Sampled, array_of, class_counts, percent_text, ragged_of
 
 _IMBALANCE = 10.0  # largest class to smallest: from here on accuracy says little
 _BALANCED = 1.05

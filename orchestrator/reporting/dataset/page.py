@@ -7,11 +7,11 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from cluster.errors import ConfigError
 from cluster.machine.disk import naming_disk
-from models.describe import describe_feature
+from models.describe import describe_feature, listed
 from orchestrator.data.dataset import TRAIN, Dataset, open_dataset
 from orchestrator.data.manifest import Addition, Manifest
 from orchestrator.reporting.dataset.checks import checks_of
-from orchestrator.reporting.dataset.sample import listed, percent_text, sample
+from orchestrator.reporting.dataset.sample import percent_text, sample
 from orchestrator.reporting.dataset.samples import sample_groups, table_of_samples
 from orchestrator.reporting.dataset.sections import (
     balance_table,

@@ -1,6 +1,6 @@
 """Reads as much of every split as a page about a dataset is made from."""
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -117,11 +117,6 @@ def ragged_of(sampled: Sampled, name: str) -> Ragged:
     column = sampled.columns[name]
     assert isinstance(column, Ragged), name
     return column
-
-
-def listed(names: Sequence[str]) -> str:
-    """Write the first names of many."""
-    return ", ".join(names[:12]) + (f" and {len(names) - 12} more" if len(names) > 12 else "")
 
 
 def percent_text(share: float) -> str:

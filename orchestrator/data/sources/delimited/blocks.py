@@ -6,9 +6,9 @@ from itertools import islice
 from typing import Protocol
 
 from cluster.errors import ConfigError
+from orchestrator.data.sources.delimited.encoding import BOM
 
 BLOCK_BYTES = 64 * 2**20
-BOM = b"\xef\xbb\xbf"
 
 
 class TextFile(Protocol):
@@ -78,11 +78,9 @@ class Content:
             yield rest
 
     def _refuse_nul(self, piece: bytes, number: int = 0) -> None:
-        place = piece.find(b"\0")
-        if place >= 0:
+        if b"\0" in piece:
             before = sum(data.count(b"\n") for data in islice(self.file.pieces(BLOCK_BYTES), number))
-            row = before + piece.count(b"\n", 0, place) + 1
-            raise ConfigError(f"{self} must be a text file in UTF-8, got a NUL byte in row {row}. Convert it.")
+            refuse_nul(piece, self, rows_before=before)
 
 
 def refuse_empty(content: bytes, file: object) -> None:
@@ -94,3 +92,18 @@ def refuse_empty(content: bytes, file: object) -> None:
 def _end_of_lines(data: bytes) -> int:
     """Return where the last whole line ends; a carriage return at the very end may be half of a line's end."""
     return data.rfind(b"\n") + 1 or data.rfind(b"\r", 0, len(data) - 1) + 1
+
+
+def whole(file: TextFile) -> bytes:
+    """Return the bytes of a small file without a byte order mark; it may be empty, but must be text."""
+    content = b"".join(file.pieces(BLOCK_BYTES)).removeprefix(BOM)
+    refuse_nul(content, file)
+    return content
+
+
+def refuse_nul(content: bytes, place: object, *, rows_before: int = 0) -> None:
+    """Refuse what is no text, or in UTF-16."""
+    found = content.find(b"\0")
+    if found >= 0:
+        row = rows_before + content.count(b"\n", 0, found) + 1
+        raise ConfigError(f"{place} must be a text file in UTF-8, got a NUL byte in row {row}. Convert it.")

@@ -10,7 +10,8 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 
 from cluster.errors import ConfigError
-from orchestrator.data.sources.delimited.blocks import BOM, Content
+from orchestrator.data.sources.delimited.blocks import Content
+from orchestrator.data.sources.delimited.encoding import BOM
 
 Quotes = Literal["fields", "letters"]
 

@@ -1,11 +1,15 @@
-"""In which encoding text files are: UTF-8, or else Latin-1 or Windows' extension of it, all of them in one."""
+"""In which encoding the text files of a source are: one for all of them."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 from cluster.errors import ConfigError
-from orchestrator.data.sources.delimited.blocks import Content
+
+K = TypeVar("K", bound=Hashable)
+
+BOM = b"\xef\xbb\xbf"
 
 _WINDOWS_BYTES = re.compile(rb"[\x80-\x9f]")  # letters of Windows, control characters of Latin-1
 _UNDEFINED = re.compile(rb"[\x81\x8d\x8f\x90\x9d]")  # nothing in Windows' extension
@@ -16,63 +20,98 @@ class Letters:
     """What is seen of a file's characters, block after block."""
 
     blocks: int = 0
-    fault: tuple[int, int, str] | None = None
-    """Block, place in it and reason of the first byte that is no UTF-8."""
-    undefined: tuple[int, int, int] | None = None
-    """Block, place in it and value of the first byte that Windows' extension does not have."""
+    fault: tuple[int, int] | None = None
+    """Block and place in it of the first byte that is no UTF-8."""
+    reason: str = ""
+    """What is wrong there."""
+    undefined: tuple[int, int] | None = None
+    """Block and place in it of the first byte that Windows' extension does not have."""
+    byte: int = 0
+    """That byte."""
     has_quotes: bool = False
-    is_utf8: bool = False
-    """Whether there are characters beyond ASCII in UTF-8."""
+    beyond_ascii: int = 0
+    """Characters in UTF-8."""
+    broken: int = 0
+    """Bytes that are no UTF-8."""
     is_windows: bool = False
     """Whether there are bytes that are letters in Windows' extension only."""
 
     def look_at(self, block: bytes) -> None:
-        """See the next block."""
+        """See the next block, which ends where a line does."""
         if not block.isascii():
             self._see(block)
         self.has_quotes = self.has_quotes or b'"' in block
         self.blocks += 1
 
+    @property
+    def is_mostly_utf8(self) -> bool:
+        """Whether there are characters beyond ASCII in UTF-8, and as many as there are bytes that are not UTF-8.
+
+        Two letters of Latin-1 may look like one in UTF-8 by chance, such as those at the end of »Spaß«.
+        """
+        return 0 < self.beyond_ascii >= self.broken
+
     def _see(self, block: bytes) -> None:
         try:
-            block.decode()
-            self.is_utf8 = True
+            text = block.decode()
         except UnicodeDecodeError as error:
-            self.fault = self.fault or (self.blocks, error.start, error.reason)
-            self.is_utf8 = self.is_utf8 or not block.decode(errors="ignore").isascii()
+            if self.fault is None:
+                self.fault, self.reason = (self.blocks, error.start), error.reason
+            text = block.decode(errors="ignore")
+            self.broken += len(block) - len(text.encode())
+        self.beyond_ascii += len(text) - len(text.encode("ascii", errors="ignore"))
         self.is_windows = self.is_windows or _WINDOWS_BYTES.search(block) is not None
         found = None if self.undefined else _UNDEFINED.search(block)
         if found:
-            self.undefined = (self.blocks, found.start(), block[found.start()])
+            self.undefined, self.byte = (self.blocks, found.start()), block[found.start()]
 
 
-def encoding_of(letters: Mapping[str, Letters], contents: Mapping[str, Content]) -> str:
+def encoding_of(
+    letters: Mapping[K, Letters], places: Mapping[K, object], row_at: Callable[[K, tuple[int, int]], int]
+) -> str:
     """Return the encoding that all files are in.
 
-    Files that are not UTF-8 are Latin-1, or Windows' extension of it, unless one has characters beyond ASCII in UTF-8.
+    Files that are not UTF-8 are Latin-1, or Windows' extension of it, unless one is UTF-8 beyond ASCII, or mostly is.
+
+    Args:
+        letters: what was seen of each file.
+        places: the files, as messages name them.
+        row_at: returns the line in which a byte of a block lies.
 
     Raises:
         ConfigError: if they are a mixture, or damaged.
     """
-    faults = {split: seen.fault for split, seen in letters.items() if seen.fault}
+    faults = {name: seen.fault for name, seen in letters.items() if seen.fault}
     if not faults:
         return "utf-8"
-    if any(seen.is_utf8 for seen in letters.values()):
-        split, (block, place, reason) = next(iter(faults.items()))
+    if any(seen.is_mostly_utf8 for seen in letters.values()):
+        name, fault = next(iter(faults.items()))
         raise ConfigError(
-            f"{contents[split]} must be a text file in UTF-8, got {reason} in row "
-            f"{contents[split].row_at(block, place)}, beside others in UTF-8. Convert it."
+            f"{places[name]} must be a text file in UTF-8, got {letters[name].reason} in row {row_at(name, fault)}, "
+            "beside others in UTF-8. Convert it."
         )
     if not any(seen.is_windows for seen in letters.values()):
         return "latin-1"
-    for split, seen in letters.items():
+    for name, seen in letters.items():
         if seen.undefined:
-            block, place, value = seen.undefined
             raise ConfigError(
-                f"{contents[split]} must be a text file in UTF-8 or Latin-1, got byte {value:#x} in row "
-                f"{contents[split].row_at(block, place)}. Convert it."
+                f"{places[name]} must be a text file in UTF-8 or Latin-1, got byte {seen.byte:#x} in row "
+                f"{row_at(name, seen.undefined)}. Convert it."
             )
     return "cp1252"
+
+
+def decoded(contents: Sequence[bytes], places: Sequence[object]) -> tuple[list[str], str]:
+    """Return the texts of files that are in memory, and the encoding that all are in; see `encoding_of`."""
+    letters = [Letters() for _ in contents]
+    for seen, content in zip(letters, contents, strict=True):
+        seen.look_at(content)
+
+    def row_at(number: int, place: tuple[int, int]) -> int:
+        return contents[number].count(b"\n", 0, place[1]) + 1
+
+    encoding = encoding_of(dict(enumerate(letters)), dict(enumerate(places)), row_at)
+    return [content.decode(encoding) for content in contents], encoding
 
 
 def in_encoding(format: str, encoding: str) -> str:

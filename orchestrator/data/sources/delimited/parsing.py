@@ -144,7 +144,7 @@ def _names(content: Content, block: bytes, form: Form) -> tuple[list[str], int]:
 
 def _header(content: bytes, form: Form) -> tuple[list[str], int]:
     """Return the names of the columns, and the lines up to the end of that row."""
-    text = io.StringIO(content[:HEAD_BYTES].decode(errors="replace"), newline="")
+    text = io.StringIO(content[:HEAD_BYTES].decode(form.encoding, errors="replace"), newline="")
     reader = fields_of(text, delimiter=form.delimiter[0], quotes=form.quoting.quotes)
     names = next(fields for fields in reader if fields)
     return [name.strip() for name in names[:: len(form.delimiter)]], reader.line_num

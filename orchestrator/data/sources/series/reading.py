@@ -6,12 +6,14 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from cluster.errors import ConfigError
+from models.describe import listed
 from models.features import Clock, SeriesFeature
 from models.preparing.dates import Micros
 from models.preparing.gaps import Bools, Floats, Gaps, fill, find_gaps, spread_out, usual_count, usual_step
 from models.preparing.steps import TimeStep
 from orchestrator.data.manifest import Change, Source
 from orchestrator.data.order import Ints
+from orchestrator.data.sources.delimited.encoding import in_encoding
 from orchestrator.data.sources.located import ALL, source_name, split_files
 from orchestrator.data.sources.options import DELIMITED, SourceOptions, only
 from orchestrator.data.sources.prepared import Prepared
@@ -49,7 +51,7 @@ def read_series(source: str, options: SourceOptions) -> Prepared:
         [one.breaks for one in filled],
         SeriesFeature(channels=columns.values, mean=(), std=(), missing=missing_of(options), clock=clock),
         name=source_name(files),
-        source=Source(format="series", uri=source, changes=tuple(changes)),
+        source=Source(format=in_encoding("series", rows.encoding), uri=source, changes=tuple(changes)),
     )
 
 
@@ -224,7 +226,7 @@ def _interpolated(series: Sequence[_Series], columns: Columns, options: SourceOp
     counts = sum((np.isnan(one.values_TC).sum(0) for one in series), np.zeros(len(columns.values), np.int64))
     total = sum(len(one.times) for one in series)
     found = {name: int(count) for name, count in zip(columns.values, counts, strict=True) if count}
-    listed = ", ".join(f"{count:,} of {name}" for name, count in list(found.items())[:12]) or "none"
-    text = f"Fields without a value were filled with straight lines, in {total:,} rows: {listed}."
+    filled = listed([f"{count:,} of {name}" for name, count in found.items()]) or "none"
+    text = f"Fields without a value were filled with straight lines, in {total:,} rows: {filled}."
     numbers = {name: float(count) for name, count in found.items()}
     return [Change(option="missing=interpolate", text=text, numbers=numbers)]
