@@ -63,6 +63,8 @@ def test_ratings_are_found_under_their_usual_names(tmp_path, header, order):
     prepared = read(source)
     assert triples(prepared) == EXPECTED
     names = header.split(",")
+    others = [name for letter, name in zip(order, names, strict=True) if letter not in "uir"]
+    assert prepared.notes == tuple(f"left out column {name}" for name in others)
     user, item = names[order.index("u")], names[order.index("i")]
     assert prepared.rows.columns == {user: CategoryColumn(feature="user"), item: CategoryColumn(feature="item")}
 

@@ -62,7 +62,12 @@ def rows_of(prepared: Prepared) -> int:
         (("1.234,5", "56"), "decimal=,", None, None),
         (("1 234", "5"), "thousands=space", (5, 1234), Notation(thousands=" ")),
         (("1'234.5", "5"), "thousands='", (5, 1234.5), Notation(thousands="'")),
+        (("1\u00a0234,5", "-5"), "thousands=space", None, None),
+        (("1\u202f234", "\u22125"), "thousands=space", (-5, 1234), Notation(thousands=" ")),
+        (("1\u2019234.5", "5"), "thousands='", (5, 1234.5), Notation(thousands="'")),
+        (("0,801", "1,5"), "decimal=,", (0.801, 1.5), Notation(decimal=",")),
         (("$120.00", "-$5"), "", (-5, 120), Notation(sign="$")),
+        (("12 €", "3.5\u00a0€"), "", (3.5, 12), Notation(sign="€")),
         (("37%", "5 %"), "", (5, 37), Notation(sign="%")),
         (("€1,234.50", "€7"), "thousands=,", (7, 1234.5), Notation(thousands=",", sign="€")),
     ],
@@ -79,15 +84,49 @@ def test_numbers_are_read_as_the_option_says(tmp_path, fields, option, expected,
         assert f"--option {word}" in str(refused.value)
         assert "--option 'categories=[price]'" in str(refused.value)
     if expected is None:
-        assert "--option 'decimal=,' --option 'thousands=.'" in str(refused.value)
-        assert column(read(source, "decimal=,", "thousands=."), "price")[[0, -1]].tolist() == [56, 1234.5]
+        thousands = "thousands=space" if option == "thousands=space" else "thousands=."
+        pasted = thousands if option == "thousands=space" else f"'{thousands}'"
+        assert f"--option 'decimal=,' --option {pasted}" in str(refused.value)
+        low = {"thousands=space": -5}.get(option, 56)
+        assert column(read(source, "decimal=,", thousands), "price")[[0, -1]].tolist() == [low, 1234.5]
         return
+    if fields[0] == "0,801":
+        assert "thousands" not in str(refused.value)
     prepared = read(source, *([option] if option else []))
     assert column(prepared, "price")[[0, -1]].tolist() == pytest.approx(expected)
     assert prepared.rows.columns["price"] == NumberColumn(notation=notation)
     assert len(prepared.notes) == 1
     assert prepared.notes[0].startswith("read the numbers of price, written like ")
     assert len(column(prepared, "x")) == 40
+
+
+@pytest.mark.parametrize("unit", ["kg", "km/h", "°C", '"', "h", "k"])
+def test_a_unit_behind_every_number_is_read_and_told(tmp_path, unit):
+    gap = " " if unit == "kg" else ""
+    rows = [f"{i % 30 - 3}.5{gap}{unit};{i % 9};{'ab'[i % 3 > 0]}" for i in range(60)]
+    prepared = read(written(tmp_path / "t.csv", "size;x;label", rows), "quotes=letters")
+    assert column(prepared, "size")[[0, -1]].tolist() == [-3.5, 26.5]
+    assert prepared.rows.columns["size"] == NumberColumn(notation=Notation(sign=unit))
+    assert prepared.notes == (f"read the numbers of size, written like 1234.5 {unit}",)
+    signature = signature_of(prepared)
+    for size in (f"7.5{unit}", f"7.5 {unit}", "7.5", 7.5):
+        assert parse_samples({"size": size, "x": 1}, signature)["numbers"][0, 0].item() == 7.5
+    with pytest.raises(InputError, match=rf"size must be a number, written like 1234\.5 {unit}, got other text"):
+        parse_samples({"size": f"7.5 {unit}{unit}", "x": 1}, signature)
+
+
+def test_few_values_with_a_unit_and_codes_are_no_numbers(tmp_path):
+    rows = [f"{36 + 24 * (i % 2)} months,B{i % 30 + 1},{i % 9},{'ab'[i % 3 > 0]}" for i in range(90)]
+    features = read(written(tmp_path / "t.csv", "term,cabin,x,label", rows)).features
+    assert features["term"].vocabulary == ("36 months", "60 months")
+    assert len(features["cabin"].vocabulary) == 30
+
+
+def test_a_sign_may_be_left_out_of_a_request(tmp_path):
+    rows = [f'"${i % 30 + 1},000.50",{i % 9},{"ab"[i % 3 > 0]}' for i in range(60)]
+    signature = signature_of(read(written(tmp_path / "t.csv", "price,x,label", rows), "thousands=,"))
+    for price in ("$2,000.50", "2,000.50", "2000.50", 2000.5):
+        assert parse_samples({"price": price, "x": 1}, signature)["numbers"][0, 0].item() == 2000.5
 
 
 def test_a_target_may_be_written_for_people_too(tmp_path):
@@ -97,7 +136,9 @@ def test_a_target_may_be_written_for_people_too(tmp_path):
         ConfigError, match=r"target in .* numbers that are written in another way. Read them with .*thous"
     ):
         read(source)
-    target = read(source, "thousands=,").target
+    prepared = read(source, "thousands=,")
+    assert prepared.notes == ("read the numbers of target, written like $1,234.5",)
+    target = prepared.target
     assert isinstance(target, NumberTarget)
     assert target.minimum >= 1000
     assert target.maximum <= 60_059
@@ -354,10 +395,12 @@ def test_columns_without_a_name_are_dropped_if_empty_and_ignored_by_place(tmp_pa
         read(source)
     prepared = read(source, "ignore=1")
     assert prepared.features["numbers"].names == ("x",)
-    assert prepared.notes == ("left out column 4, which has neither a name nor a value",)
+    assert prepared.notes == ("left out column 4, which has neither a name nor a value", "left out column 1")
+    named = read(written(tmp_path / "named.csv", "column 1,column x,label,", rows))
+    assert named.features["numbers"].names == ("column 1", "column x")
     trailing = read(written(tmp_path / "t.csv", "n,x,label", list(rows)))
     assert trailing.features["numbers"].names == ("n", "x")
-    assert trailing.notes == prepared.notes
+    assert trailing.notes == prepared.notes[:1]
 
 
 # ---- dates

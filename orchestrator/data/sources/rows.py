@@ -32,11 +32,11 @@ from orchestrator.data.sources.delimited.dialect import (
     split_rows,
 )
 from orchestrator.data.sources.options import SourceOptions
+from orchestrator.data.sources.prepared import UNNAMED
 from orchestrator.data.sources.splitting import consecutive
 
 _NUMBER = r"^[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?$"
 LARGEST = float(np.finfo(np.float32).max)  # numbers are stored in 32 bits
-_UNNAMED = "column "
 _BLOCK_BYTES = 16 * 2**20  # a row may be as long as this
 _LET_GO_S = 10.0  # a block is worked through in a tenth of a second
 
@@ -67,7 +67,7 @@ class Delimited:
     encoding: str
     """That all files are in."""
     unnamed: tuple[str, ...] = ()
-    """Columns without a name in the header, under that of their place: `column 1`."""
+    """Columns without a name in the header, under that of their place; see `UNNAMED`."""
     all_names: tuple[str, ...] = ()
     """Names of all columns of the first file, those that were left out since included."""
 
@@ -186,7 +186,7 @@ def read_delimited(
         table=pa.concat_tables([table.select(columns) for table in tables.values()]),
         quotes=quotes,
         encoding=encoding,
-        unnamed=tuple(name for name in columns if name.startswith(_UNNAMED)),
+        unnamed=tuple(name for name in columns if name.startswith(UNNAMED)),
         all_names=tuple(columns),
     )
 
@@ -311,7 +311,7 @@ def _read_table(file: TextFile, content: bytes, form: _Form, types: Mapping[str,
         names, skip = _header(content, form)
         if form.may_lack_names:
             names = [*names, *([""] if _has_trailing_delimiter(content, form, len(names)) else [])]
-            names = [name or f"{_UNNAMED}{place}" for place, name in enumerate(names, start=1)]
+            names = [name or f"{UNNAMED}{place}" for place, name in enumerate(names, start=1)]
         _check_header(names, file)
     columns = {name: types.get(name, pa.string()) for name in names}
     raw_names = list(names)

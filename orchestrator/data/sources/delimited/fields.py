@@ -12,6 +12,7 @@ import pyarrow.compute as pc
 
 from cluster.errors import ConfigError
 from models.preparing.rows import (
+    BLANKS,
     MISSING_WORDS,
     SIGNS,
     CategoryColumn,
@@ -22,7 +23,9 @@ from models.preparing.rows import (
     date_of,
     date_parts,
     example_of,
+    mark_pattern,
     number_pattern,
+    sign_pattern,
 )
 from orchestrator.data.columns import Array
 from orchestrator.data.precision import merged
@@ -42,6 +45,7 @@ _FIRST = 64  # values that are looked at before all are
 _CODE_LENGTH = 3  # months and days have two digits
 _ID_NAMES = ("id", "index", "uuid", "guid")
 _ID = re.compile(r"(^|[_ -])(id|ID|Id)$|[a-z]I[dD]$")  # user_id and userId, but neither paid nor COVID
+_UNIT = re.compile(rf"""\d{BLANKS}?([^\W\d_][^\s\d.,;:]{{0,11}}|[°'"][^\W\d_]?)$""")  # 55 kg, 12 km/h, 21 °C, 5"
 _NOTATIONS = tuple(
     Notation(decimal=decimal, thousands=thousands)
     for decimal, thousands in ((",", ""), (".", ","), (".", " "), (".", "'"), (",", "."), (",", " "))
@@ -101,8 +105,7 @@ def read_field(rows: Delimited, name: str, options: SourceOptions) -> Field:
         _refuse_codes(name, present, options)
         numbers = _with_gaps(numbers_in(present, notation), gone)
         _refuse_identifier(name, present, numbers[~gone], options)
-        is_plain = notation == Notation() or _all_match(present, number_pattern(Notation()))
-        notes = () if is_plain else (f"read the numbers of {name}, written like {example_of(notation)}",)
+        notes = notation_notes(present, name, notation)
         return _of_numbers(name, NumberColumn(notation=notation), texts, gone, numbers, notes)
     if _all_match(present, _DATE) or (options.date_format and _parses(present, options.date_format)):
         return _of_dates(name, texts, gone, present, options)
@@ -134,11 +137,12 @@ def policy_of(name: str, options: SourceOptions) -> str:
 def numbers_in(texts: pa.ChunkedArray, notation: Notation) -> Array:
     """Return texts that are all numbers in a notation, [N] float64."""
     if notation.sign:
-        texts = pc.replace_substring(pc.replace_substring(texts, notation.sign, ""), " ", "")
+        texts = pc.replace_substring_regex(texts, sign_pattern(notation.sign), "")
     if notation.thousands:
-        texts = pc.replace_substring(texts, notation.thousands, "")
+        texts = pc.replace_substring_regex(texts, mark_pattern(notation.thousands), "")
     if notation.decimal != ".":
         texts = pc.replace_substring(texts, notation.decimal, ".")
+    texts = pc.replace_substring(texts, "\u2212", "-")
     numbers: Array = pc.cast(texts, pa.float64()).to_numpy()
     return numbers
 
@@ -162,6 +166,13 @@ def notation_of(present: pa.ChunkedArray, options: SourceOptions) -> Notation | 
     return None
 
 
+def notation_notes(present: pa.ChunkedArray, name: str, notation: Notation) -> tuple[str, ...]:
+    """Say how the numbers of a column are written, unless a reader would take them for nothing else."""
+    if notation == Notation() or _all_match(present, number_pattern(Notation())):
+        return ()
+    return (f"read the numbers of {name}, written like {example_of(notation)}",)
+
+
 def asked_notation(options: SourceOptions) -> Notation:
     """Return how the person says that numbers are written; where points separate thousands, commas do decimals."""
     thousands = options.thousands or ""
@@ -183,8 +194,12 @@ def other_notations(present: pa.ChunkedArray) -> str:
 
 
 def _sign_of(present: pa.ChunkedArray) -> str:
+    """Return what may stand with every number, as it stands with the first; a unit only where it is of many numbers."""
     first = present[0].as_py()
-    return next((sign for sign in SIGNS if sign in first), "")
+    unit = _UNIT.search(first)
+    if unit is None or any(sign in first for sign in SIGNS):
+        return next((sign for sign in SIGNS if sign in first), "")
+    return unit[1] if len(distinct(present)[1]) > _FEW else ""
 
 
 def _of_numbers(

@@ -21,7 +21,7 @@ from orchestrator.data.order import Ints, permutation, random_bits
 from orchestrator.data.sources.delimited.dialect import in_encoding
 from orchestrator.data.sources.located import ALL, SourceFile, source_name, split_files
 from orchestrator.data.sources.options import DELIMITED, SourceOptions, only
-from orchestrator.data.sources.prepared import Part, Prepared
+from orchestrator.data.sources.prepared import Part, Prepared, columns_left_out
 from orchestrator.data.sources.rows import (
     Delimited,
     distinct,
@@ -90,6 +90,7 @@ def read_ratings(source: str, options: SourceOptions) -> Prepared:
     rows, names = _read(files, options)
     require_rows(len(rows), rows.place, least=2)
     found, notes = _once(rows, _ratings(rows, names), options)
+    notes += columns_left_out([name for name in rows.names if name not in names.values()])
     if "rating" not in names:
         found, note = _with_negatives(found, options)
         notes.append(note)

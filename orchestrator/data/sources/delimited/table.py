@@ -27,7 +27,7 @@ from orchestrator.data.sources.delimited.fields import (
 from orchestrator.data.sources.delimited.missing import check_policies, filled, gaps_of, kept_rows, with_rules
 from orchestrator.data.sources.located import ALL, source_name, split_files
 from orchestrator.data.sources.options import DELIMITED, SourceOptions, only
-from orchestrator.data.sources.prepared import Part, Prepared
+from orchestrator.data.sources.prepared import Part, Prepared, columns_left_out
 from orchestrator.data.sources.rows import Delimited, distinct, encoded, read_delimited
 from orchestrator.data.sources.splitting import drawn, equal_rows, refuse_draw
 from orchestrator.data.sources.targets import Labels, read_labels, target_column
@@ -72,6 +72,8 @@ def read_table(source: str, options: SourceOptions) -> Prepared:
     if table.numeric:
         features[NUMBERS], columns[NUMBERS] = _vector(table, splits["train"])
     notes += [*([dropped] if dropped else []), *(note for field in table.fields for note in field.notes)]
+    ignored = [name for name in rows.names if name not in {field.name for field in table.fields}]
+    notes += (*table.labels.notes, *columns_left_out([name for name in ignored if name != target]))
     return Prepared(
         name=source_name(files),
         features=features,
@@ -81,7 +83,7 @@ def read_table(source: str, options: SourceOptions) -> Prepared:
         notes=tuple(notes),
         rows=RowSchema(
             columns={field.name: field.column for field in table.fields},
-            ignored=tuple(sorted({*rows.names} - {field.name for field in table.fields}, key=rows.names.index)),
+            ignored=tuple(ignored),
             missing_words=missing_words(options),
         ),
     )
