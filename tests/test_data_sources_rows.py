@@ -419,11 +419,16 @@ def test_a_source_that_fits_several_formats_or_none_is_refused(tmp_path, files, 
     for name, content in files.items():
         written(tmp_path / "source" / name, content)
     (tmp_path / "source").mkdir(exist_ok=True)
-    with pytest.raises(ConfigError, match=f"must fit one format, got .*, which fits {fits}. Name its format"):
+    ways = fits.replace("none", ", one of huggingface").replace(" and ", " or --format ")
+    cure = f"Name it with --format {ways}".replace(" ,", ",")
+    with pytest.raises(ConfigError, match=f"must fit one format, got .*, which fits {fits}. {cure}"):
         prepare(str(tmp_path / "source"))
 
 
 def test_what_the_person_says_helps_to_find_the_format(tmp_path):
+    dated = written(tmp_path / "b.csv", "date,x,label\n2020-01-01,1,2\n")
+    assert detect(dated, SourceOptions(target="label")) == "table"
+    assert detect(dated, SourceOptions(gaps="split")) == "series"
     source = written(tmp_path / "a.csv", "comment,stars\n" + "very good,5\nbad,1\nmeh,3\n" * 20)
     assert detect(source, SourceOptions()) == "table"
     assert detect(source, SourceOptions(text="comment", target="stars")) == "text"

@@ -380,9 +380,9 @@ def test_identifiers_that_repeat_are_no_numbers_unless_asked_for(tmp_path):
         read(source)
     assert read(source, "numbers=shop_id").features["numbers"].names == ("shop_id", "x")
     assert len(read(source, "categories=[shop_id]").features["shop_id"].vocabulary) == 12
-    for name in ("COVID", "paid", "index", "Grid"):
+    for name in ("COVID", "paid", "index", "Grid", "unnamed", "rows"):
         assert read(written(tmp_path / "t.csv", f"{name},x,label", rows)).features["numbers"].names == (name, "x")
-    for name in ("shopId", "Shop ID", "id"):
+    for name in ("shopId", "Shop ID", "id", "Unnamed: 0", "Unnamed: 0.1", "rownames", "row.names"):
         with pytest.raises(ConfigError, match=r"got an identifier of 12 different values"):
             read(written(tmp_path / "t.csv", f"{name},x,label", rows))
 
@@ -409,7 +409,9 @@ def test_columns_without_a_name_are_dropped_if_empty_and_ignored_by_place(tmp_pa
 def test_dates_become_the_numbers_that_are_asked_for(tmp_path):
     rows = [f"2024-{i % 12 + 1:02}-05,{i}.5,{'ab'[i % 2]}" for i in range(60)]
     source = written(tmp_path / "t.csv", "day,x,label", rows)
-    with pytest.raises(ConfigError, match=r"which fits series and table\. Name its format"):
+    with pytest.raises(
+        ConfigError, match=r"which fits series and table\. Name it with --format series or --format table\."
+    ):
         read(source)
     with pytest.raises(ConfigError, match=r"day in .* got dates. Make numbers of dates with --option 'dates=\[year"):
         prepare(source, format="table")
@@ -434,6 +436,40 @@ def test_dates_that_can_be_read_in_two_ways_are_refused(tmp_path):
     rows = [f"{i % 28 + 1:02}.{i % 9 + 1:02}.2024,{i}.5,{'ab'[i % 2]}" for i in range(60)]
     german = read(written(tmp_path / "t.csv", "day,x,label", rows), "dates=[day, month]")
     assert german.rows.columns["day"] == DateColumn(format="%d.%m.%Y", parts=("day", "month"))
+
+
+@pytest.mark.parametrize(
+    ("written_as", "format"),
+    [
+        ("{day:02}-{month:.3}-{year}", "%d-%b-%Y"),
+        ("{day} {month:.3} {year} 13:45", "%d %b %Y %H:%M"),
+        ("{day} {month} {year}", "%d %B %Y"),
+        ('"{month} {day}, {year}"', "%B %d, %Y"),
+        ('"{month:.3} {day:02}, {year}"', "%b %d, %Y"),
+    ],
+)
+def test_dates_with_names_of_months_are_dates(tmp_path, written_as, format):
+    months = ("January", "May", "September")
+    shown = [written_as.format(day=i % 28 + 1, month=months[i % 3], year=2000 + i % 20) for i in range(60)]
+    source = written(tmp_path / "t.csv", "when,x,label", [f"{d},{i}.5,{'ab'[i % 2]}" for i, d in enumerate(shown)])
+    with pytest.raises(ConfigError, match=r"when in .* got dates\. Make numbers of dates with --option 'dates="):
+        read(source, "target=label")
+    prepared = read(source, "dates=[year, month, day]")
+    assert prepared.rows.columns["when"] == DateColumn(format=format, parts=("year", "month", "day"))
+    for part, expected in (("month", (1, 5, 9)), ("day", range(1, 29)), ("year", range(2000, 2020))):
+        assert set(column(prepared, f"when {part}").tolist()) == set(expected)
+
+
+def test_a_format_of_dates_is_for_those_that_have_it(tmp_path):
+    rows = [f"2024-0{i % 9 + 1}-03,{i % 28 + 1}.{i % 9 + 1}.{i % 20 + 70},{'ab'[i % 2]}" for i in range(90)]
+    source = written(tmp_path / "t.csv", "seen,born,label", rows)
+    cure = r"born: dates such as '1\.1\.70' that fit 0 formats.*--option date_format=FORMAT, which is '%d\.%m\.%y' for"
+    with pytest.raises(ConfigError, match=cure.removeprefix("born: ")):
+        read(source, "dates=[year, month]", "target=label")
+    prepared = read(source, "dates=[year, month]", "target=label", "date_format=%d.%m.%y")
+    assert prepared.rows.columns["born"].format == "%d.%m.%y"
+    assert column(prepared, "born year")[[0, -1]].tolist() == [1970, 1989]
+    assert set(column(prepared, "seen month").tolist()) == set(range(1, 10))
 
 
 # ---- from the file to an answer

@@ -33,18 +33,26 @@ from orchestrator.data.sources.options import SourceOptions
 from orchestrator.data.sources.rows import LARGEST, Delimited, distinct
 
 _FEW, _MOST_CATEGORIES = 20, 1000
-_DATE = r"^\d{4}-\d{1,2}-\d{1,2}([T ].*)?$|^\d{1,2}[./-]\d{1,2}[./-]\d{2,4}( .*)?$|^\d{4}/\d{1,2}/\d{1,2}( .*)?$"
+_DATE = (
+    r"^\d{4}-\d{1,2}-\d{1,2}([T ].*)?$|^\d{1,2}[./-]\d{1,2}[./-]\d{2,4}( .*)?$|^\d{4}/\d{1,2}/\d{1,2}( .*)?$"
+    r"|^\d{1,2}[- ][A-Za-z]{3,9}[- ]\d{4}( .*)?$|^[A-Za-z]{3,9} \d{1,2}, \d{4}( .*)?$"
+)
 _FORMATS = tuple(
     f"{day}{time}"
     for day, time in product(
-        ("%d.%m.%Y", "%d/%m/%Y", "%m/%d/%Y", "%d-%m-%Y", "%m-%d-%Y", "%Y/%m/%d"), ("", " %H:%M", " %H:%M:%S")
+        (
+            *("%d.%m.%Y", "%d/%m/%Y", "%m/%d/%Y", "%d-%m-%Y", "%m-%d-%Y", "%Y/%m/%d", "%d-%b-%Y", "%d %b %Y"),
+            *("%d %B %Y", "%b %d, %Y", "%B %d, %Y"),
+        ),
+        ("", " %H:%M", " %H:%M:%S"),
     )
 )
 _EXACT = 2.0**53  # whole numbers up to here have a float each
 _FIRST = 64  # values that are looked at before all are
 _CODE_LENGTH = 3  # months and days have two digits
 _ID_NAMES = ("id", "index", "uuid", "guid")
-_ID = re.compile(r"(^|[_ -])(id|ID|Id)$|[a-z]I[dD]$")  # user_id and userId, but neither paid nor COVID
+_ID = re.compile(r"(^|[_ -])(id|ID|Id)$|[a-z]I[dD]$|^(row[ ._]?names|[Uu]nnamed: [\d.]+)$")
+"""user_id and userId, but neither paid nor COVID; and how R and pandas call the numbers of rows."""
 _UNIT = re.compile(rf"""\d{BLANKS}?([^\W\d_][^\s\d.,;:]{{0,11}}|[°'"][^\W\d_]?)$""")  # 55 kg, 12 km/h, 21 °C, 5"
 _NOTATIONS = tuple(
     Notation(decimal=decimal, thousands=thousands)
@@ -253,21 +261,24 @@ def _of_dates(
 
 
 def _format_of(words: Sequence[str], options: SourceOptions) -> str:
-    """Return the format that all dates have; nothing stands for ISO 8601."""
-    if options.date_format:
-        wrong = [word for word in words if date_of(word, options.date_format) is None]
-        if wrong:
-            raise FieldError(f"{wrong[0]!r}, no date like {options.date_format}", "say how with date_format")
+    """Return the format that all dates have, that which is asked for if it is; nothing stands for ISO 8601."""
+    if options.date_format and _fits(words, options.date_format):
         return options.date_format
-    fits = [format for format in ("", *_FORMATS) if all(date_of(word, format) for word in words)]
+    fits = [format for format in ("", *_FORMATS) if _fits(words, format)]
+    fits = [format for format in fits if "%B" not in format or format.replace("%B", "%b") not in fits]  # May
     if len(fits) != 1:
-        ways = " or ".join(f"--option date_format='{format}'" for format in fits) or "--option date_format=FORMAT"
+        ways = " or ".join(f"--option date_format='{format}'" for format in fits)
+        ways = ways or "--option date_format=FORMAT, which is '%d.%m.%y' for 31.12.99"
         raise FieldError(f"dates such as {words[0]!r} that fit {len(fits)} formats", f"say which with {ways}")
     return fits[0]
 
 
+def _fits(words: Sequence[str], format: str) -> bool:
+    return all(date_of(word, format) for word in words)
+
+
 def _parses(present: pa.ChunkedArray, format: str) -> bool:
-    return all(date_of(word, format) for word in distinct(present)[1])
+    return _fits(distinct(present)[1], format)
 
 
 # ---- what is refused
