@@ -295,9 +295,7 @@ def test_many_series_of_one_file_are_cut_each_and_no_window_mixes_them(tmp_path:
             for h in range(max(0, start - 4), stop - 5)
         ]
         assert windows(store, "panel", split, lookback=4, horizon=2) == expected
-    assert [change.text for change in result.manifest.source.changes] == [
-        "3 series of 50 to 50 rows; each is cut by time."
-    ]
+    assert [change.text for change in result.manifest.source.changes] == ["3 series of 50 rows; each is cut by time."]
     assert ls(store).found[0].rows == {"train": 105, "validation": 15, "test": 30}
     feature = result.manifest.features["series"]
     assert feature.mean == pytest.approx((2000 + 17,))  # of the training rows of all

@@ -119,7 +119,8 @@ def _item_changes(series: Sequence[_Series], columns: Columns) -> list[Change]:
     if columns.item is None:
         return []
     rows = [len(one.times) for one in series]
-    text = f"{len(series):,} series of {min(rows):,} to {max(rows):,} rows; each is cut by time."
+    counts = f"{min(rows):,}" if min(rows) == max(rows) else f"{min(rows):,} to {max(rows):,}"
+    text = f"{len(series):,} series of {counts} rows; each is cut by time."
     return [Change(option=f"item={columns.item}", text=text, numbers={"series": float(len(series))})]
 
 
