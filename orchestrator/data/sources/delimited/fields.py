@@ -175,8 +175,8 @@ def notation_of(present: pa.ChunkedArray, options: SourceOptions) -> Notation | 
 
 
 def notation_notes(present: pa.ChunkedArray, name: str, notation: Notation) -> tuple[str, ...]:
-    """Say how the numbers of a column are written, unless a reader would take them for nothing else."""
-    if notation == Notation() or _all_match(present, number_pattern(Notation())):
+    """Say how the numbers of a column are written, unless anybody would read them so."""
+    if notation.thousands != "." and _all_match(present, number_pattern(Notation())):
         return ()
     return (f"read the numbers of {name}, written like {example_of(notation)}",)
 

@@ -142,6 +142,7 @@ def _read(files: Mapping[str, SourceFile], options: SourceOptions) -> tuple[Deli
         delimiter=delimiter,
         names=None if header else _COLUMNS[: len(fields)],
         types={names["user"]: category, names["item"]: category},
+        may_lack_names=True,
     )
     return rows, names
 

@@ -61,7 +61,7 @@ def read_table(source: str, options: SourceOptions) -> Prepared:
     """Read a table; its rows are split stratified by class, or at random, unless the files are the splits."""
     only(options, "table", *_OPTIONS, *_MORE)
     files = split_files(source, suffixes=SUFFIXES)
-    rows, notes = _named(read_delimited(files, options=options, may_lack_names=True), options)
+    rows, notes = named_columns(read_delimited(files, options=options, may_lack_names=True), options)
     target = target_column(rows.names, options, rows.place)
     table, dropped = _without_gaps(rows, target, options)
     splits = _split(table, options)
@@ -92,7 +92,7 @@ def read_table(source: str, options: SourceOptions) -> Prepared:
 # ---- columns
 
 
-def _named(rows: Delimited, options: SourceOptions) -> tuple[Delimited, list[str]]:
+def named_columns(rows: Delimited, options: SourceOptions) -> tuple[Delimited, list[str]]:
     """Return the rows without columns that have neither a name nor a value, and a note about each of those.
 
     Raises:
