@@ -153,7 +153,11 @@ TABLES = [
     ("a,b\x1b[2J,label\n1,2,x\n", r"must begin with a name for each column, got 'b\\x1b\[2J' for column 2"),
     ("a,a,label\n1,2,x\n", "must name each column once, got 'a' 2 times"),
     ("a,label\n1,x\n2\n", "must have 2 fields, separated by commas, got 1 in row 3"),
-    ("a,label\n1,x\n\n2,y,z\n", "must have 2 fields, separated by commas, got 3 in row 4"),
+    (
+        "a,label\n1,x\n\n2,y,z\n",
+        "must have 2 fields, separated by commas, got 3 in row 4. Enclose .*, as R writes them,",
+    ),
+    ("a,label\n1,x\n2,y,z,w\n", "separated by commas, got 4 in row 3. Enclose fields that hold commas in quotes.$"),
     (
         "a,label\n1,x\n,y\n",
         "got none in . rows of these columns: a in 1; the first is a in row 3",

@@ -167,6 +167,7 @@ def test_all_files_are_utf_8_or_all_are_latin_1(tmp_path):
             {"a.csv": 'text,label\n"x,1\n'},
             "that begins with a quote must end with one, got .* in row 2",
         ),
+        ({"a.csv": "text,my mood\nx,good\n"}, r"Name it with --option 'target=\"my mood\"'\."),
         ({"a.csv": "text,label\nx\n"}, r"a\.csv must have 2 fields, separated by commas, got 1 in row 2"),
     ],
 )

@@ -380,7 +380,9 @@ def _fault(file: TextFile, form: _Form, width: int, error: pa.ArrowInvalid) -> C
     words = DELIMITERS[form.delimiter]
     for row, fields in lines(file, delimiter=form.delimiter, quotes=form.quoting.quotes, encoding=form.encoding):
         if len(fields) != width:
-            return ConfigError(
-                f"{file} must have {width} fields, separated by {words}, got {len(fields)} in row {row}."
-            )
+            found = f"{file} must have {width} fields, separated by {words}, got {len(fields)} in row {row}."
+            cure = f" Enclose fields that hold {words} in quotes" if len(fields) > width else ""
+            if len(fields) == width + 1:
+                cure += ", or if each row begins with its name, as R writes them, name that column in the header"
+            return ConfigError(f"{found}{cure}{'.' if cure else ''}")
     return ConfigError(f"{file} must be a table with {words} between its fields, got {error}.")

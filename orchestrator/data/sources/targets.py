@@ -13,6 +13,7 @@ from orchestrator.data.columns import Array, number_target
 from orchestrator.data.order import Ints
 from orchestrator.data.precision import merged
 from orchestrator.data.sources.delimited.fields import (
+    in_brackets,
     notation_notes,
     notation_of,
     numbers_in,
@@ -68,9 +69,13 @@ def target_column(names: Sequence[str], options: SourceOptions, place: str) -> s
     if len(found) != 1:
         raise ConfigError(
             f"{place} must have one column to predict, called {options.target or ' or '.join(TARGET_NAMES)}, got "
-            f"{', '.join(names)}. Name it with --option target=NAME."
+            f"{', '.join(names)}. Name it with --option {_target(names) if options.target is None else 'target=NAME'}."
         )
     return found[0]
+
+
+def _target(names: Sequence[str]) -> str:
+    return f"'target={in_brackets(names)[1:-1]}'" if len(names) == 1 else "target=NAME"
 
 
 def read_labels(rows: Delimited, name: str, options: SourceOptions, *, kept: Ints | None = None) -> Labels:
