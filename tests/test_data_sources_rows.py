@@ -14,7 +14,7 @@ from orchestrator.data.sources import rows
 from orchestrator.data.sources.delimited.dialect import Quoting
 from orchestrator.data.sources.formats import detect, prepare
 from orchestrator.data.sources.options import SourceOptions
-from orchestrator.data.sources.splitting import equal_rows, stratified
+from orchestrator.data.sources.splitting import equal_rows, stratified, together
 
 PEOPLE = "age;job;label\n" + "".join(
     f"{i}.5;{'cook' if i % 2 else 'smith'};{'yes' if i % 4 else 'no'}\n" for i in range(40)
@@ -120,6 +120,22 @@ def test_a_stratified_draw_keeps_groups_and_shares():
     assert np.array_equal(np.sort(np.concatenate([train, test])), np.arange(400))
     assert not set(groups[train]) & set(groups[test])
     assert np.bincount(labels[test]) == pytest.approx([75, 25], abs=1)
+
+
+def test_large_groups_do_not_keep_the_test_split_small():
+    groups = np.concatenate([np.arange(120), np.repeat([120, 121, 122], [30, 35, 39])])
+    for seed in range(20):
+        train, test = stratified(np.zeros(len(groups)), test_share=0.2, seed=seed, groups=groups)
+        assert len(test) == round(0.2 * len(groups))
+        assert not set(groups[train]) & set(groups[test])
+
+
+def test_groups_of_two_kinds_are_joined():
+    one, other = np.array([0, 0, 1, 2, 3, 4]), np.array([0, 1, 1, 2, 2, 3])
+    assert together(one, other).tolist() == [0, 0, 0, 1, 1, 2]
+    assert together(other, one).tolist() == [0, 0, 0, 1, 1, 2]
+    chain = np.arange(60) // 2
+    assert together(chain, np.append(0, chain[:-1] + 1)).tolist() == [0] * 60
 
 
 def test_rows_are_equal_when_all_their_columns_are():

@@ -351,6 +351,21 @@ def test_no_test_row_is_a_training_row_once_it_is_filled(tmp_path):
         assert not {row.tobytes() for row in train} & {row.tobytes() for row in test}
 
 
+@pytest.mark.parametrize("seed", range(8))
+def test_many_equal_rows_leave_the_test_split_its_share(tmp_path, seed):
+    jobs, random = ("cook", "smith", "clerk"), np.random.default_rng(seed)
+    ages = [str(age) if age < 70 else "" for age in random.integers(20, 120, 200)]
+    rows = [f"{age},{jobs[i % 3]},{random.random():.6f}" for i, age in enumerate(ages)]
+    source = written(tmp_path / "t.csv", "age,job,target", rows)
+    prepared = read(source, "missing=median", f"seed={seed}")
+    assert 35 <= prepared.splits["test"].rows <= 40
+    known = [
+        {(row.tobytes(), job) for row, job in zip(part.columns["numbers"], part.columns["job"], strict=True)}
+        for part in prepared.splits.values()
+    ]
+    assert not known[0] & known[1]
+
+
 # ---- columns that cannot be read
 
 

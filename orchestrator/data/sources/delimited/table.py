@@ -1,7 +1,7 @@
 """Tables: CSV and TSV files with a header, columns of numbers, dates and categories, and one column to predict."""
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -29,7 +29,7 @@ from orchestrator.data.sources.located import ALL, source_name, split_files
 from orchestrator.data.sources.options import DELIMITED, SourceOptions, only
 from orchestrator.data.sources.prepared import Part, Prepared, columns_left_out
 from orchestrator.data.sources.rows import Delimited, distinct, encoded, read_delimited
-from orchestrator.data.sources.splitting import drawn, equal_rows, refuse_draw
+from orchestrator.data.sources.splitting import drawn, equal_rows, refuse_draw, together
 from orchestrator.data.sources.targets import Labels, read_labels, target_column
 
 SUFFIXES = (".csv", ".tsv")
@@ -194,20 +194,17 @@ def _split(table: _Table, options: SourceOptions) -> dict[str, Ints]:
     rows = drawn(table.labels.strata, groups=groups, options=options, place=table.place)
     if not any(field.is_missing.any() for field in table.numeric):
         return rows
-    while len(known := _known_from_training(table, rows, categories, options)):
-        rows = {"train": np.union1d(rows["train"], known), "test": np.setdiff1d(rows["test"], known)}
-        if not len(rows["test"]):
-            raise ConfigError(f"{table.place} must hold enough different rows for a test split, got none. Add rows.")
-    return rows
+    while True:
+        same = _equal_once_filled(table, rows["train"], categories, options)
+        if not np.isin(same[rows["test"]], same[rows["train"]]).any():
+            return rows
+        groups = together(groups, same)  # moving such rows to training could leave next to none to test
+        rows = drawn(table.labels.strata, groups=groups, options=options, place=table.place)
 
 
-def _known_from_training(
-    table: _Table, rows: Mapping[str, Ints], categories: Sequence[Column], options: SourceOptions
-) -> Ints:
-    """Return the test rows that are equal to a training row once missing values are filled."""
-    numbers = _exact([filled(field, rows["train"], options) for field in table.numeric])
-    groups = equal_rows([numbers, *categories])
-    return rows["test"][np.isin(groups[rows["test"]], groups[rows["train"]])]
+def _equal_once_filled(table: _Table, train: Ints, categories: Sequence[Column], options: SourceOptions) -> Ints:
+    """Return a number for each row that rows share which are equal once training has filled their missing values."""
+    return equal_rows([_exact([filled(field, train, options) for field in table.numeric]), *categories])
 
 
 def _exact(fields: Sequence[Field]) -> Array:
