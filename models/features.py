@@ -112,7 +112,7 @@ class Clock(Frozen):
     """When the rows of a series are, and how its file says it."""
 
     dates: Columns
-    """Columns of the date; of several, all fields together are one."""
+    """Columns of the date; of several, all fields together are one. One that has no name is an empty text."""
     order: Literal["day-first", "month-first"] | None = None
     """Of dates such as 1/2/2016."""
     item: str | None = None
@@ -123,6 +123,8 @@ class Clock(Frozen):
     """What becomes of missing rows: there may be none; nothing; a straight line; or no window crosses them."""
     decimal: Literal["point", "comma"] = "point"
     """What stands before the decimals of a number in a file."""
+    thousands: Literal["", ",", ".", " ", "'"] = ""
+    """What stands between the thousands."""
 
 
 class SeriesFeature(Frozen):

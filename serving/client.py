@@ -201,10 +201,10 @@ def _prediction_line(prediction: Mapping[str, Any]) -> str:
 def parse_inputs(words: Sequence[str], signature: Signature) -> Any:
     """Turn words of a command line into what `Client.predict` takes.
 
-    A picture model takes one path of a PNG or JPEG file; a sound model that of a WAV file; a text model the text; a
-    forecast one path of a CSV file, or its text, whose last rows are used; all others ``name=value`` pairs with the
-    names of the source's columns, of which those may be left out that the dataset fills. A word that begins with ``{``
-    or ``[`` is JSON and is passed on as it is.
+    A picture model takes one path of a PNG or JPEG file; a sound model that of a WAV file; a text model the text, or
+    one path of a file ``*.txt`` that is there; a forecast one path of a CSV file, or its text, whose last rows are
+    used; all others ``name=value`` pairs with the names of the source's columns, of which those may be left out that
+    the dataset fills. A word that begins with ``{`` or ``[`` is JSON and is passed on as it is.
 
     Raises:
         ConfigError: if the words do not fit, saying what would.
@@ -218,7 +218,9 @@ def parse_inputs(words: Sequence[str], signature: Signature) -> Any:
     if only and isinstance(only[1], AudioFeature):
         return Path(_single(words, "the path of a WAV file"))
     if only and isinstance(only[1], TextFeature):
-        return {only[0]: " ".join(words).removeprefix(f"{_text_name(only[0], signature)}=")}
+        text = " ".join(words).removeprefix(f"{_text_name(only[0], signature)}=")
+        is_file = text.endswith(".txt") and Path(text).is_file()
+        return {only[0]: _read_file(Path(text)).decode("utf-8", "replace") if is_file else text}
     if only and isinstance(only[1], SparseFeature):
         return {only[0]: _parse_columns(words)}
     if only and isinstance(only[1], SeriesFeature):

@@ -24,7 +24,6 @@ from cluster.errors import (
     ConfigError,
     DiskFullError,
     IntegrityError,
-    NotFoundError,
     StoreAccessError,
     StoreError,
     StoreUnavailableError,
@@ -211,7 +210,7 @@ def test_md5_is_a_checksum_too(web: WebServer, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("code", "error", "message"),
     [
-        (404, NotFoundError, "must exist, got HTTP 404"),
+        (404, ConfigError, "must exist, got HTTP 404"),
         (403, StoreAccessError, "must be readable without a login, got HTTP 403"),
         (400, StoreError, "must be a file to download, got HTTP 400"),
     ],
@@ -237,7 +236,7 @@ def test_mirrors_are_tried_in_order(web: WebServer, tmp_path: Path) -> None:
     web.files |= {"wrong.bin": b"wrong", "data.bin": BODY}
     urls = [web.url("gone.bin"), web.url("wrong.bin"), web.url("data.bin")]
     assert fetch(urls, to=tmp_path / "x", checksum=SHA256).read_bytes() == BODY
-    with pytest.raises(NotFoundError, match=r"a\.bin must exist.* .*b\.bin must exist"):
+    with pytest.raises(ConfigError, match=r"a\.bin must exist.* .*b\.bin must exist"):
         fetch([web.url("a.bin"), web.url("b.bin")], to=tmp_path / "y")
 
 
@@ -469,7 +468,7 @@ def test_one_object_is_a_source_too(store: Store) -> None:
 
 @pytest.mark.store
 def test_an_empty_prefix_is_not_found(store: Store) -> None:
-    with pytest.raises(NotFoundError, match="must hold objects, got none"):
+    with pytest.raises(ConfigError, match="must hold objects, got none"):
         local_copy(f"{store.settings.url}/nothing")
 
 

@@ -63,8 +63,18 @@ def test_ratings_are_found_under_their_usual_names(tmp_path, header, order):
     prepared = read(source)
     assert triples(prepared) == EXPECTED
     names = header.split(",")
+    others = [name for letter, name in zip(order, names, strict=True) if letter not in "uir"]
+    assert prepared.notes == tuple(f"left out column {name}" for name in others)
     user, item = names[order.index("u")], names[order.index("i")]
     assert prepared.rows.columns == {user: CategoryColumn(feature="user"), item: CategoryColumn(feature="item")}
+
+
+def test_the_numbers_of_rows_and_trailing_delimiters_are_left_out(tmp_path):
+    rows = [f"{i},{line},{i}" for i, line in enumerate(lines("uir").splitlines())]
+    source = written(tmp_path / "r.csv", "\n".join([",user_id,book_id,rating,", *rows]) + "\n")
+    prepared = read(source)
+    assert triples(prepared) == EXPECTED
+    assert prepared.notes == ("left out 2 columns: 1, 5",)
 
 
 def test_the_columns_can_be_named(tmp_path):

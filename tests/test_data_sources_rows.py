@@ -16,7 +16,7 @@ from orchestrator.data.sources.delimited.blocks import Content
 from orchestrator.data.sources.delimited.dialect import Quoting
 from orchestrator.data.sources.formats import detect, prepare
 from orchestrator.data.sources.options import SourceOptions
-from orchestrator.data.sources.splitting import stratified
+from orchestrator.data.sources.splitting import stratified, together
 
 PEOPLE = "age;job;label\n" + "".join(
     f"{i}.5;{'cook' if i % 2 else 'smith'};{'yes' if i % 4 else 'no'}\n" for i in range(40)
@@ -124,6 +124,22 @@ def test_a_stratified_draw_keeps_groups_and_shares():
     assert np.bincount(labels[test]) == pytest.approx([75, 25], abs=1)
 
 
+def test_large_groups_do_not_keep_the_test_split_small():
+    groups = np.concatenate([np.arange(120), np.repeat([120, 121, 122], [30, 35, 39])])
+    for seed in range(20):
+        train, test = stratified(np.zeros(len(groups)), test_share=0.2, seed=seed, groups=groups)
+        assert len(test) == round(0.2 * len(groups))
+        assert not set(groups[train]) & set(groups[test])
+
+
+def test_groups_of_two_kinds_are_joined():
+    one, other = np.array([0, 0, 1, 2, 3, 4]), np.array([0, 1, 1, 2, 2, 3])
+    assert together(one, other).tolist() == [0, 0, 0, 1, 1, 2]
+    assert together(other, one).tolist() == [0, 0, 0, 1, 1, 2]
+    chain = np.arange(60) // 2
+    assert together(chain, np.append(0, chain[:-1] + 1)).tolist() == [0] * 60
+
+
 def test_rows_are_equal_when_all_their_columns_are():
     groups = equal_rows([np.array([1, 1, 2, 1]), np.array([[0.0], [1.0], [0.0], [0.0]])])
     assert groups.tolist() == [0, 1, 2, 0]
@@ -155,7 +171,11 @@ TABLES = [
     ("a,b\x1b[2J,label\n1,2,x\n", r"must begin with a name for each column, got 'b\\x1b\[2J' for column 2"),
     ("a,a,label\n1,2,x\n", "must name each column once, got 'a' 2 times"),
     ("a,label\n1,x\n2\n", "must have 2 fields, separated by commas, got 1 in row 3"),
-    ("a,label\n1,x\n\n2,y,z\n", "must have 2 fields, separated by commas, got 3 in row 4"),
+    (
+        "a,label\n1,x\n\n2,y,z\n",
+        "must have 2 fields, separated by commas, got 3 in row 4. Enclose .*, as R writes them,",
+    ),
+    ("a,label\n1,x\n2,y,z,w\n", "separated by commas, got 4 in row 3. Enclose fields that hold commas in quotes.$"),
     (
         "a,label\n1,x\n,y\n",
         "got none in . rows of these columns: a in 1; the first is a in row 3",
@@ -421,11 +441,16 @@ def test_a_source_that_fits_several_formats_or_none_is_refused(tmp_path, files, 
     for name, content in files.items():
         written(tmp_path / "source" / name, content)
     (tmp_path / "source").mkdir(exist_ok=True)
-    with pytest.raises(ConfigError, match=f"must fit one format, got .*, which fits {fits}. Name its format"):
+    ways = fits.replace("none", ", one of huggingface").replace(" and ", " or --format ")
+    cure = f"Name it with --format {ways}".replace(" ,", ",")
+    with pytest.raises(ConfigError, match=f"must fit one format, got .*, which fits {fits}. {cure}"):
         prepare(str(tmp_path / "source"))
 
 
 def test_what_the_person_says_helps_to_find_the_format(tmp_path):
+    dated = written(tmp_path / "b.csv", "date,x,label\n2020-01-01,1,2\n")
+    assert detect(dated, SourceOptions(target="label")) == "table"
+    assert detect(dated, SourceOptions(gaps="split")) == "series"
     source = written(tmp_path / "a.csv", "comment,stars\n" + "very good,5\nbad,1\nmeh,3\n" * 20)
     assert detect(source, SourceOptions()) == "table"
     assert detect(source, SourceOptions(text="comment", target="stars")) == "text"

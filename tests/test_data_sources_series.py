@@ -68,9 +68,32 @@ SHAPES = {
     "decimal commas": ([f"date;x\n2024-01-{i + 1:02};{i},0\n" for i in TEN], {"decimal": "comma"},
                        TimeStep(size=24 * HOUR)),
     "tabs": ([f"date\tx\n2024-01-{i + 1:02}\t{i}\n" for i in TEN], {}, TimeStep(size=24 * HOUR)),
+    "a date without a name": ([f",x\n2024-01-{i + 1:02},{i}\n" for i in TEN], {}, TimeStep(size=24 * HOUR)),
+    "rows that end with delimiters": ([f"date;x;;\n2024-01-{i + 1:02};{i};;\n" for i in TEN], {},
+                                      TimeStep(size=24 * HOUR)),
+    "numbers of rows": ([f",date,x\n{i},2024-01-{i + 1:02},{i}\n" for i in TEN], {"ignore": 1},
+                        TimeStep(size=24 * HOUR)),
+    "year and quarter": ([f"year,quarter,x\n{2000 + i // 4}.0,{i % 4 + 1}.0,{i}\n" for i in TEN], {},
+                         TimeStep(size=3, unit="months")),
+    "a time with points": ([f"Date;Time;x\n10/03/2004;{i + 8:02}.00.00;{i}\n" for i in TEN], DAY_FIRST,
+                           TimeStep(size=HOUR)),
+    "thousands": ([f'date;x\n2024-01-{i + 1:02};"{i + 1}.000"\n' for i in TEN], {"thousands": "."},
+                  TimeStep(size=24 * HOUR)),
+    "money": ([f"date,x\n2024-01-{i + 1:02},${i}.00\n" for i in TEN], {}, TimeStep(size=24 * HOUR)),
     "bars and text": ([f"date|x|note\n2024-01-{i + 1:02}|{i}|fine\n" for i in TEN], {"ignore": "note"},
                       TimeStep(size=24 * HOUR)),
 }  # fmt: skip
+
+NOTES = {
+    "rows that end with delimiters": tuple(
+        f"left out column {i}, which has neither a name nor a value" for i in (3, 4)
+    ),
+    "numbers of rows": ("left out column 1",),
+    "decimal commas": ("read the numbers of x, written like 1234,5",),
+    "thousands": ("read the numbers of x, written like 1.234,5",),
+    "money": ("read the numbers of x, written like $1234.5",),
+    "bars and text": ("left out column note",),
+}
 
 
 @pytest.mark.parametrize("shape", SHAPES)
@@ -82,8 +105,9 @@ def test_dates_and_columns_are_read_as_people_write_them(tmp_path: Path, shape: 
     prepared = read(source, **options)
     feature = prepared.features["series"]
     assert feature.channels == ("x",) and feature.clock.step == step
-    first = 1 if shape == "a named date" else 0
-    assert values_of(prepared) == [[float(i)] for i in range(first, first + 10)]
+    first, times = 1 if shape in ("a named date", "thousands") else 0, 1000 if shape == "thousands" else 1
+    assert values_of(prepared) == [[float(i * times)] for i in range(first, first + 10)]
+    assert prepared.notes == NOTES.get(shape, ())
     assert prepared.target.runs is None and prepared.source.changes == ()
 
 
@@ -105,10 +129,12 @@ def test_a_series_that_is_not_utf_8_is_read_as_what_it_is_and_says_so(tmp_path: 
         ("date,x\n2024-01-01,1\n", {"ignore": "y"}, r"y must be a column of .*, got none of that name among date, x"),
         ("date,x\n2024-01-01,1\n", {"ignore": "x"}, r"must have a date column and .* numeric one, got date, x"),
         ("a,x\nb,1\n", {}, r"must have a column of dates, called date or .*, got a, x\. .*date=\[year, month\]"),
-        (hourly(TEN, value="red"), {}, r"load .* got 'red' in row 2\. Leave the column out with .* ignore=load, or"),
-        (hourly(TEN, value="1,red", head="date,load,city"), {}, r"city .* got 'red' in row 2.* --option item=city"),
+        (hourly(TEN, value="red"), {}, r"load .* got 'red' in row 2\. Leave the column out with .*'ignore=load', or"),
+        (hourly(TEN, value="1,red", head="date,load,city"), {}, r"city .* got 'red' in row 2.* --option 'item=city'"),
         ("date,x\n" + "2024-01-01,1\n" * 4, {}, r"must increase, got 2024-01-01 in row 3 after .* --option item=NAME"),
-        ("date;x\n2024-01-01;5,8\n", {}, r"x .* got '5,8' in row 2\. If its comma .* decimal=comma"),
+        ("date;x\n2024-01-01;5,8\n", {}, r"x .* got '5,8' in row 2\. Read its numbers.*'decimal=,', or leave"),
+        (",x\n1,2\n", {}, r"got no name for column 1, which holds '1', … Leave it out with .* ignore=1, or"),
+        ("date,my x\n2024-01-01,5 apples\n", {}, r"my x .* got '5 apples' in row 2.*--option 'ignore=\"my x\"', or"),
         (hourly(TEN), {"side": 32}, r"side must be left out for series, .* Its options are date, date_order, "),
     ],
 )  # fmt: skip
@@ -207,7 +233,7 @@ def test_many_series_may_count_their_rows_each_from_0(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "options", "message"),
     [
-        (counted([0, 1, 2, "x", 4]), {"date": "t"}, r"t in .* must be a whole number .*, got 'x' in row 5"),
+        (counted([0, 1, 2, "x", 4], row="{t},1"), {"date": "t"}, r"t in .* must be a whole number .*, got 'x' in row 5"),
         (counted([0, 1, 2.5, 3]), {"date": "t"}, r"t in .* must be a whole number .*, got '2\.5' in row 4"),
         (counted([0, 1, 1, 2]), {"date": "t"}, r"t in .* must increase, got 1 in row 4 after 1\."),
         (counted([*range(0, 60, 5), 62, 67]), {"date": "t"}, r"t of .* must count in equal steps, of 5 .* 62 after 55"),
@@ -379,9 +405,7 @@ def test_many_series_of_one_file_are_cut_each_and_no_window_mixes_them(tmp_path:
             for h in range(max(0, start - 4), stop - 5)
         ]
         assert windows(store, "panel", split, lookback=4, horizon=2) == expected
-    assert [change.text for change in result.manifest.source.changes] == [
-        "3 series of 50 to 50 rows; each is cut by time."
-    ]
+    assert [change.text for change in result.manifest.source.changes] == ["3 series of 50 rows; each is cut by time."]
     assert ls(store).found[0].rows == {"train": 105, "validation": 15, "test": 30}
     feature = result.manifest.features["series"]
     assert feature.mean == pytest.approx((2000 + 17,))  # of the training rows of all

@@ -62,7 +62,12 @@ def rows_of(prepared: Prepared) -> int:
         (("1.234,5", "56"), "decimal=,", None, None),
         (("1 234", "5"), "thousands=space", (5, 1234), Notation(thousands=" ")),
         (("1'234.5", "5"), "thousands='", (5, 1234.5), Notation(thousands="'")),
+        (("1\u00a0234,5", "-5"), "thousands=space", None, None),
+        (("1\u202f234", "\u22125"), "thousands=space", (-5, 1234), Notation(thousands=" ")),
+        (("1\u2019234.5", "5"), "thousands='", (5, 1234.5), Notation(thousands="'")),
+        (("0,801", "1,5"), "decimal=,", (0.801, 1.5), Notation(decimal=",")),
         (("$120.00", "-$5"), "", (-5, 120), Notation(sign="$")),
+        (("12 €", "3.5\u00a0€"), "", (3.5, 12), Notation(sign="€")),
         (("37%", "5 %"), "", (5, 37), Notation(sign="%")),
         (("€1,234.50", "€7"), "thousands=,", (7, 1234.5), Notation(thousands=",", sign="€")),
     ],
@@ -79,15 +84,49 @@ def test_numbers_are_read_as_the_option_says(tmp_path, fields, option, expected,
         assert f"--option {word}" in str(refused.value)
         assert "--option 'categories=[price]'" in str(refused.value)
     if expected is None:
-        assert "--option 'decimal=,' --option 'thousands=.'" in str(refused.value)
-        assert column(read(source, "decimal=,", "thousands=."), "price")[[0, -1]].tolist() == [56, 1234.5]
+        thousands = "thousands=space" if option == "thousands=space" else "thousands=."
+        pasted = thousands if option == "thousands=space" else f"'{thousands}'"
+        assert f"--option 'decimal=,' --option {pasted}" in str(refused.value)
+        low = {"thousands=space": -5}.get(option, 56)
+        assert column(read(source, "decimal=,", thousands), "price")[[0, -1]].tolist() == [low, 1234.5]
         return
+    if fields[0] == "0,801":
+        assert "thousands" not in str(refused.value)
     prepared = read(source, *([option] if option else []))
     assert column(prepared, "price")[[0, -1]].tolist() == pytest.approx(expected)
     assert prepared.rows.columns["price"] == NumberColumn(notation=notation)
     assert len(prepared.notes) == 1
     assert prepared.notes[0].startswith("read the numbers of price, written like ")
     assert len(column(prepared, "x")) == 40
+
+
+@pytest.mark.parametrize("unit", ["kg", "km/h", "°C", '"', "h", "k"])
+def test_a_unit_behind_every_number_is_read_and_told(tmp_path, unit):
+    gap = " " if unit == "kg" else ""
+    rows = [f"{i % 30 - 3}.5{gap}{unit};{i % 9};{'ab'[i % 3 > 0]}" for i in range(60)]
+    prepared = read(written(tmp_path / "t.csv", "size;x;label", rows), "quotes=letters")
+    assert column(prepared, "size")[[0, -1]].tolist() == [-3.5, 26.5]
+    assert prepared.rows.columns["size"] == NumberColumn(notation=Notation(sign=unit))
+    assert prepared.notes == (f"read the numbers of size, written like 1234.5 {unit}",)
+    signature = signature_of(prepared)
+    for size in (f"7.5{unit}", f"7.5 {unit}", "7.5", 7.5):
+        assert parse_samples({"size": size, "x": 1}, signature)["numbers"][0, 0].item() == 7.5
+    with pytest.raises(InputError, match=rf"size must be a number, written like 1234\.5 {unit}, got other text"):
+        parse_samples({"size": f"7.5 {unit}{unit}", "x": 1}, signature)
+
+
+def test_few_values_with_a_unit_and_codes_are_no_numbers(tmp_path):
+    rows = [f"{36 + 24 * (i % 2)} months,B{i % 30 + 1},{i % 9},{'ab'[i % 3 > 0]}" for i in range(90)]
+    features = read(written(tmp_path / "t.csv", "term,cabin,x,label", rows)).features
+    assert features["term"].vocabulary == ("36 months", "60 months")
+    assert len(features["cabin"].vocabulary) == 30
+
+
+def test_a_sign_may_be_left_out_of_a_request(tmp_path):
+    rows = [f'"${i % 30 + 1},000.50",{i % 9},{"ab"[i % 3 > 0]}' for i in range(60)]
+    signature = signature_of(read(written(tmp_path / "t.csv", "price,x,label", rows), "thousands=,"))
+    for price in ("$2,000.50", "2,000.50", "2000.50", 2000.5):
+        assert parse_samples({"price": price, "x": 1}, signature)["numbers"][0, 0].item() == 2000.5
 
 
 def test_a_target_may_be_written_for_people_too(tmp_path):
@@ -97,7 +136,9 @@ def test_a_target_may_be_written_for_people_too(tmp_path):
         ConfigError, match=r"target in .* numbers that are written in another way. Read them with .*thous"
     ):
         read(source)
-    target = read(source, "thousands=,").target
+    prepared = read(source, "thousands=,")
+    assert prepared.notes == ("read the numbers of target, written like $1,234.5",)
+    target = prepared.target
     assert isinstance(target, NumberTarget)
     assert target.minimum >= 1000
     assert target.maximum <= 60_059
@@ -310,6 +351,21 @@ def test_no_test_row_is_a_training_row_once_it_is_filled(tmp_path):
         assert not {row.tobytes() for row in train} & {row.tobytes() for row in test}
 
 
+@pytest.mark.parametrize("seed", range(8))
+def test_many_equal_rows_leave_the_test_split_its_share(tmp_path, seed):
+    jobs, random = ("cook", "smith", "clerk"), np.random.default_rng(seed)
+    ages = [str(age) if age < 70 else "" for age in random.integers(20, 120, 200)]
+    rows = [f"{age},{jobs[i % 3]},{random.random():.6f}" for i, age in enumerate(ages)]
+    source = written(tmp_path / "t.csv", "age,job,target", rows)
+    prepared = read(source, "missing=median", f"seed={seed}")
+    assert 35 <= prepared.splits["test"].rows <= 40
+    known = [
+        {(row.tobytes(), job) for row, job in zip(part.columns["numbers"], part.columns["job"], strict=True)}
+        for part in prepared.splits.values()
+    ]
+    assert not known[0] & known[1]
+
+
 # ---- columns that cannot be read
 
 
@@ -339,9 +395,9 @@ def test_identifiers_that_repeat_are_no_numbers_unless_asked_for(tmp_path):
         read(source)
     assert read(source, "numbers=shop_id").features["numbers"].names == ("shop_id", "x")
     assert len(read(source, "categories=[shop_id]").features["shop_id"].vocabulary) == 12
-    for name in ("COVID", "paid", "index", "Grid"):
+    for name in ("COVID", "paid", "index", "Grid", "unnamed", "rows"):
         assert read(written(tmp_path / "t.csv", f"{name},x,label", rows)).features["numbers"].names == (name, "x")
-    for name in ("shopId", "Shop ID", "id"):
+    for name in ("shopId", "Shop ID", "id", "Unnamed: 0", "Unnamed: 0.1", "rownames", "row.names"):
         with pytest.raises(ConfigError, match=r"got an identifier of 12 different values"):
             read(written(tmp_path / "t.csv", f"{name},x,label", rows))
 
@@ -354,10 +410,12 @@ def test_columns_without_a_name_are_dropped_if_empty_and_ignored_by_place(tmp_pa
         read(source)
     prepared = read(source, "ignore=1")
     assert prepared.features["numbers"].names == ("x",)
-    assert prepared.notes == ("left out column 4, which has neither a name nor a value",)
+    assert prepared.notes == ("left out column 4, which has neither a name nor a value", "left out column 1")
+    named = read(written(tmp_path / "named.csv", "column 1,column x,label,", rows))
+    assert named.features["numbers"].names == ("column 1", "column x")
     trailing = read(written(tmp_path / "t.csv", "n,x,label", list(rows)))
     assert trailing.features["numbers"].names == ("n", "x")
-    assert trailing.notes == prepared.notes
+    assert trailing.notes == prepared.notes[:1]
 
 
 # ---- dates
@@ -366,7 +424,9 @@ def test_columns_without_a_name_are_dropped_if_empty_and_ignored_by_place(tmp_pa
 def test_dates_become_the_numbers_that_are_asked_for(tmp_path):
     rows = [f"2024-{i % 12 + 1:02}-05,{i}.5,{'ab'[i % 2]}" for i in range(60)]
     source = written(tmp_path / "t.csv", "day,x,label", rows)
-    with pytest.raises(ConfigError, match=r"which fits series and table\. Name its format"):
+    with pytest.raises(
+        ConfigError, match=r"which fits series and table\. Name it with --format series or --format table\."
+    ):
         read(source)
     with pytest.raises(ConfigError, match=r"day in .* got dates. Make numbers of dates with --option 'dates=\[year"):
         prepare(source, format="table")
@@ -391,6 +451,40 @@ def test_dates_that_can_be_read_in_two_ways_are_refused(tmp_path):
     rows = [f"{i % 28 + 1:02}.{i % 9 + 1:02}.2024,{i}.5,{'ab'[i % 2]}" for i in range(60)]
     german = read(written(tmp_path / "t.csv", "day,x,label", rows), "dates=[day, month]")
     assert german.rows.columns["day"] == DateColumn(format="%d.%m.%Y", parts=("day", "month"))
+
+
+@pytest.mark.parametrize(
+    ("written_as", "format"),
+    [
+        ("{day:02}-{month:.3}-{year}", "%d-%b-%Y"),
+        ("{day} {month:.3} {year} 13:45", "%d %b %Y %H:%M"),
+        ("{day} {month} {year}", "%d %B %Y"),
+        ('"{month} {day}, {year}"', "%B %d, %Y"),
+        ('"{month:.3} {day:02}, {year}"', "%b %d, %Y"),
+    ],
+)
+def test_dates_with_names_of_months_are_dates(tmp_path, written_as, format):
+    months = ("January", "May", "September")
+    shown = [written_as.format(day=i % 28 + 1, month=months[i % 3], year=2000 + i % 20) for i in range(60)]
+    source = written(tmp_path / "t.csv", "when,x,label", [f"{d},{i}.5,{'ab'[i % 2]}" for i, d in enumerate(shown)])
+    with pytest.raises(ConfigError, match=r"when in .* got dates\. Make numbers of dates with --option 'dates="):
+        read(source, "target=label")
+    prepared = read(source, "dates=[year, month, day]")
+    assert prepared.rows.columns["when"] == DateColumn(format=format, parts=("year", "month", "day"))
+    for part, expected in (("month", (1, 5, 9)), ("day", range(1, 29)), ("year", range(2000, 2020))):
+        assert set(column(prepared, f"when {part}").tolist()) == set(expected)
+
+
+def test_a_format_of_dates_is_for_those_that_have_it(tmp_path):
+    rows = [f"2024-0{i % 9 + 1}-03,{i % 28 + 1}.{i % 9 + 1}.{i % 20 + 70},{'ab'[i % 2]}" for i in range(90)]
+    source = written(tmp_path / "t.csv", "seen,born,label", rows)
+    cure = r"born: dates such as '1\.1\.70' that fit 0 formats.*--option date_format=FORMAT, which is '%d\.%m\.%y' for"
+    with pytest.raises(ConfigError, match=cure.removeprefix("born: ")):
+        read(source, "dates=[year, month]", "target=label")
+    prepared = read(source, "dates=[year, month]", "target=label", "date_format=%d.%m.%y")
+    assert prepared.rows.columns["born"].format == "%d.%m.%y"
+    assert column(prepared, "born year")[[0, -1]].tolist() == [1970, 1989]
+    assert set(column(prepared, "seen month").tolist()) == set(range(1, 10))
 
 
 # ---- from the file to an answer

@@ -112,6 +112,18 @@ def test_texts_in_a_column_may_have_classes_or_numbers(tmp_path):
     assert isinstance(read(str(tmp_path / "a.csv"), task="number").target, NumberTarget)
 
 
+def test_columns_beside_the_texts_are_left_out_and_told(tmp_path):
+    rows = [f'{i},"{text}",2020,{i % 5 + 1}.5,' for i, text in enumerate([*GOOD, *BAD])]
+    written(tmp_path / "t.csv", "\n".join([",review,year,stars", *rows]))
+    prepared = read(str(tmp_path / "t.csv"), target="stars")
+    assert prepared.notes == ("left out 3 columns: 1, year, 5",)
+    assert prepared.rows.ignored == (" column 1", "year", "stars", " column 5")
+    alone = "\n".join(["review,stars", *(f'"{text}",{i % 9}.5%' for i, text in enumerate([*GOOD, *BAD]))])
+    written(tmp_path / "alone.csv", alone)
+    told = ("read the numbers of stars, written like 1234.5%",)
+    assert read(str(tmp_path / "alone.csv"), target="stars").notes == told
+
+
 def test_copies_of_a_text_stay_on_one_side(tmp_path):
     lines = [f"{text.upper() if i % 2 else text}\t{i % 2}\n" for i, text in enumerate((GOOD + BAD) * 2)]
     written(tmp_path / "a.tsv", "text\tlabel\n" + "".join(lines))
@@ -172,6 +184,7 @@ def test_all_files_are_utf_8_or_all_are_latin_1(tmp_path):
             {"a.csv": 'text,label\n"x,1\n'},
             "that begins with a quote must end with one, got .* in row 2",
         ),
+        ({"a.csv": "text,my mood\nx,good\n"}, r"Name it with --option 'target=\"my mood\"'\."),
         ({"a.csv": "text,label\nx\n"}, r"a\.csv must have 2 fields, separated by commas, got 1 in row 2"),
     ],
 )

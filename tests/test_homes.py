@@ -81,6 +81,14 @@ def test_other_errors_of_the_system_stay_what_they_are() -> None:
         raise FileNotFoundError(errno.ENOENT, "No such file", "/x")
 
 
+def test_a_place_that_takes_no_folders_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    if not Path("/proc/self").exists():
+        pytest.skip("needs /proc")
+    monkeypatch.setenv("ORCHESTRATOR_HOME", "/proc/nothing/home")
+    with pytest.raises(ConfigError, match=r"^ORCHESTRATOR_HOME=/proc/nothing/home must be a folder .* No such file"):
+        private_folder(home())
+
+
 def test_a_home_of_nobody_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("ORCHESTRATOR_HOME", "~no-such-account/x")
     with pytest.raises(ConfigError, match="must be the folder of an account, got ~no-such-account/x"):

@@ -58,6 +58,8 @@ def test_the_order_of_day_and_month_is_said_by_a_person() -> None:
     assert one("1/2/2016 13:00", order="day-first") == "2016-02-01T13:00:00"
     assert one("1/2/2016 13:00", order="month-first") == "2016-01-02T13:00:00"
     assert one("2016/1/2", order="day-first") == "2016-01-02T00:00:00"
+    assert one("10/03/2004 18.00.05", order="day-first") == "2004-03-10T18:00:05"
+    assert one("10.03.2004 18.30", order="day-first") == "2004-03-10T18:30:00"
     with pytest.raises(DateError, match="say whether the day or the month comes first") as raised:
         parse_dates(["2016-01-01", "31.12.2016"])
     assert (raised.value.index, raised.value.is_ambiguous) == (1, True)
@@ -104,6 +106,11 @@ def test_fields_of_several_columns_are_one_date() -> None:
     assert one(joined(["1949", "Jan"])) == "1949-01-01T00:00:00"
     assert one(joined(["2010", "1", "31", "5"])) == "2010-01-31T05:00:00"
     assert one(joined(["2010", " 1 "])) == "2010-01-01T00:00:00"
+    assert one(joined(["1959.0", "4.0"], ("year", "Quarter"))) == "1959-10-01T00:00:00"
+    assert one(joined(["1959", "Q2"], ("year", "quarter"))) == "1959-04-01T00:00:00"
+    assert one(joined(["1959", "4"], ("year", "month"))) == "1959-04-01T00:00:00"
+    with pytest.raises(DateError):
+        parse_dates([joined(["1959", "5"], ("year", "quarter"))])
 
 
 # ---- steps

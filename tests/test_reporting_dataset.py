@@ -28,7 +28,7 @@ from models.features import (
 )
 from orchestrator.data.columns import SPARSE, Column, Columns, Ragged, number_target
 from orchestrator.data.dataset import open_dataset
-from orchestrator.data.manifest import DatasetTarget, SeriesTarget, Source
+from orchestrator.data.manifest import Change, DatasetTarget, Run, SeriesTarget, Source
 from orchestrator.data.push import push_prepared
 from orchestrator.data.sources.prepared import Part, Prepared
 from orchestrator.reporting.dataset import sample as page_module
@@ -199,6 +199,40 @@ def test_a_series_is_plotted_with_its_splits() -> None:
     assert "600 rows in train, 100 rows in validation, 200 rows in test" in page.text
 
 
+def paths_of(html: str) -> list[str]:
+    return re.findall(r'<path d="([^"]*)"', html)
+
+
+def series_page(columns: dict[str, np.ndarray], target: SeriesTarget, changes: tuple[Change, ...] = ()) -> str:
+    store, feature = MemoryStore(), SeriesFeature(channels=("x",), mean=(0.0,), std=(1.0,))
+    prepared = Prepared(
+        name="line",
+        features={"series": feature},
+        target=target,
+        splits={split: Part.of({"series": values}) for split, values in columns.items()},
+        source=Source(format="test", uri="somewhere", changes=changes),
+    )
+    push_prepared(store, prepared)  # type: ignore[arg-type]
+    return render_page(open_dataset(store, "line"))  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("rows", [11, 70, 350, 699, 700, 701, 5000])
+def test_the_line_of_a_series_begins_where_it_is_and_is_whole(rows: int) -> None:
+    values = np.sin(np.arange(rows, dtype=np.float32))[:, None]
+    (path,) = paths_of(series_page({"train": values[: rows // 2], "test": values[rows // 2 :]}, SeriesTarget()))
+    assert path.startswith("M")  # nothing at all is drawn of a path that begins otherwise
+    assert path.count("M") == 1
+    assert path.count("L") + 1 >= min(rows, 700)
+
+
+def test_the_line_of_a_series_is_broken_where_rows_are_missing() -> None:
+    values = np.arange(50, dtype=np.float32)[:, None]
+    target = SeriesTarget(runs={"train": (Run(10), Run(30)), "test": (Run(4, 4), Run(6, 0))})
+    (path,) = paths_of(series_page({"train": values[:40], "test": values[40:]}, target))
+    lines = [line.count("L") + 1 for line in path.split("M")[1:]]
+    assert lines == [10, 30, 6]
+
+
 def test_rows_that_belong_to_the_split_before_are_not_counted() -> None:
     values = np.arange(100, dtype=np.float32)[:, None]
     splits = {"train": Part.of({"series": values[:60]}), "test": Part.of({"series": values[40:]}, context_rows=20)}
@@ -260,6 +294,18 @@ def test_only_some_row_groups_are_read_and_the_page_says_so(monkeypatch: pytest.
     assert "from 5,120 of 16,384 rows" in page.text
     assert "times as frequent as the rarest, in the 5,120 rows that were read." in page.text
     assert "Not in" not in page.text
+
+
+def test_what_was_changed_is_on_the_page_under_one_label() -> None:
+    changes = (
+        Change(text="filled 3 missing values of age"),
+        Change(text="left out 2 files:", names=("a.txt", "b.txt")),
+        Change(option="gaps=split", text="12 gaps"),
+    )
+    page = series_page({"train": np.ones((9, 1), np.float32)}, SeriesTarget(), changes=changes)
+    pairs = re.findall(r"<dt>([^<]*)</dt><dd>([^<]*)</dd>", page)
+    at = pairs.index(("Prepared", "filled 3 missing values of age"))
+    assert pairs[at + 1 : at + 3] == [("", "left out 2 files: a.txt, b.txt"), ("gaps=split", "12 gaps")]
 
 
 def test_the_page_is_written_to_a_file(tmp_path: Path) -> None:

@@ -44,6 +44,16 @@ def test_a_sound_is_its_path_a_text_its_words_and_a_sparse_row_its_columns():
         parse_inputs(["x=1"], ROWS)
 
 
+def test_a_text_may_lie_in_a_file(tmp_path):
+    [text] = TEXTS.features
+    file = tmp_path / "review.txt"
+    assert parse_inputs([str(file)], TEXTS) == {text: str(file)}
+    file.write_text("ein schöner Film\n", encoding="utf-8")
+    for word in (str(file), f"{text}={file}"):
+        assert parse_inputs([word], TEXTS) == {text: "ein schöner Film\n"}
+    assert parse_inputs([f"see {file}"], TEXTS) == {text: f"see {file}"}
+
+
 def test_the_word_of_a_series_is_a_csv_file_or_its_text(tmp_path):
     (tmp_path / "x.csv").write_text(CSV)
     for word in (str(tmp_path / "x.csv"), CSV):

@@ -65,6 +65,19 @@ def test_decimal_commas_are_those_of_training() -> None:
         parse_series(text, feature(decimal="point"), lookback=2)
 
 
+def test_numbers_for_people_are_read_as_in_the_training_file() -> None:
+    step = TimeStep(size=24 * 3600 * 10**6)
+    clock = Clock(dates=("",), step=step, decimal="comma", thousands=".")
+    priced = SeriesFeature(channels=("preis", "anteil"), mean=(0, 0), std=(1, 1), clock=clock)
+    text = ";preis;anteil\n2024-01-01;1.234,5 €;-37%\n2024-01-02;2;0,5 %\n"
+    assert parse_series(text, priced, lookback=2) == [[1234.5, -37.0], [2.0, 0.5]]
+    assert parse_series("1.234,5;3\n7;8,5\n", priced, lookback=2) == [[1234.5, 3.0], [7.0, 8.5]]
+    with pytest.raises(ConfigError, match="got a gap before row 3"):
+        parse_series(text.replace("01-02", "01-03"), priced, lookback=2)
+    with pytest.raises(ConfigError, match=r"row 3 of the series must hold 2 numbers, got '2024-01-02,2\.0,red'"):
+        parse_series(text.replace("0,5 %", "red"), priced, lookback=2)
+
+
 def test_missing_values_are_refused_left_out_or_filled_as_in_training() -> None:
     text = "a,b\n1,1\nNA,2\n3,?\n4,4\n"
     with pytest.raises(ConfigError, match=r"row 3 of the series must hold 2 numbers, got 'NA,2'"):

@@ -62,7 +62,10 @@ def private_folder(path: Path) -> Path:
         ConfigError: It cannot be created.
     """
     with naming_folder():
-        path.mkdir(mode=0o700, parents=True, exist_ok=True)
+        try:
+            path.mkdir(mode=0o700, parents=True, exist_ok=True)
+        except FileNotFoundError as error:  # in /proc, which takes no folders
+            raise PermissionError(errno.EACCES, error.strerror, str(path)) from None
         if not path.is_symlink() and path.stat().st_uid == os.geteuid():
             path.chmod(0o700)
     require_private(path)

@@ -4,7 +4,7 @@
 2016   2016-07   201607   2016Q3   Jul 2016          a year, a month, a quarter: its first day
 1467378000   1467378000.5   1467378000000            Unix time, in seconds, milliseconds and less
 2016/7/1   2016.7.1 1:05 PM   1-Jul-2016             other separators, names of months
-31/12/2016 13:00   12.31.2016                        only where the person says what comes first
+31/12/2016 13:00   12.31.2016 18.00.00               only where the person says what comes first
 """
 
 import re
@@ -29,7 +29,8 @@ _QUARTER = re.compile(r"(\d{4})[-/. ]?[qQ]([1-4])")
 _NAMED = re.compile(r"(?:(\d{1,2})[-/. ]+)?([A-Za-z]{3,9})\.?[-/., ]+(\d{4})\b(.*)")  # 1-Jul-2016, July 2016
 _YEAR_NAMED = re.compile(r"(\d{4})[-/. ]+([A-Za-z]{3,9})()(.*)")  # 2016 July
 _PARTS = re.compile(r"(\d{1,4})([-/.])(\d{1,2})\2(\d{1,4})(?:[ T]+(.*))?")
-_TIME = re.compile(r"(\d{1,2})(?::(\d{2}))?(?::(\d{2})(?:[.,](\d{1,6})\d*)?)?\s*([AaPp][Mm])?")
+_TIME = re.compile(r"(\d{1,2})(?:[:.](\d{2}))?(?:[:.](\d{2})(?:[.,](\d{1,6})\d*)?)?\s*([AaPp][Mm])?")
+_QUARTERS = ("quarter", "qtr")
 
 
 class DateError(ValueError):
@@ -92,11 +93,21 @@ def is_date(text: str) -> bool:
     return True
 
 
-def joined(parts: Sequence[str]) -> str:
-    """Return one date made of the fields of several columns: day and time, or year, month, day and hour."""
-    dated = [part.strip() for part in parts if ":" not in part][:3]
-    rest = [part.strip() for part in parts][len(dated) :]
-    whole = all(re.fullmatch(r"\d{1,4}|[A-Za-z]{3,9}", part) for part in dated)
+def joined(parts: Sequence[str], names: Sequence[str] = ()) -> str:
+    """Return one date made of the fields of several columns: day and time, or year, month, day and hour.
+
+    Args:
+        parts: the fields.
+        names: of their columns; one that is called `quarter` holds 1 to 4.
+    """
+    parts = [re.sub(r"\.0$", "", part.strip()) for part in parts]
+    quarters = [name.lower() in _QUARTERS for name in names] or [False] * len(parts)
+    parts = [
+        f"Q{part}" if is_quarter and part.isdigit() else part for part, is_quarter in zip(parts, quarters, strict=True)
+    ]
+    dated = [part for part in parts if ":" not in part][:3]
+    rest = parts[len(dated) :]
+    whole = all(re.fullmatch(r"\d{1,4}|[A-Za-z]{3,9}|[qQ]\d", part) for part in dated)
     return " ".join(["-".join(dated) if whole else " ".join(dated), *rest])
 
 

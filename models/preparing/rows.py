@@ -23,7 +23,12 @@ MISSING_WORDS = ("NA", "N/A", "n/a", "#N/A", "<NA>", "?", "-", "null", "NULL", "
 """What stands for a missing value, beside nothing."""
 
 SIGNS = "$€£¥₹%"
-"""Currencies and units that may stand with every number of a column."""
+"""Currencies and others that may stand before or behind every number of a column."""
+
+BLANKS = "[ \u00a0\u2009\u202f]"
+"""The blanks that people and spreadsheets write within a number, as a regular expression."""
+
+_MARKS: Mapping[str, str] = {" ": BLANKS, "'": "['\u2019]"}  # the Swiss write either apostrophe
 
 DatePart = Literal["year", "month", "day", "weekday", "hour", "seconds"]
 
@@ -57,8 +62,8 @@ class Notation(_Brief):
 
     decimal: Literal[".", ","] = "."
     thousands: Literal["", ",", ".", " ", "'"] = ""
-    sign: str = Field(default="", max_length=1)
-    """One of `SIGNS` that stands with every number."""
+    sign: str = Field(default="", max_length=12)
+    """One of `SIGNS` that stands with every number, or a unit behind each of them, such as ``kg``."""
 
 
 class NumberColumn(_Brief):
@@ -167,22 +172,35 @@ def is_missing(value: Any, words: tuple[str, ...]) -> bool:
 
 def number_pattern(notation: Notation) -> str:
     """Return the regular expression of a number in a notation, for Python and for RE2."""
-    point, sign = re.escape(notation.decimal), re.escape(notation.sign)
-    whole = rf"(\d{{1,3}}({re.escape(notation.thousands)}\d{{3}})+|\d+)" if notation.thousands else r"\d+"
+    point, sign, minus = re.escape(notation.decimal), re.escape(notation.sign), "[+\u2212-]?"
+    whole = rf"([1-9]\d{{0,2}}({mark_pattern(notation.thousands)}\d{{3}})+|\d+)" if notation.thousands else r"\d+"
     bare = rf"({whole}({point}\d*)?|{point}\d+)([eE][+-]?\d+)?"
     if not sign:
-        return rf"^[+-]?{bare}$"
-    return rf"^([+-]?{sign} ?{bare}|{sign} ?[+-]?{bare}|[+-]?{bare} ?{sign})$"
+        return rf"^{minus}{bare}$"
+    behind = rf"{minus}{bare}{BLANKS}?{sign}"
+    if notation.sign not in SIGNS:
+        return rf"^{behind}$"
+    return rf"^({minus}{sign}{BLANKS}?{bare}|{sign}{BLANKS}?{minus}{bare}|{behind})$"
+
+
+def mark_pattern(mark: str) -> str:
+    """Return the regular expression of what separates thousands, as people write it."""
+    return _MARKS.get(mark, re.escape(mark))
+
+
+def sign_pattern(sign: str) -> str:
+    """Return the regular expression of a sign, or of a unit, with the blanks beside it."""
+    return f"{BLANKS}?{re.escape(sign)}{BLANKS}?" if sign in SIGNS else f"{BLANKS}?{re.escape(sign)}$"
 
 
 def number_of(text: str, notation: Notation) -> float | None:
     """Return the number that a text is in a notation, if it is one."""
     if not _matcher(notation)(text.strip()):
         return None
-    plain = text.strip().replace(notation.sign, "").replace(" ", "") if notation.sign else text.strip()
+    plain = re.sub(sign_pattern(notation.sign), "", text.strip()) if notation.sign else text.strip()
     if notation.thousands:
-        plain = plain.replace(notation.thousands, "")
-    return float(plain.replace(notation.decimal, "."))
+        plain = re.sub(mark_pattern(notation.thousands), "", plain)
+    return float(plain.replace(notation.decimal, ".").replace("\u2212", "-"))
 
 
 def date_parts(date: datetime, parts: tuple[DatePart, ...]) -> tuple[float, ...]:
@@ -233,6 +251,8 @@ def _filled(name: str, fill: Any) -> Any:
 def _number(name: str, value: Any, notation: Notation) -> float:
     if isinstance(value, str):
         found = number_of(value, notation)
+        if found is None and notation.sign:  # which a person may leave out
+            found = number_of(value, notation.model_copy(update={"sign": ""}))
         if found is None:
             raise RowError(
                 name, "wrong_type", f"{name} must be a number, written like {example_of(notation)}, got other text."
@@ -246,8 +266,10 @@ def _number(name: str, value: Any, notation: Notation) -> float:
 
 
 def example_of(notation: Notation) -> str:
-    """Return a number as it is written, such as ``$1,234.5``."""
+    """Return a number as it is written, such as ``$1,234.5`` or ``1234.5 kg``."""
     number = f"1{notation.thousands}234{notation.decimal}5"
+    if notation.sign not in SIGNS:
+        return f"{number} {notation.sign}"
     return f"{number}{notation.sign}" if notation.sign == "%" else f"{notation.sign}{number}"
 
 

@@ -12,6 +12,7 @@ from cluster.errors import ConfigError
 from models.features import Clock, SeriesFeature
 from models.preparing.dates import DateError, Micros, joined, parse_counts, parse_dates
 from models.preparing.gaps import MISSING, Floats, Gaps, fill, find_gaps, spread_out
+from models.preparing.rows import SIGNS, Notation, number_of
 from serving.requests.values import InputError
 
 DELIMITERS = (",", "\t", ";", "|")
@@ -29,8 +30,10 @@ def parse_series(text: str, feature: SeriesFeature, *, lookback: int) -> list[li
     Raises:
         ConfigError: naming the column or the row that is wrong.
     """
-    rows, header = _rows(text, feature)
+    notation = _notation(feature)
+    rows, header = _rows(text, notation)
     columns = _columns(header, feature.channels)
+    rows = [(line, _plain(row, columns, notation)) for line, row in rows]
     if feature.missing == "drop":
         rows = [(line, row) for line, row in rows if not any(_is_missing(row, column) for column in columns)]
     _require_rows(len(rows), lookback)
@@ -82,21 +85,44 @@ def _has_null(value: Any, width: int) -> bool:
     return None in cells and all(cell is None or type(cell) in (int, float) for cell in cells)
 
 
-def _rows(text: str, feature: SeriesFeature) -> tuple[Rows, list[str] | None]:
+def _notation(feature: SeriesFeature) -> Notation:
+    """Return how the training file wrote its numbers."""
+    clock = feature.clock
+    if clock is None:
+        return Notation()
+    return Notation(decimal="," if clock.decimal == "comma" else ".", thousands=clock.thousands)
+
+
+def _plain(row: list[str], columns: Sequence[int], notation: Notation) -> list[str]:
+    """Return a row whose numbers are written as Python writes them."""
+    plain = list(row)
+    for column in columns:
+        if column < len(row) and (number := _number(row[column], notation)) is not None:
+            plain[column] = repr(number)
+    return plain
+
+
+def _number(cell: str, notation: Notation) -> float | None:
+    """Return the number that a field is in the file's notation; ``None`` if it is as Python writes it, or no number."""
+    if notation == Notation() and is_number(cell):
+        return None
+    sign = next((sign for sign in SIGNS if sign in cell), "")
+    return number_of(cell, notation.model_copy(update={"sign": sign}))
+
+
+def _rows(text: str, notation: Notation) -> tuple[Rows, list[str] | None]:
     """Return the rows that are not empty, and the header if there is one."""
     first = next((line for line in text.splitlines() if line.strip()), "")
-    has_commas = feature.clock is not None and feature.clock.decimal == "comma"
-    delimiter = max(DELIMITERS[has_commas:], key=first.count)
+    delimiter = max(DELIMITERS[notation.decimal == "," :], key=first.count)
     try:
         found = [row for row in csv.reader(io.StringIO(text), delimiter=delimiter) if any(cell.strip() for cell in row)]
     except csv.Error as error:
         raise ConfigError(f"the series must be a CSV text, got {error}.") from None
-    if has_commas:
-        found = [
-            [cell.replace(",", ".") if is_number(cell.replace(",", ".")) else cell for cell in row] for row in found
-        ]
     rows = list(enumerate(found, start=1))
-    if not rows or all(is_number(cell) or _is_missing(rows[0][1], i) for i, cell in enumerate(rows[0][1])):
+    if not rows or all(
+        is_number(cell) or _number(cell, notation) is not None or _is_missing(rows[0][1], i)
+        for i, cell in enumerate(rows[0][1])
+    ):
         return rows, None
     return rows[1:], [cell.strip().removeprefix("\ufeff") for cell in rows[0][1]]
 
@@ -144,7 +170,7 @@ def _without_gaps(values_TC: Floats, rows: Rows, header: list[str], clock: Clock
 def _times(rows: Rows, header: list[str], clock: Clock) -> Micros:
     places = [header.index(name) for name in clock.dates]
     fields = [[row[place] if place < len(row) else "" for place in places] for _, row in rows]
-    texts = [joined(parts) if len(parts) > 1 else parts[0] for parts in fields]
+    texts = [joined(parts, clock.dates) if len(parts) > 1 else parts[0] for parts in fields]
     is_counted = clock.step.unit == "counts"
     try:
         times = parse_counts(texts) if is_counted else parse_dates(texts, clock.order)

@@ -19,7 +19,7 @@ from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from urllib.parse import unquote, urlsplit
 
-from cluster.errors import ConfigError, IntegrityError, NotFoundError
+from cluster.errors import ConfigError, IntegrityError
 from cluster.machine.state import home
 from cluster.s3.retries import RetryPolicy
 from cluster.s3.store import ObjectInfo, Store
@@ -59,8 +59,7 @@ def local_copy(source: str, *, policy: RetryPolicy = PATIENCE, progress: Progres
         progress: told about every megabyte.
 
     Raises:
-        ConfigError: if the source is malformed, unsafe to unpack, or a web page.
-        NotFoundError: if nothing is there.
+        ConfigError: if the source is malformed, unsafe to unpack, or a web page, or if nothing is there.
         IntegrityError: if its bytes are not those of the checksum.
         StoreAccessError: if the server wants a login, or other keys.
         StoreUnavailableError: if no server answered in time.
@@ -202,7 +201,7 @@ def _from_s3(source: str, progress: Progress) -> LocalCopy:
     if not listed() and parent != "s3:/":  # no folder: one object?
         store, root = open_source(parent), place
     if not listed():
-        raise NotFoundError(f"{source} must hold objects, got none. Correct the prefix or the endpoint.")
+        raise ConfigError(f"{source} must hold objects, got none. Correct the prefix or the endpoint.")
     with alone(place):
         mirror(store, listed, to=root, record=place / ".etags.json", progress=progress)
     copy = _unpacked(place / last) if is_archive(last) else place / last

@@ -14,7 +14,6 @@ import urllib3.exceptions
 from cluster.errors import (
     ConfigError,
     IntegrityError,
-    NotFoundError,
     OrchestratorError,
     StoreAccessError,
     StoreError,
@@ -251,7 +250,7 @@ def _check_answer(response: requests.Response, url: str, checksum: str | None) -
     status, shown = response.status_code, shown_url(url)
     check_url(response.url, checksum)  # it may have been redirected
     if status in (404, 410):
-        raise NotFoundError(f"{shown} must exist, got HTTP {status}. Look up its new address.")
+        raise ConfigError(f"{shown} must exist, got HTTP {status}. Look up its new address.")
     if status in (401, 403, 407):
         raise StoreAccessError(
             f"{shown} must be readable without a login, got HTTP {status}. Download it in a browser and push the file."

@@ -82,6 +82,7 @@ _SUFFIXES: Mapping[str, str] = {
 }
 """Files whose name says enough; most of these formats then ask for the folder."""
 
+_OF_SERIES = ("date", "date_order", "gaps", "split_sizes")  # options that no other format has
 _MOST_WITHOUT_RATING = 3  # columns of a file that says who has what, and perhaps when
 _FIRST_UNIX_TIME = 1e8  # in 1973; what is less counts from elsewhere
 _NAMED = 5  # files that are named of those left out
@@ -174,9 +175,9 @@ def detect(source: str, options: SourceOptions) -> str:
         files, sizes = list_files(source)
         fits = _formats_of_folder(files, list(sizes), options)
     if len(fits) != 1:
+        ways = " or ".join(f"--format {name}" for name in fits) or f"--format, one of {', '.join(FORMATS)}"
         raise ConfigError(
-            f"source must fit one format, got {source}, which fits {' and '.join(fits) or 'none'}. Name its format: "
-            f"{', '.join(FORMATS)}."
+            f"source must fit one format, got {source}, which fits {' and '.join(fits) or 'none'}. Name it with {ways}."
         )
     return fits[0]
 
@@ -225,9 +226,11 @@ def _formats_of_rows(file: SourceFile, options: SourceOptions) -> list[str]:
     checks = {
         "ratings": is_rating,
         "text": text_column(header, options) is not None,
-        "series": options.dates is None and not is_rating and _is_series(header, row, options),
+        "series": not (options.dates or options.target or is_rating) and _is_series(header, row, options),
     }
     fits = [format for format, does_fit in checks.items() if does_fit]
+    if any(getattr(options, name) is not None for name in _OF_SERIES):
+        return ["series"]
     names_target = any(name.lower() in TARGET_NAMES or name == options.target for name in header)
     if len(header) > 1 and (not fits or (names_target and "text" not in fits)):
         fits.append("table")

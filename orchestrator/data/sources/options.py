@@ -46,8 +46,8 @@ class SourceOptions(BaseModel):
     text: str | None = None
     """Text in a CSV: its column. Default: the one called `text`, `sentence` or `review`."""
     ignore: tuple[str | int, ...] | None = None
-    """Tables, series: columns to leave out, such as an identifier, by name, or in a table by place counted from 1. Text
-    in folders: classes to leave out."""
+    """Tables, series: columns to leave out, such as an identifier, by name or by place counted from 1. Text in folders:
+    classes to leave out."""
     missing: Missing | dict[str, Missing] | None = None
     """Tables: what to do with missing values, of all columns or of each by its name, `*` being the others: `refuse`
     them (the default), `drop` their rows, fill numbers with the `mean` or `median` of training, or make them a
@@ -60,7 +60,7 @@ class SourceOptions(BaseModel):
     decimal: Literal[".", ","] | None = None
     """Tables, series: what separates the decimals of a number; `comma` stands for a comma. Default: a point."""
     thousands: Literal[",", ".", " ", "'"] | None = None
-    """Tables: what separates the thousands of a number; `space` stands for a blank. Default: nothing does."""
+    """Tables, series: what separates the thousands of a number; `space` stands for a blank. Default: nothing does."""
     dates: tuple[DatePart, ...] | None = None
     """Tables: the numbers that a date becomes: year, month, day, weekday, hour, seconds (since 1970)."""
     date_format: str | None = None

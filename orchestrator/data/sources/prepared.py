@@ -142,6 +142,12 @@ class Part:
         return {name: join([columns[name] for columns in read]) for name in read[0]}
 
 
+UNNAMED = " column "
+"""What begins the name of a column that has none, a blank as no name in a file does; its place follows, from 1."""
+
+_NAMED = 12  # columns that are named of those left out
+
+
 @dataclass(frozen=True)
 class Prepared:
     """A source in the form in which it is written; statistics and vocabularies come from its training split."""
@@ -159,6 +165,14 @@ class Prepared:
     """How a row of the source becomes the features, if it has named columns."""
     keeps_order: bool = False
     """Whether the rows are written as they come, and not in a random order."""
+
+
+def columns_left_out(names: Sequence[str]) -> tuple[str, ...]:
+    """Say which columns of a source no model reads, those without a name by their place; nothing if there are none."""
+    if len(names) < 2:
+        return tuple(f"left out column {name.removeprefix(UNNAMED)}" for name in names)
+    listed = ", ".join(name.removeprefix(UNNAMED) for name in names[:_NAMED])
+    return (f"left out {len(names):,} columns: {listed}" + (", …" if len(names) > _NAMED else ""),)
 
 
 def told(prepared: Prepared, *, licence: str | None) -> Source:

@@ -16,9 +16,10 @@ from orchestrator.data.order import Ints
 from orchestrator.data.sources.delimited.blocks import Content, TextFile, refuse_empty
 from orchestrator.data.sources.delimited.dialect import find_delimiter, head_rows, quoting_of
 from orchestrator.data.sources.delimited.encoding import Letters, encoding_of
-from orchestrator.data.sources.delimited.parsing import UNNAMED, Form, lines, names_of, parsed
+from orchestrator.data.sources.delimited.parsing import Form, lines, names_of, parsed
 from orchestrator.data.sources.delimited.shelf import Shelf, TextColumns
 from orchestrator.data.sources.options import SourceOptions
+from orchestrator.data.sources.prepared import UNNAMED
 from orchestrator.data.sources.splitting import consecutive
 
 _NUMBER = r"^[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?$"
@@ -51,7 +52,7 @@ class Delimited:
 
     @property
     def unnamed(self) -> tuple[str, ...]:
-        """Columns without a name in the header, under that of their place: `column 1`."""
+        """Columns without a name in the header, under that of their place; see `UNNAMED`."""
         return tuple(name for name in self.names if name.startswith(UNNAMED))
 
     @property

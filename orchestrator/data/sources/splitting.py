@@ -31,11 +31,37 @@ def stratified(labels: Array, *, test_share: float, seed: int, groups: Ints | No
     for label in np.unique(labels):
         members = np.flatnonzero(labels[first] == label)
         order = members[permutation(len(members), key=counter_key(SPLIT_KEY, seed, int(label)))]
-        quota = round(int(sizes[members].sum()) * test_share)
-        order = order[sizes[order] <= quota]
-        chosen.append(order[np.cumsum(sizes[order]) <= quota])
+        chosen += _fitting(order, sizes, round(int(sizes[members].sum()) * test_share))
     in_test = np.isin(groups, np.concatenate(chosen))
     return np.flatnonzero(~in_test), np.flatnonzero(in_test)
+
+
+def _fitting(order: Ints, sizes: Ints, quota: int) -> list[Ints]:
+    """Return groups in their order, but for those that are larger than what is left of the quota."""
+    chosen = [order[:0]]
+    while len(order := order[sizes[order] <= quota]):
+        count = int((np.cumsum(sizes[order]) <= quota).sum())
+        chosen.append(order[:count])
+        quota -= int(sizes[order[:count]].sum())
+        order = order[count:]
+    return chosen
+
+
+def together(one: Ints, other: Ints) -> Ints:
+    """Return a number for each row that rows share which are in one group of either kind, directly or by others.
+
+    Args:
+        one: [N], the number of each row's group: 0, 1, ...
+        other: [N], that of another kind.
+    """
+    found, before = one, np.empty(0, np.int64)
+    while not np.array_equal(found, before):
+        before = found
+        for groups in (other, one):
+            least = np.full(int(groups.max()) + 1, len(found), np.int64)
+            np.minimum.at(least, groups, found)
+            found = least[groups]
+    return numbered(found.tolist())
 
 
 def drawn(labels: Array, *, groups: Ints, options: SourceOptions, place: str) -> dict[str, Ints]:

@@ -1,7 +1,7 @@
 """What the target column of a table or of sparse rows is: classes or a number."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pyarrow as pa
@@ -12,7 +12,8 @@ from models.preparing.rows import Notation
 from orchestrator.data.columns import Array, number_target
 from orchestrator.data.order import Ints
 from orchestrator.data.precision import merged
-from orchestrator.data.sources.delimited.notations import notation_of, numbers_in, other_notations
+from orchestrator.data.sources.delimited.fields import in_brackets
+from orchestrator.data.sources.delimited.notations import notation_notes, notation_of, numbers_in, other_notations
 from orchestrator.data.sources.options import SourceOptions
 from orchestrator.data.sources.rows import Delimited, as_numbers, distinct, in_order
 from orchestrator.data.sources.splitting import require_classes
@@ -32,6 +33,8 @@ class Labels:
     values: Array
     """[N]; int64 for classes, float32 for numbers."""
     classes: tuple[str, ...] | None
+    notes: tuple[str, ...] = ()
+    """In which way other than usual they were read."""
 
     @property
     def strata(self) -> Array:
@@ -62,9 +65,13 @@ def target_column(names: Sequence[str], options: SourceOptions, place: str) -> s
     if len(found) != 1:
         raise ConfigError(
             f"{place} must have one column to predict, called {options.target or ' or '.join(TARGET_NAMES)}, got "
-            f"{', '.join(names)}. Name it with --option target=NAME."
+            f"{', '.join(names)}. Name it with --option {_target(names) if options.target is None else 'target=NAME'}."
         )
     return found[0]
+
+
+def _target(names: Sequence[str]) -> str:
+    return f"'target={in_brackets(names)[1:-1]}'" if len(names) == 1 else "target=NAME"
 
 
 def read_labels(rows: Delimited, name: str, options: SourceOptions, *, kept: Ints | None = None) -> Labels:
@@ -82,7 +89,8 @@ def read_labels(rows: Delimited, name: str, options: SourceOptions, *, kept: Int
     values = rows.column(name) if kept is None else rows.trimmed(name).take(pa.array(kept))
     notation = notation_of(values, options)
     if notation is not None and notation != Notation():
-        return number_labels(numbers_in(values, notation), options, f"{name} in {rows.place}")
+        labels = number_labels(numbers_in(values, notation), options, f"{name} in {rows.place}")
+        return replace(labels, notes=notation_notes(values, name, notation))
     ways = other_notations(values) if notation is None and options.task != "class" else ""
     if ways:
         raise ConfigError(

@@ -23,7 +23,7 @@ from orchestrator.data.sources.files import SCHEME, Files
 from orchestrator.data.sources.located import SourceFile, plain_name, source_name, split_files
 from orchestrator.data.sources.options import DELIMITED, SourceOptions, only
 from orchestrator.data.sources.picture_files import default_name, list_files
-from orchestrator.data.sources.prepared import Part, Prepared
+from orchestrator.data.sources.prepared import Part, Prepared, columns_left_out
 from orchestrator.data.sources.rows import Delimited, distinct, in_order, read_delimited
 from orchestrator.data.sources.sound import given_split
 from orchestrator.data.sources.splitting import drawn, numbered, refuse_draw
@@ -55,6 +55,7 @@ class _Texts:
     encoding: str = "utf-8"
     rows: RowSchema | None = None
     """The columns of a table."""
+    notes: tuple[str, ...] = ()
 
 
 def read_text(source: str, options: SourceOptions) -> Prepared:
@@ -69,6 +70,7 @@ def read_text(source: str, options: SourceOptions) -> Prepared:
         splits={s: _part(tokens_of, found.labels, r) for s, r in rows.items()},
         rows=found.rows,
         source=Source(format=in_encoding("text", found.encoding), uri=source, changes=changes),
+        notes=found.notes,
     )
 
 
@@ -164,7 +166,7 @@ def text_column(names: Sequence[str], options: SourceOptions) -> str | None:
 def _from_table(source: str, options: SourceOptions) -> _Texts:
     only(options, "text in a table", "text", "target", "task", "vocabulary", "tokens", "seed", "test_share", *DELIMITED)
     files = split_files(source, suffixes=TABLE_SUFFIXES)
-    rows = read_delimited(files, options=options)
+    rows = read_delimited(files, options=options, may_lack_names=True)
     column = text_column(rows.names, options)
     if column is None:
         raise ConfigError(
@@ -175,7 +177,9 @@ def _from_table(source: str, options: SourceOptions) -> _Texts:
     labels = read_labels(rows, name, options)
     splits = rows.rows if len(files) > 1 else None
     texts = rows.column(column).to_pylist()
-    return _Texts(source_name(files), rows.place, texts, labels, splits, rows.encoding, _schema(rows, column))
+    others = [word for word in rows.all_names if word not in (column, name)]
+    notes = (*columns_left_out(others), *labels.notes)
+    return _Texts(source_name(files), rows.place, texts, labels, splits, rows.encoding, _schema(rows, column), notes)
 
 
 def _schema(rows: Delimited, column: str) -> RowSchema:

@@ -1,5 +1,7 @@
 """Writes one HTML page about a dataset: samples, checks, class balance and statistics."""
 
+from collections.abc import Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -9,7 +11,7 @@ from cluster.errors import ConfigError
 from cluster.machine.disk import naming_disk
 from models.describe import describe_feature, listed
 from orchestrator.data.dataset import TRAIN, Dataset, open_dataset
-from orchestrator.data.manifest import Addition, Manifest
+from orchestrator.data.manifest import Addition, Change, Manifest
 from orchestrator.reporting.dataset.checks import checks_of
 from orchestrator.reporting.dataset.sample import percent_text, sample
 from orchestrator.reporting.dataset.samples import sample_groups, table_of_samples
@@ -82,10 +84,7 @@ def _card(dataset: Dataset) -> list[tuple[str, str]]:
         ("Format", manifest.source.format),
         ("Licence", manifest.source.licence or "not stated"),
         ("Target", manifest.target_text),
-        *(
-            (change.option or "Prepared", " ".join((change.text, listed(change.names))))
-            for change in manifest.source.changes
-        ),
+        *_changes(manifest.source.changes),
         *((f"Feature {name}", describe_feature(feature)) for name, feature in manifest.features.items()),
         *_earlier(manifest),
         *(_appended(addition) for addition in manifest.additions[-_MOST_ADDITIONS:]),
@@ -106,6 +105,14 @@ def _appended(addition: Addition) -> tuple[str, str]:
     said = " ".join(" ".join((change.text, listed(change.names))).strip() for change in addition.source.changes)
     text = f"{rows} rows of {addition.source.uri}, appended to version {addition.appended_to}. {said}"
     return f"Version {addition.version}", text.strip()
+
+
+def _changes(changes: Sequence[Change]) -> list[tuple[str, str]]:
+    """Return what was changed, each behind its option; of several without one, the first is labelled."""
+    labels = [change.option or "Prepared" for change in changes]
+    texts = [" ".join(filter(None, (change.text, listed(change.names)))) for change in changes]
+    firsts = ["" if label == before else label for before, label in pairwise(["", *labels])]
+    return list(zip(firsts, texts, strict=True))
 
 
 def _hue(index: int) -> int:

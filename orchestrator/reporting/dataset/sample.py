@@ -1,6 +1,6 @@
 """Reads as much of every split as a page about a dataset is made from."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -25,6 +25,8 @@ class Sampled:
     row_numbers: Ints
     """The number of each row in its split; rows of the split before are not counted."""
     total_rows: int
+    run_starts: Ints
+    """The first row of each run of rows without a gap between them, of a series; of other data 0."""
 
     @property
     def rows(self) -> int:
@@ -63,15 +65,20 @@ def sample(dataset: Dataset, name: str) -> Sampled:
         parts.append({column: take(values, kept) for column, values in columns.items()})
         numbers.append(number_of[span][kept])
     columns = {column: join([part[column] for part in parts]) for column in parts[0]}
-    return Sampled(columns, np.concatenate(numbers), dataset.manifest.own_rows(name))
+    own = np.array([run.rows - run.context_rows for run in _runs(dataset, name)])
+    starts = np.unique(np.append(0, np.cumsum(own)[:-1]))  # a run may lie in the split before
+    return Sampled(columns, np.concatenate(numbers), dataset.manifest.own_rows(name), starts)
 
 
 def _own_rows(dataset: Dataset, name: str) -> Array:
     """Return which rows of a split do not belong to the split before."""
+    return np.concatenate([np.arange(run.rows) >= run.context_rows for run in _runs(dataset, name)])
+
+
+def _runs(dataset: Dataset, name: str) -> Sequence[Run]:
     split, target = dataset.split(name), dataset.manifest.target
     runs = target.runs if isinstance(target, SeriesTarget) else None
-    of_split = runs[name] if runs else (Run(split.rows, split.context_rows),)
-    return np.concatenate([np.arange(run.rows) >= run.context_rows for run in of_split])
+    return runs[name] if runs else (Run(split.rows, split.context_rows),)
 
 
 def _spread_first(count: int) -> list[int]:

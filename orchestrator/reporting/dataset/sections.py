@@ -1,7 +1,6 @@
 """Charts and numbers of a dataset's target and features."""
 
 import io
-import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -86,31 +85,40 @@ def charts_of(dataset: Dataset, splits: Mapping[str, Sampled]) -> list[SeriesCha
 
 def _chart(channel: int, title: str, name: str, splits: Mapping[str, Sampled]) -> SeriesChart:
     total = sum(sampled.total_rows for sampled in splits.values())
-    places, values, edges, start = [], [], [], 0
+    places, runs, values, edges, start = [], [], [], [], 0
     for split, sampled in splits.items():
         places.append(start + sampled.row_numbers)
+        runs.append(start + sampled.run_starts[np.searchsorted(sampled.run_starts, sampled.row_numbers, "right") - 1])
         values.append(array_of(sampled, name)[:, channel])
         edges.append((split, 1000 * start / total, 1000 * sampled.total_rows / total))
         start += sampled.total_rows
+    is_one = all(len(sampled.run_starts) == 1 for sampled in splits.values())
+    runs_T = np.zeros(sum(map(len, places)), np.int64) if is_one else np.concatenate(runs)
     values_T = np.concatenate(values)
     low, high = float(values_T.min()), float(values_T.max())
     heights_T = 98 - 96 * (values_T - low) / ((high - low) or 1.0)
-    path = _line(np.concatenate(places) / total, heights_T)
+    path = _line(np.concatenate(places), runs_T, heights_T, total)
     return SeriesChart(title=title, low=data_value(low), high=data_value(high), path=path, edges=tuple(edges))
 
 
-def _line(places_T: Array, heights_T: Array) -> str:
-    """Return a path through the smallest and largest value of each pixel column, broken where nothing was read."""
-    columns_T = np.minimum((places_T * _PLOT_COLUMNS).astype(int), _PLOT_COLUMNS - 1)
-    parts, before = [], -2
+def _line(rows_T: Array, runs_T: Array, heights_T: Array, total: int) -> str:
+    """Return a path through the smallest and largest value of each pixel column.
+
+    Args:
+        rows_T: the number of each row; the path is broken where one was not read.
+        runs_T: a number for each run of rows without a gap between them; the path is broken between two.
+        heights_T: of each row.
+        total: how many rows there are.
+    """
+    columns_T = rows_T * _PLOT_COLUMNS // total
+    is_next_T = np.append(False, (np.diff(rows_T) == 1) & (np.diff(runs_T) == 0))
+    parts: list[str] = []
     for column in np.unique(columns_T):
-        here = heights_T[columns_T == column]
-        x = (column + 0.5) * 1000 / _PLOT_COLUMNS
-        gap = max(1, math.ceil(_PLOT_COLUMNS / len(places_T)))
-        parts.append(f"{'L' if column - before <= gap else 'M'}{x:.1f} {here[0]:.1f}")
+        here = np.flatnonzero(columns_T == column)
+        x, heights = (column + 0.5) * 1000 / _PLOT_COLUMNS, heights_T[here]
+        parts.append(f"{'L' if is_next_T[here[0]] else 'M'}{x:.1f} {heights[0]:.1f}")
         if len(here) > 1:
-            parts.append(f"L{x:.1f} {here.min():.1f}L{x:.1f} {here.max():.1f}L{x:.1f} {here[-1]:.1f}")
-        before = column
+            parts.append(f"L{x:.1f} {heights.min():.1f}L{x:.1f} {heights.max():.1f}L{x:.1f} {heights[-1]:.1f}")
     return "".join(parts)
 
 

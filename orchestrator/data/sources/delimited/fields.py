@@ -20,7 +20,6 @@ from models.preparing.rows import (
     RowColumn,
     date_of,
     date_parts,
-    example_of,
     number_pattern,
 )
 from orchestrator.data.columns import Array
@@ -28,6 +27,7 @@ from orchestrator.data.precision import merged
 from orchestrator.data.sources.delimited.notations import (
     all_match,
     asked_notation,
+    notation_notes,
     notation_of,
     numbers_in,
     other_notations,
@@ -36,18 +36,26 @@ from orchestrator.data.sources.options import SourceOptions
 from orchestrator.data.sources.rows import LARGEST, Delimited, distinct
 
 _FEW, _MOST_CATEGORIES = 20, 1000
-_DATE = r"^\d{4}-\d{1,2}-\d{1,2}([T ].*)?$|^\d{1,2}[./-]\d{1,2}[./-]\d{2,4}( .*)?$|^\d{4}/\d{1,2}/\d{1,2}( .*)?$"
+_DATE = (
+    r"^\d{4}-\d{1,2}-\d{1,2}([T ].*)?$|^\d{1,2}[./-]\d{1,2}[./-]\d{2,4}( .*)?$|^\d{4}/\d{1,2}/\d{1,2}( .*)?$"
+    r"|^\d{1,2}[- ][A-Za-z]{3,9}[- ]\d{4}( .*)?$|^[A-Za-z]{3,9} \d{1,2}, \d{4}( .*)?$"
+)
 _FORMATS = tuple(
     f"{day}{time}"
     for day, time in product(
-        ("%d.%m.%Y", "%d/%m/%Y", "%m/%d/%Y", "%d-%m-%Y", "%m-%d-%Y", "%Y/%m/%d"), ("", " %H:%M", " %H:%M:%S")
+        (
+            *("%d.%m.%Y", "%d/%m/%Y", "%m/%d/%Y", "%d-%m-%Y", "%m-%d-%Y", "%Y/%m/%d", "%d-%b-%Y", "%d %b %Y"),
+            *("%d %B %Y", "%b %d, %Y", "%B %d, %Y"),
+        ),
+        ("", " %H:%M", " %H:%M:%S"),
     )
 )
 EXACT = 2.0**53  # whole numbers up to here have a float each
 CODE = r"^0\d+$"
 CODE_LENGTH = 3  # months and days have two digits
 _ID_NAMES = ("id", "index", "uuid", "guid")
-_ID = re.compile(r"(^|[_ -])(id|ID|Id)$|[a-z]I[dD]$")  # user_id and userId, but neither paid nor COVID
+_ID = re.compile(r"(^|[_ -])(id|ID|Id)$|[a-z]I[dD]$|^(row[ ._]?names|[Uu]nnamed: [\d.]+)$")
+"""user_id and userId, but neither paid nor COVID; and how R and pandas call the numbers of rows."""
 
 
 class FieldError(Exception):
@@ -129,8 +137,7 @@ def _read_texts(rows: Delimited, name: str, texts: pa.ChunkedArray, options: Sou
         _refuse_codes(name, present.chunks, options)
         numbers = _with_gaps(numbers_in(present, notation), gone)
         _refuse_identifier(name, lambda: present, numbers[~gone], options)
-        is_plain = notation == Notation() or all_match(present, number_pattern(Notation()))
-        notes = () if is_plain else (f"read the numbers of {name}, written like {example_of(notation)}",)
+        notes = notation_notes(present, name, notation)
         return _of_numbers(name, NumberColumn(notation=notation), lambda: texts, gone, numbers, notes)
     if all_match(present, _DATE) or (options.date_format and _parses(present, options.date_format)):
         return _of_dates(name, gone, present, options)
@@ -230,21 +237,24 @@ def _of_dates(name: str, gone: Array, present: pa.ChunkedArray, options: SourceO
 
 
 def _format_of(words: Sequence[str], options: SourceOptions) -> str:
-    """Return the format that all dates have; nothing stands for ISO 8601."""
-    if options.date_format:
-        wrong = [word for word in words if date_of(word, options.date_format) is None]
-        if wrong:
-            raise FieldError(f"{wrong[0]!r}, no date like {options.date_format}", "say how with date_format")
+    """Return the format that all dates have, that which is asked for if it is; nothing stands for ISO 8601."""
+    if options.date_format and _fits(words, options.date_format):
         return options.date_format
-    fits = [format for format in ("", *_FORMATS) if all(date_of(word, format) for word in words)]
+    fits = [format for format in ("", *_FORMATS) if _fits(words, format)]
+    fits = [format for format in fits if "%B" not in format or format.replace("%B", "%b") not in fits]  # May
     if len(fits) != 1:
-        ways = " or ".join(f"--option date_format='{format}'" for format in fits) or "--option date_format=FORMAT"
+        ways = " or ".join(f"--option date_format='{format}'" for format in fits)
+        ways = ways or "--option date_format=FORMAT, which is '%d.%m.%y' for 31.12.99"
         raise FieldError(f"dates such as {words[0]!r} that fit {len(fits)} formats", f"say which with {ways}")
     return fits[0]
 
 
+def _fits(words: Sequence[str], format: str) -> bool:
+    return all(date_of(word, format) for word in words)
+
+
 def _parses(present: pa.ChunkedArray, format: str) -> bool:
-    return all(date_of(word, format) for word in distinct(present)[1])
+    return _fits(distinct(present)[1], format)
 
 
 # ---- what is refused

@@ -22,8 +22,8 @@ from orchestrator.data.sources.delimited.dialect import (
     head_rows,
     split_rows,
 )
+from orchestrator.data.sources.prepared import UNNAMED
 
-UNNAMED = "column "
 _ROW_BYTES = 16 * 2**20  # a row may be as long as this
 _LET_GO_S = 10.0  # a block is worked through in a tenth of a second
 
@@ -184,7 +184,9 @@ def _fault(content: Content, form: Form, width: int, error: pa.ArrowInvalid) -> 
     words = DELIMITERS[form.delimiter]
     for row, fields in lines(content, form):
         if len(fields) != width:
-            return ConfigError(
-                f"{content} must have {width} fields, separated by {words}, got {len(fields)} in row {row}."
-            )
+            found = f"{content} must have {width} fields, separated by {words}, got {len(fields)} in row {row}."
+            cure = f" Enclose fields that hold {words} in quotes" if len(fields) > width else ""
+            if len(fields) == width + 1:
+                cure += ", or if each row begins with its name, as R writes them, name that column in the header"
+            return ConfigError(f"{found}{cure}{'.' if cure else ''}")
     return ConfigError(f"{content} must be a table with {words} between its fields, got {error}.")

@@ -21,7 +21,7 @@ from orchestrator.data.sources.delimited.encoding import in_encoding
 from orchestrator.data.sources.delimited.shelf import parts_of
 from orchestrator.data.sources.located import ALL, SourceFile, source_name, split_files
 from orchestrator.data.sources.options import DELIMITED, SourceOptions, only
-from orchestrator.data.sources.prepared import Prepared
+from orchestrator.data.sources.prepared import Prepared, columns_left_out
 from orchestrator.data.sources.rows import (
     Delimited,
     encode,
@@ -89,6 +89,7 @@ def read_ratings(source: str, options: SourceOptions) -> Prepared:
     rows, names = _read(files, options)
     require_rows(len(rows), rows.place, least=2)
     found, notes = _once(rows, _ratings(rows, names), options)
+    notes += columns_left_out([name for name in rows.names if name not in names.values()])
     if "rating" not in names:
         found, note = _with_negatives(found, options)
         notes.append(note)
@@ -141,6 +142,7 @@ def _read(files: Mapping[str, SourceFile], options: SourceOptions) -> tuple[Deli
         names=None if header else _COLUMNS[: len(fields)],
         types=dict.fromkeys(read, pa.dictionary(pa.int32(), pa.string())),  # 20 million rows have few different words
         only=read,
+        may_lack_names=True,
     )
     return rows, names
 

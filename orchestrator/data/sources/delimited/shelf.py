@@ -61,6 +61,8 @@ class TextColumns:
         self.num_rows = 0
         self.shelf: Shelf | None = None
         self._tables: list[pa.Table] = []
+        self._stored: dict[str, str] = {}
+        """The names of columns that were renamed, as they were added."""
         self._bytes = 0
         self._path: Path | None = None
         self._writer: parquet.ParquetWriter | None = None
@@ -83,6 +85,11 @@ class TextColumns:
         self._tables = [table.drop_columns([name]) for table in self._tables]
         pa.default_memory_pool().release_unused()
 
+    def rename(self, old: str, new: str) -> None:
+        """Call a column something else."""
+        self.names = [new if name == old else name for name in self.names]
+        self._stored[new] = old
+
     def column(self, name: str) -> pa.ChunkedArray:
         """Return all values of a column."""
         return pa.chunked_array(list(self.parts(name)), type=self._type(name))
@@ -102,15 +109,16 @@ class TextColumns:
 
     def _type(self, name: str) -> pa.DataType:
         schema = self._tables[0].schema if self._tables else self._reader().schema_arrow
-        return schema.field(name).type
+        return schema.field(self._stored.get(name, name)).type
 
     def _read(self, names: list[str]) -> Iterator[pa.Table]:
+        stored = [self._stored.get(name, name) for name in names]
         if self._path is None:
-            yield from (table.select(names) for table in self._tables)
+            yield from (table.select(stored).rename_columns(names) for table in self._tables)
             return
         reader = self._reader()
         for number in range(reader.num_row_groups):
-            yield reader.read_row_group(number, columns=names)
+            yield reader.read_row_group(number, columns=stored).select(stored).rename_columns(names)
 
     def _write(self) -> None:
         """Move what is in memory to the disk: plain values, which are read as fast as they are written."""

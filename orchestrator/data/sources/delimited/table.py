@@ -30,9 +30,9 @@ from orchestrator.data.sources.delimited.plain import plain_fields
 from orchestrator.data.sources.delimited.shelf import PIECE_BYTES, Shelf, let_go, shelved
 from orchestrator.data.sources.located import ALL, source_name, split_files
 from orchestrator.data.sources.options import DELIMITED, SourceOptions, only
-from orchestrator.data.sources.prepared import Part, Prepared
+from orchestrator.data.sources.prepared import Part, Prepared, columns_left_out
 from orchestrator.data.sources.rows import Delimited, encode, read_delimited
-from orchestrator.data.sources.splitting import drawn, refuse_draw
+from orchestrator.data.sources.splitting import drawn, refuse_draw, together
 from orchestrator.data.sources.targets import Labels, read_labels, target_column
 
 SUFFIXES = (".csv", ".tsv")
@@ -71,7 +71,7 @@ def read_table(source: str, options: SourceOptions) -> Prepared:
     """Read a table; its rows are split stratified by class, or at random, unless the files are the splits."""
     only(options, "table", *_OPTIONS, *_MORE)
     files = split_files(source, suffixes=SUFFIXES)
-    rows, notes = _named(read_delimited(files, options=options, may_lack_names=True), options)
+    rows, notes = named_columns(read_delimited(files, options=options, may_lack_names=True), options)
     target = target_column(rows.names, options, rows.place)
     table, dropped = _without_gaps(rows, target, options)
     splits = _split(table, options)
@@ -82,6 +82,8 @@ def read_table(source: str, options: SourceOptions) -> Prepared:
     features: dict[str, Feature] = {name: feature for name, (feature, _) in coded.items()}
     features |= {NUMBERS: vector} if vector else {}
     notes += [*([dropped] if dropped else []), *(note for field in table.fields for note in field.notes)]
+    ignored = [name for name in rows.names if name not in {field.name for field in table.fields}]
+    notes += (*table.labels.notes, *columns_left_out([name for name in ignored if name != target]))
     return Prepared(
         name=source_name(files),
         features=features,
@@ -91,7 +93,7 @@ def read_table(source: str, options: SourceOptions) -> Prepared:
         notes=tuple(notes),
         rows=RowSchema(
             columns={field.name: field.column for field in table.fields},
-            ignored=tuple(sorted({*rows.names} - {field.name for field in table.fields}, key=rows.names.index)),
+            ignored=tuple(ignored),
             missing_words=missing_words(options),
         ),
     )
@@ -100,7 +102,7 @@ def read_table(source: str, options: SourceOptions) -> Prepared:
 # ---- columns
 
 
-def _named(rows: Delimited, options: SourceOptions) -> tuple[Delimited, list[str]]:
+def named_columns(rows: Delimited, options: SourceOptions) -> tuple[Delimited, list[str]]:
     """Return the rows without columns that have neither a name nor a value, and a note about each of those.
 
     Raises:
@@ -199,17 +201,12 @@ def _split(table: _Table, options: SourceOptions) -> dict[str, Ints]:
     rows = drawn(table.labels.strata, groups=groups, options=options, place=table.place)
     if not any(field.is_missing.any() for field in table.numeric):
         return rows
-    while len(known := _known_from_training(table, rows, options)):
-        rows = {"train": np.union1d(rows["train"], known), "test": np.setdiff1d(rows["test"], known)}
-        if not len(rows["test"]):
-            raise ConfigError(f"{table.place} must hold enough different rows for a test split, got none. Add rows.")
-    return rows
-
-
-def _known_from_training(table: _Table, rows: Mapping[str, Ints], options: SourceOptions) -> Ints:
-    """Return the test rows that are equal to a training row once missing values are filled."""
-    groups = equal_rows(_compared(filled(field, rows["train"], options) for field in table.fields))
-    return rows["test"][np.isin(groups[rows["test"]], groups[rows["train"]])]
+    while True:
+        same = equal_rows(_compared(filled(field, rows["train"], options) for field in table.fields))
+        if not np.isin(same[rows["test"]], same[rows["train"]]).any():
+            return rows
+        groups = together(groups, same)  # moving such rows to training could leave next to none to test
+        rows = drawn(table.labels.strata, groups=groups, options=options, place=table.place)
 
 
 def _compared(fields: Iterable[Field]) -> Iterator[Array]:

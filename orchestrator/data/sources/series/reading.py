@@ -14,15 +14,24 @@ from models.preparing.steps import TimeStep
 from orchestrator.data.manifest import Change, Source
 from orchestrator.data.order import Ints
 from orchestrator.data.sources.delimited.encoding import in_encoding
+from orchestrator.data.sources.delimited.notations import asked_notation
+from orchestrator.data.sources.delimited.table import named_columns
 from orchestrator.data.sources.located import ALL, source_name, split_files
 from orchestrator.data.sources.options import DELIMITED, SourceOptions, only
-from orchestrator.data.sources.prepared import Prepared
+from orchestrator.data.sources.prepared import Prepared, columns_left_out
 from orchestrator.data.sources.rows import Delimited, distinct, read_delimited, require_rows
 from orchestrator.data.sources.series.cutting import assembled, gap_change, split_edges
-from orchestrator.data.sources.series.table import Columns, choose_columns, missing_of, read_times, read_values
+from orchestrator.data.sources.series.table import (
+    Columns,
+    choose_columns,
+    missing_of,
+    read_times,
+    read_values,
+    without_name_of_dates,
+)
 
 SUFFIXES = (".csv", ".tsv", ".txt")
-OPTIONS = ("split_sizes", "date", "date_order", "item", "ignore", "decimal", "gaps", "missing")
+OPTIONS = ("split_sizes", "date", "date_order", "item", "ignore", "decimal", "thousands", "gaps", "missing")
 _LEAST_ROWS = 10
 
 
@@ -34,10 +43,13 @@ def read_series(source: str, options: SourceOptions) -> Prepared:
         raise ConfigError(
             f"source must be one file for format series, which is cut by time, got {' and '.join(files)}."
         )
-    rows = read_delimited(files, options=options)
-    first = [column[0].as_py() for column in rows.first(1).columns]
-    columns = choose_columns(rows.names, first, options, rows.place)
-    series, dropped = _dropped(_series_of(rows, columns, options), options)
+    rows, notes = named_columns(
+        without_name_of_dates(read_delimited(files, options=options, may_lack_names=True)), options
+    )
+    columns = choose_columns(rows, options)
+    left = [name for name in rows.names if name not in columns.all]
+    values_TC, written = read_values(rows, columns, options)
+    series, dropped = _dropped(_series_of(rows, columns, options, values_TC), options)
     for one in series:
         require_rows(len(one.times), one.place, least=_LEAST_ROWS)
     clock = _clock(series, columns, options)
@@ -45,7 +57,7 @@ def read_series(source: str, options: SourceOptions) -> Prepared:
     changes = [*_item_changes(series, columns), *dropped, *_gap_changes(series, gaps, clock)]
     filled = [_filled(one, found, columns, clock, options) for one, found in zip(series, gaps, strict=True)]
     changes += _interpolated(series, columns, options)
-    return assembled(
+    prepared = assembled(
         [one.rows_TC for one in filled],
         [one.edges for one in filled],
         [one.breaks for one in filled],
@@ -53,6 +65,7 @@ def read_series(source: str, options: SourceOptions) -> Prepared:
         name=source_name(files),
         source=Source(format=in_encoding("series", rows.encoding), uri=source, changes=tuple(changes)),
     )
+    return replace(prepared, notes=(*notes, *columns_left_out(left), *written))
 
 
 @dataclass(frozen=True, eq=False)
@@ -74,11 +87,10 @@ class _Filled:
     breaks: Ints
 
 
-def _series_of(rows: Delimited, columns: Columns, options: SourceOptions) -> list[_Series]:
+def _series_of(rows: Delimited, columns: Columns, options: SourceOptions, values_TC: Floats) -> list[_Series]:
     """Return the rows of each series, in time."""
     read = read_times(rows, columns, options)
     times, texts = read.ticks, read.texts
-    values_TC = read_values(rows, columns, options)
     if columns.item is None:
         _check_order(rows, columns, times, texts, np.arange(len(rows)))
         return [_Series(rows.place, times, texts, values_TC, read.is_counted)]
@@ -102,7 +114,7 @@ def _check_order(rows: Delimited, columns: Columns, times: Micros, texts: Sequen
         file, row = rows.where(int(index))
         cure = "" if columns.item else " If the file holds many series, name their column with --option item=NAME."
         raise ConfigError(
-            f"{' and '.join(columns.dates)} in {file} must increase, got {texts[index]} in row {row} after "
+            f"{columns.date_text} in {file} must increase, got {texts[index]} in row {row} after "
             f"{texts[before]}. Sort the rows by time and remove copies.{cure}"
         )
 
@@ -131,7 +143,8 @@ def _item_changes(series: Sequence[_Series], columns: Columns) -> list[Change]:
     if columns.item is None:
         return []
     rows = [len(one.times) for one in series]
-    text = f"{len(series):,} series of {min(rows):,} to {max(rows):,} rows; each is cut by time."
+    counts = f"{min(rows):,}" if min(rows) == max(rows) else f"{min(rows):,} to {max(rows):,}"
+    text = f"{len(series):,} series of {counts} rows; each is cut by time."
     return [Change(option=f"item={columns.item}", text=text, numbers={"series": float(len(series))})]
 
 
@@ -144,7 +157,8 @@ def _clock(series: Sequence[_Series], columns: Columns, options: SourceOptions) 
         item=columns.item,
         step=step,
         gaps=gaps,
-        decimal="comma" if options.decimal == "," else "point",
+        decimal="comma" if asked_notation(options).decimal == "," else "point",
+        thousands=options.thousands or "",
     )
 
 

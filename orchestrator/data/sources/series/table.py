@@ -1,8 +1,7 @@
 """What the columns of a series' file are: dates, numbers, and perhaps which of many series a row belongs to."""
 
-import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
@@ -12,7 +11,16 @@ import pyarrow.compute as pc
 from cluster.errors import ConfigError
 from models.preparing.dates import DateError, Micros, is_count, is_date, joined, parse_counts, parse_dates
 from models.preparing.gaps import MISSING
+from models.preparing.rows import SIGNS, Notation
 from orchestrator.data.columns import Array
+from orchestrator.data.sources.delimited.fields import in_brackets
+from orchestrator.data.sources.delimited.notations import (
+    asked_notation,
+    notation_notes,
+    notation_of,
+    numbers_in,
+    other_notations,
+)
 from orchestrator.data.sources.options import SourceOptions
 from orchestrator.data.sources.rows import LARGEST, Delimited, as_numbers
 
@@ -46,31 +54,53 @@ class Columns:
     """The columns of a file, by what they are for."""
 
     dates: tuple[str, ...]
+    """An empty text is the column without a name, see `without_name_of_dates`."""
     item: str | None
     values: tuple[str, ...]
 
+    @property
+    def all(self) -> set[str | None]:
+        """Every column that is read."""
+        return {*self.dates, self.item, *self.values}
 
-def choose_columns(names: Sequence[str], first: Sequence[str], options: SourceOptions, place: str) -> Columns:
+    @property
+    def date_text(self) -> str:
+        """The columns of the date, as a message names them."""
+        return " and ".join(self.dates) or "the column without a name"
+
+
+def without_name_of_dates(rows: Delimited) -> Delimited:
+    """Return the rows with an empty name for a column of dates that has none: pandas writes its index so."""
+    first = _first_row(rows)
+    found = [name for name in rows.unnamed if is_date(first[name])][:1]
+    if not found or any(name.lower() in DATE_NAMES for name in rows.names):
+        return rows
+    rows.columns.rename(found[0], "")
+    return replace(rows, all_names=tuple("" if name in found else name for name in rows.all_names))
+
+
+def _first_row(rows: Delimited) -> dict[str, str]:
+    (found,) = rows.first(1).to_pylist()
+    return dict(found)
+
+
+def choose_columns(rows: Delimited, options: SourceOptions) -> Columns:
     """Return what each column is for.
-
-    Args:
-        names: of the columns.
-        first: the fields of the first row.
-        options: what the person says about them.
-        place: the file, for messages.
 
     Raises:
         ConfigError: if there is no date or no number, or an option names a column that is not there.
     """
-    ignored = options.ignore or ()
+    names, place = rows.names, rows.place
+    by_place = dict(enumerate(rows.all_names, start=1))
+    ignored = [by_place.get(word, word) if isinstance(word, int) else word for word in options.ignore or ()]
     asked = (*(options.date or ()), *ignored, *([options.item] if options.item else []))
-    unknown = [name for name in asked if name not in names]
+    unknown = [name for name in asked if name not in rows.all_names]
     if unknown:
         raise ConfigError(f"{unknown[0]} must be a column of {place}, got none of that name among {', '.join(names)}.")
     left = [name for name in names if name not in ignored]
     item = options.item or next((name for name in left if name.lower() in ITEM_NAMES), None)
     left = [name for name in left if name != item]
-    dates = options.date or _date_column(left, dict(zip(names, first, strict=False)), place)
+    dates = options.date or _date_column(left, _first_row(rows), place)
     values = tuple(name for name in left if name not in dates)
     if not values:
         raise ConfigError(
@@ -86,6 +116,8 @@ def _date_column(names: Sequence[str], first: dict[str, str], place: str) -> tup
     parts = tuple(lower[name] for name in _PARTS if name in lower)
     if {"year", "month"} <= lower.keys() and lower.keys().isdisjoint(_WHOLE):
         return parts
+    if {"year", "quarter"} <= lower.keys() and lower.keys().isdisjoint(_WHOLE):
+        return lower["year"], lower["quarter"]
     if {"date", "time"} <= lower.keys() and lower.keys().isdisjoint(_WHOLE[1:]):
         return lower["date"], lower["time"]
     shaped = [name for name in names if is_date(first.get(name, ""))]
@@ -116,12 +148,12 @@ def read_times(rows: Delimited, columns: Columns, options: SourceOptions) -> Tim
         ConfigError: naming the first row without a date.
     """
     fields = [rows.trimmed(name).to_pylist() for name in columns.dates]
-    texts = fields[0] if len(fields) == 1 else [joined(parts) for parts in zip(*fields, strict=True)]
+    texts = fields[0] if len(fields) == 1 else [joined(parts, columns.dates) for parts in zip(*fields, strict=True)]
     try:
         return _times(texts, options)
     except DateError as error:
         file, row = rows.where(error.index)
-        name, text = " and ".join(columns.dates), texts[error.index]
+        name, text = columns.date_text, texts[error.index]
         cure = " Give --option date_order=day-first or --option date_order=month-first." if error.is_ambiguous else ""
         if options.date is None and len(columns.dates) == 1 and is_count(text):
             cure = f" If it counts the rows, say so with --option date={name}."
@@ -150,35 +182,32 @@ def missing_of(options: SourceOptions) -> Literal["refuse", "drop", "interpolate
             raise ConfigError(f"missing must be refuse, drop or interpolate for a series, got {other}.")
 
 
-def read_values(rows: Delimited, columns: Columns, options: SourceOptions) -> Array:
-    """Return the numbers of every row, [T, C] float64; NaN where there is none.
+def read_values(rows: Delimited, columns: Columns, options: SourceOptions) -> tuple[Array, list[str]]:
+    """Return the numbers of every row, [T, C] float64, NaN where there is none; and how those for people are written.
 
     Raises:
         ConfigError: naming a field that is no number, or one without a value where that is refused.
     """
-    return np.stack([_column(rows, name, options) for name in columns.values], 1)
+    read = [_column(rows, name, options) for name in columns.values]
+    return np.stack([numbers for numbers, _ in read], 1), [note for _, notes in read for note in notes]
 
 
-def _column(rows: Delimited, name: str, options: SourceOptions) -> Array:
+def _column(rows: Delimited, name: str, options: SourceOptions) -> tuple[Array, tuple[str, ...]]:
     texts = rows.trimmed(name)
-    if options.decimal == ",":
-        texts = pc.replace_substring(texts, ",", ".")
     missing = pc.is_in(pc.utf8_lower(texts), value_set=pa.array(MISSING))
-    numbers, _ = as_numbers(pc.if_else(missing, "nan", texts))
-    is_missing = missing.to_numpy()
+    is_missing: Array = missing.to_numpy()
+    present = pc.filter(texts, pa.array(~is_missing))
+    notation = _notation_of(present, options)
+    notes: tuple[str, ...] = ()
+    if notation in (None, Notation()):
+        numbers, _ = as_numbers(pc.if_else(missing, "nan", texts))
+    else:
+        numbers = np.full(len(texts), np.nan)
+        numbers[~is_missing] = numbers_in(present, notation)
+        notes = notation_notes(present, name, notation)
     wrong = ~is_missing & ~(np.abs(numbers) <= LARGEST)
     if wrong.any():
-        index = int(wrong.argmax())
-        file, row = rows.where(index)
-        cure = "Correct it."
-        if re.fullmatch(r"[+-]?\d+,\d+", texts[index].as_py()):
-            cure = "If its comma is a decimal point, say so with --option decimal=comma."
-        elif wrong.sum() > len(wrong) / 2:
-            cure = f"Leave the column out with --option ignore={name}, or, if it says which of many series a row "
-            cure += f"belongs to, name it with --option item={name}."
-        raise ConfigError(
-            f"{name} in {file} must be a finite number in 32 bits, got {texts[index].as_py()!r} in row {row}. {cure}"
-        )
+        raise _no_number(rows, name, texts, present, wrong)
     if is_missing.any() and missing_of(options) == "refuse":
         index = int(is_missing.argmax())
         file, row = rows.where(index)
@@ -187,4 +216,30 @@ def _column(rows: Delimited, name: str, options: SourceOptions) -> Array:
             f"{is_missing.sum():,} of {len(numbers):,}. Fill it in, leave such rows out with --option missing=drop, or "
             "put a straight line there with --option missing=interpolate."
         )
-    return np.where(is_missing, np.nan, numbers)
+    return np.where(is_missing, np.nan, numbers), notes
+
+
+def _notation_of(present: pa.ChunkedArray, options: SourceOptions) -> Notation | None:
+    """Return how all numbers are written; a sign is one that requests are known to have too, and no unit."""
+    if asked_notation(options) == Notation() and as_numbers(present)[1].all():
+        return Notation()
+    notation = notation_of(present, options) if len(present) else Notation()
+    return notation if notation is None or notation.sign in SIGNS else None
+
+
+def _no_number(
+    rows: Delimited, name: str, texts: pa.ChunkedArray, present: pa.ChunkedArray, wrong: Array
+) -> ConfigError:
+    index = int(wrong.argmax())
+    file, row = rows.where(index)
+    word = in_brackets([name])[1:-1]
+    cure = "Correct it."
+    if ways := other_notations(present):
+        cure = f"Read its numbers, which are written in another way, with {ways}, or leave it out with --option "
+        cure += f"'ignore={word}'."
+    elif wrong.sum() > len(wrong) / 2:
+        cure = f"Leave the column out with --option 'ignore={word}', or, if it says which of many series a row "
+        cure += f"belongs to, name it with --option 'item={word}'."
+    return ConfigError(
+        f"{name} in {file} must be a finite number in 32 bits, got {texts[index].as_py()!r} in row {row}. {cure}"
+    )
