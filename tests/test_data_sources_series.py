@@ -233,7 +233,7 @@ def test_many_series_may_count_their_rows_each_from_0(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "options", "message"),
     [
-        (counted([0, 1, 2, "x", 4], row="{t},1"), {"date": "t"}, r"t in .* must be a whole number .*, got 'x' in row 5"),
+        (counted([0, 1, 2, "x", 4], row="{t},1"), {"date": "t"}, r"t in .* a whole number .*, got 'x' in row 5"),
         (counted([0, 1, 2.5, 3]), {"date": "t"}, r"t in .* must be a whole number .*, got '2\.5' in row 4"),
         (counted([0, 1, 1, 2]), {"date": "t"}, r"t in .* must increase, got 1 in row 4 after 1\."),
         (counted([*range(0, 60, 5), 62, 67]), {"date": "t"}, r"t of .* must count in equal steps, of 5 .* 62 after 55"),
