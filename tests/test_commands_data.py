@@ -188,7 +188,7 @@ def test_an_unknown_option_is_answered_with_those_of_the_source_s_format(
     source = str(write_series(tmp_path / "series"))
     code, said = typed(["data", "push", source, "--option", "gap=split"], monkeypatch, capsys)
     assert code == 2
-    assert "option must be one of those of series, split_sizes, date, date_order, item, ignore, decimal, gaps," in said
+    assert "option must be one of those of series, split_sizes, date, date_order, item, ignore, decimal, tho" in said
     assert said.endswith("got 'gap'. Did you mean gaps?")
     code, said = typed(["data", "push", "sklearn:digits", "-o", "seeds=1"], monkeypatch, capsys)
     assert (code, "one of those of sklearn:digits, seed," in said) == (2, True)
