@@ -1,6 +1,7 @@
 """The local Ray head and store: started once, repaired, reachable from this machine alone, ended completely."""
 
 import json
+import os
 import signal
 import socket
 import stat
@@ -43,8 +44,9 @@ def test_the_store_starts_once_keeps_its_data_and_its_address_and_ends(own_home:
         assert local.processes_of(first) == []
         assert local.status() == LocalState()
         assert not Path(first.store.temp_dir).exists()
-        ports = json.loads((own_home / "ports.json").read_text()).values()
-        assert not [p for port in ports for p in Path("/tmp").glob(f"seaweedfs-*-{port + 10000}.sock")]
+        ports = json.loads((own_home / "ports.json").read_text())
+        sockets = [Path(f"/tmp/seaweedfs-{role}-grpc-{port + 10000}.sock") for role, port in ports.items()]
+        assert not [path for path in sockets if path.exists()]
         second = local.up(with_ray=False)
         assert second.store.settings == first.store.settings
         assert open_store().read("kept") == b"data"
@@ -202,7 +204,7 @@ def test_who_gives_up_a_start_leaves_nothing_unknown(own_home: Path) -> None:
     ended = threading.Event()
 
     def start_store(_: Launches) -> StoreState:
-        signal.raise_signal(signal.SIGINT)  # it reaches the main thread, as Ctrl-C does
+        os.kill(os.getpid(), signal.SIGINT)  # it wakes the main thread, as Ctrl-C does
         return started
 
     def start_ray(launches: Launches) -> RayState:
