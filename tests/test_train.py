@@ -19,8 +19,8 @@ from cluster.s3.store import Store
 from cluster.session import ray_session
 from models.features import ClassTarget
 from orchestrator.config import Experiment
-from orchestrator.data import layout
 from orchestrator.data.push import push
+from orchestrator.data.pushing import layout
 from orchestrator.reporting.run import left_out_lines
 from orchestrator.runs.attempts import read_attempts
 from orchestrator.runs.checkpoint import checkpoint_prefixes, load_checkpoint

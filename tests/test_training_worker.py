@@ -9,9 +9,9 @@ import pytest
 from cluster.errors import IntegrityError
 from cluster.s3.store import Store
 from models.records import DatasetRef
-from orchestrator.data import layout
 from orchestrator.data.dataset import Dataset, open_dataset
 from orchestrator.data.push import push
+from orchestrator.data.pushing import layout
 from orchestrator.data.sources.options import SourceOptions
 from orchestrator.driving.plan import warn_of_left_out
 from orchestrator.runs.record import RunRecord
