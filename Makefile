@@ -26,7 +26,7 @@ check: $(INSTALLED)  ## formatting, lint, types
 	$(BIN)/mypy
 
 bench: $(INSTALLED)  ## side-by-side measurements; figures of a full run go into docs/benchmarks.md
-	for name in train start steps sweep replicates reduction why streaming push; do $(BIN)/python -m tests.benchmarks.$$name --quick || exit 1; done
+	for name in train start steps sweep replicates reduction why streaming push batch_predict; do $(BIN)/python -m tests.benchmarks.$$name --quick || exit 1; done
 
 chaos: $(INSTALLED)  ## 100 kills of training processes, half an hour, then of servers under load; writes the tables in docs/reliability.md
 	$(BIN)/python -m tests.chaos_run --kills 100 --seed 0

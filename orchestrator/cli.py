@@ -18,7 +18,7 @@ PANELS: Mapping[str, tuple[str, ...]] = {
     "Data": ("data",),
     "Training": ("train", "resume", "runs", "show", "drill", "gc"),
     "Comparing": ("sweep", "report"),
-    "Serving": ("models", "deploy", "rollback", "undeploy", "endpoints", "predict"),
+    "Serving": ("models", "deploy", "rollback", "undeploy", "endpoints", "predict", "batch-predict"),
     "Cluster": ("up", "down", "status", "submit", "jobs", "logs", "stop"),
 }
 

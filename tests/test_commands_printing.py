@@ -272,6 +272,7 @@ def test_next_steps_are_what_typed_makes(no_options: None, piped: None, capsys: 
         ("models", "show", "m"),
         ("deploy", "m"),
         ("predict", "m", "INPUT"),
+        ("batch-predict", "m", "SOURCE"),
         ("undeploy", "m"),
         ("logs", "j", "--follow"),
         ("stop", "j"),
@@ -330,9 +331,10 @@ def test_what_comes_next_works_when_it_is_pasted(store: Store, tmp_path: Path) -
     assert paste(cure, tmp_path).returncode == 0
     write_run(store, run="r1", kind="table")
     promoted = run("models", "promote", "r1", "shop", "--store", url)
-    (deploy,) = next_lines(promoted.stdout)
-    assert deploy == f"orchestrator deploy shop --store {url}"
-    parse(deploy)
+    lines = next_lines(promoted.stdout)
+    assert lines == [f"orchestrator {words} --store {url}" for words in ("deploy shop", "batch-predict shop table")]
+    for line in lines:
+        parse(line)
 
 
 # --------------------------------------------------------------------------------------------------------- progress

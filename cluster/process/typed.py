@@ -11,7 +11,7 @@ ADDRESS, STORE = "--address", "--store"
 BOTH = (ADDRESS, STORE)
 PLACED: Mapping[str, tuple[str, ...]] = {
     **dict.fromkeys(("doctor", "status", "train", "resume", "drill", "sweep", "submit", "data push"), BOTH),
-    **dict.fromkeys(("deploy", "rollback", "undeploy", "endpoints"), BOTH),
+    **dict.fromkeys(("deploy", "rollback", "undeploy", "endpoints", "batch-predict"), BOTH),
     **dict.fromkeys(("data ls", "data show", "runs", "show", "gc", "report"), (STORE,)),
     **dict.fromkeys(("models ls", "models show", "models promote"), (STORE,)),
     **dict.fromkeys(("jobs", "logs", "stop"), (ADDRESS,)),

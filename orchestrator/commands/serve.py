@@ -1,7 +1,7 @@
 """Commands for the registry and for endpoints."""
 
 import sys
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -25,7 +25,7 @@ def models_promote(run: str, name: str, json: Json = False, store: StoreUrl = No
 
     def show() -> None:
         out.print(f"{name} {version.version} is the champion (weights {version.weights_sha256[:12]})")
-        next_steps(("deploy", name))
+        next_steps(("deploy", name), ("batch-predict", name, version.lineage.dataset.name))
 
     emit(version, as_json=json, show=show)
 
@@ -94,7 +94,7 @@ def deploy(
     def show() -> None:
         out.print(f"{name} {endpoint.version} answers at {endpoint.url}/models/{name}/predict")
         out.print(f"page {endpoint.url}/   API {endpoint.url}/docs   token in {endpoint.token_file}")
-        next_steps(("predict", name, "INPUT"), ("undeploy", name))
+        next_steps(("predict", name, "INPUT"), ("batch-predict", name, "SOURCE"), ("undeploy", name))
 
     emit(endpoint, as_json=json, show=show)
 
@@ -176,3 +176,61 @@ def predict(
 
     answer = Client(url).predict_words(name, inputs)
     emit(answer, as_json=json, show=lambda: out.print(answer_line(answer), markup=False))
+
+
+@command(commands, "orchestrator batch-predict people ./people.csv", name="batch-predict")
+def batch_predict(
+    name: str,
+    source: Annotated[
+        str,
+        typer.Argument(
+            help="A dataset in the store, NAME or NAME@VERSION; or a file, folder or s3:// address in the form of the "
+            "source that the model was trained on: rows with its columns, texts, pictures, sounds, sparse rows."
+        ),
+    ],
+    version: Annotated[str | None, typer.Option(help="Default: the champion.")] = None,
+    split: Annotated[str | None, typer.Option(help="Of a dataset; default: all of them.")] = None,
+    out: Annotated[
+        str | None,
+        typer.Option(metavar="FOLDER", help="In the store; default: predictions/NAME/VERSION-DIGEST."),
+    ] = None,
+    cluster: Annotated[
+        Literal["auto", "always", "never"],
+        typer.Option(help="Predict on Ray Data. auto: if a cluster is named or running, and there is work for it."),
+    ] = "auto",
+    json: Json = False,
+    address: Address = None,
+    store: StoreUrl = None,
+) -> None:
+    """Predict every row of a dataset or of files, into Parquet files in the store. Repeat it to go on after a stop."""
+    from cluster.s3.urls import masked
+    from orchestrator.batch_predict import batch_predict as predict_all
+    from orchestrator.commands.printing.progress import prediction_progress
+    from orchestrator.commands.terminal import emit
+    from orchestrator.commands.terminal import out as shown
+
+    opened = store_at(store)
+    opened.check()
+    with prediction_progress(f"batch-predict {name} {masked(source)}") as on_rows:
+        found = predict_all(
+            opened,
+            name,
+            source,
+            version=version,
+            split=split,
+            out=out,
+            on_cluster=cluster,
+            address=address,
+            progress=on_rows,
+        )
+    plan, rows = found.manifest.plan, found.manifest.rows
+
+    def show() -> None:
+        shown.print(f"{rows:,} rows of {plan.source} have answers of {plan.model} {plan.version}")
+        if found.resumed_parts:
+            shown.print(f"{rows - found.new_rows:,} of them were there already")
+        if found.new_rows:
+            shown.print(f"{found.new_rows:,} rows in {found.seconds:.1f} s, {found.rows_per_s:,.0f} rows/s")
+        shown.print(f"{len(found.manifest.parts)} Parquet files in {found.url}/")
+
+    emit({**found.__dict__, "rows_per_s": found.rows_per_s}, as_json=json, show=show)

@@ -1,5 +1,6 @@
 """How far some work is: bars on a terminal; elsewhere lines that each say what they are about, on the same stream."""
 
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -167,3 +168,28 @@ def push_progress(subject: str) -> Iterator[tuple[Callable[[int, int], None], Ca
                 say(subject, f"{doing}, {done / total:.0%}")
 
         yield on_rows, on_download
+
+
+@contextmanager
+def prediction_progress(subject: str) -> Iterator[Callable[[int, int], None]]:
+    """Yield a callback for the rows that have answers; a bar with the rate, or a line for every tenth.
+
+    Args:
+        subject: What is predicted, in words.
+    """
+    columns = (SpinnerColumn(), _Words("{task.description}"), BarColumn(), _Words("{task.fields[amount]}"))
+    with _bars(*columns, TimeElapsedColumn()) as bar:
+        task, tenths = bar.add_task("reading rows", total=None, amount=""), Tenths()
+        first: tuple[float, int] | None = None
+
+        def update(done: int, total: int) -> None:
+            nonlocal first
+            first = first or (time.monotonic(), done)
+            seconds = time.monotonic() - first[0]
+            rate = f" · {(done - first[1]) / seconds:,.0f} rows/s" if seconds and done > first[1] else ""
+            amount = f"{done:,} of {total:,}{rate}"
+            bar.update(task, description="predicting", completed=done, total=total, amount=amount)
+            if tenths.is_new(done, total) and not terminal.err.is_terminal:
+                say(subject, f"{done:,} of {total:,} rows{rate}")
+
+        yield update

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 from pydantic import ValidationError
 
@@ -28,6 +28,22 @@ OF_THE_NEW_FILES = ("delimiter", "quotes", "damaged", "leakage", "copies")
 
 OF_OLD_VERSIONS = ("target", "text", "rating", "label", "ignore", "missing", "test", "seed")
 """Options that the person gives again where the version was written before its manifest recorded them."""
+
+
+class RowRules(Protocol):
+    """How rows of a table become features, and what a message calls that; as text, whose rules they are."""
+
+    @property
+    def features(self) -> Mapping[str, Feature]:
+        """The features that rows become."""
+
+    @property
+    def schema(self) -> RowSchema:
+        """How a row of the source becomes the features."""
+
+    @property
+    def cure(self) -> str:
+        """What to do where a row does not fit; follows the message."""
 
 
 @dataclass(frozen=True)
@@ -69,6 +85,11 @@ class Rules:
     def format(self) -> str:
         """The format of the version's source, without the encoding."""
         return format_of(self.manifest)
+
+    @property
+    def cure(self) -> str:
+        """What to do where a row does not fit."""
+        return CURE
 
     def __str__(self) -> str:
         return f"{self.manifest.name} version {self.manifest.version}"

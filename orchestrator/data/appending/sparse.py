@@ -7,7 +7,7 @@ from models.features import TARGET, ClassTarget, SparseFeature
 from orchestrator.data.appending.rules import CURE, Rules
 from orchestrator.data.appending.targets import class_labels, number_labels
 from orchestrator.data.columns import Array, Ragged
-from orchestrator.data.manifest import Source
+from orchestrator.data.manifest import Manifest, Source
 from orchestrator.data.sources.located import SourceFile, split_files
 from orchestrator.data.sources.prepared import Part, Prepared
 from orchestrator.data.sources.svmlight import FIRST_COLUMN, SUFFIXES, parse_rows
@@ -25,16 +25,20 @@ def read_more_svmlight(source: str, rules: Rules) -> Prepared:
     return rules.read(splits, Source(format="svmlight", uri=source))
 
 
+def first_column_of(manifest: Manifest) -> int | None:
+    """Return where the columns of a version's source begin to count, if its manifest says it."""
+    numbers = [change.numbers[FIRST_COLUMN] for change in manifest.source.changes if FIRST_COLUMN in change.numbers]
+    return int(numbers[0]) if numbers else None
+
+
 def _first_column(rules: Rules) -> int:
-    numbers = [
-        change.numbers[FIRST_COLUMN] for change in rules.manifest.source.changes if FIRST_COLUMN in change.numbers
-    ]
-    if not numbers:
+    found = first_column_of(rules.manifest)
+    if found is None:
         raise ConfigError(
             f"{rules} must say whether its columns count from 0 or from 1, to append rows, got a manifest without it: "
             "an earlier version of this program wrote it. Push all rows together as a new version, without --append."
         )
-    return int(numbers[0])
+    return found
 
 
 def _part(file: SourceFile, rules: Rules, first_column: int) -> Part:

@@ -23,7 +23,7 @@ from models.preparing.rows import (
     number_pattern,
     vector_names,
 )
-from orchestrator.data.appending.rules import CURE, Rules
+from orchestrator.data.appending.rules import CURE, RowRules, Rules
 from orchestrator.data.appending.targets import named_target, read_targets
 from orchestrator.data.columns import Array, Columns, take
 from orchestrator.data.manifest import Source
@@ -51,7 +51,12 @@ def read_more_table(source: str, rules: Rules) -> Prepared:
     target = named_target(rows.names, rules, rows.place)
     check_columns(rows, rules)
     kept, notes = _kept(rows, target, rules)
-    columns, filled = _features(rows, kept, rules)
+    columns, gone = features_of_rows(rows, kept, rules)
+    filled = [
+        f"filled {int(found.sum()):,} missing values of {name} as in {rules}"
+        for name, found in gone.items()
+        if not isinstance(rules.schema.columns[name], CategoryColumn)
+    ]
     columns[TARGET] = read_targets(rows, target, rules, kept)
     return rules.read(
         {split: _part(columns, np.isin(kept, chosen)) for split, chosen in rows.rows.items()},
@@ -60,7 +65,7 @@ def read_more_table(source: str, rules: Rules) -> Prepared:
     )
 
 
-def check_columns(rows: Delimited, rules: Rules) -> None:
+def check_columns(rows: Delimited, rules: RowRules) -> None:
     """Refuse a table without a column that the version reads, or with one that its source did not have."""
     schema = rules.schema
     names = [name for name in rows.names if name not in rows.unnamed]
@@ -71,7 +76,7 @@ def check_columns(rows: Delimited, rules: Rules) -> None:
         found += [f"{', '.join(extra)} beside them"] if extra else []
         raise ConfigError(
             f"{rows.place} must have the columns of {rules}, {', '.join(schema.columns)}, got {' and '.join(found)}. "
-            f"{CURE}"
+            f"{rules.cure}"
         )
 
 
@@ -94,10 +99,10 @@ def _part(columns: Columns, chosen: Array) -> Part:
     return Part.of(columns if len(rows) == len(chosen) else {name: take(c, rows) for name, c in columns.items()})
 
 
-def _features(rows: Delimited, kept: Ints, rules: Rules) -> tuple[Columns, list[str]]:
-    """Return the features of the rows that stay, and a note about each column in which values are missing."""
+def features_of_rows(rows: Delimited, kept: Ints, rules: RowRules) -> tuple[Columns, dict[str, Array]]:
+    """Return the features of the rows that stay, and by column which of its values are missing, where some are."""
     columns: Columns = {}
-    notes: list[str] = []
+    gone: dict[str, Array] = {}
     numbers: dict[str, Array] = {}
     for name, column in rules.schema.columns.items():
         texts = rows.trimmed(name).take(pa.array(kept))
@@ -106,29 +111,29 @@ def _features(rows: Delimited, kept: Ints, rules: Rules) -> tuple[Columns, list[
             file, number = rows.where(int(kept[row]))
             return f"{name} in row {number} of {file}"
 
+        keeps_words = isinstance(column, CategoryColumn) and column.keeps_words
+        found = _missing(texts, () if keeps_words else rules.schema.missing_words)
+        gone |= {name: found} if found.any() else {}
         if isinstance(column, CategoryColumn):
-            columns[column.feature] = _category(texts, column, rules, where)
+            columns[column.feature] = _category(texts, found, column, rules, where)
         else:
             words = vector_names(name, column)
-            numbers |= dict(zip(words, _numbers(texts, column, rules, where), strict=True))
-            gone = int(_missing(texts, rules.schema.missing_words).sum())
-            notes += [f"filled {gone:,} missing values of {name} as in {rules}"] if gone else []
+            numbers |= dict(zip(words, _numbers(texts, found, column, rules, where), strict=True))
     vector = rules.features.get(NUMBERS)
     if isinstance(vector, VectorFeature):
         columns[NUMBERS] = _vector(numbers, vector, len(kept))
-    return columns, notes
+    return columns, gone
 
 
-def _category(texts: pa.ChunkedArray, column: CategoryColumn, rules: Rules, where: Where) -> Array:
+def _category(texts: pa.ChunkedArray, gone: Array, column: CategoryColumn, rules: RowRules, where: Where) -> Array:
     """Return the index of each category, 0 for one that training never saw."""
-    gone = _missing(texts, () if column.keeps_words else rules.schema.missing_words)
     if gone.any() and column.missing is None:
         raise _no_value(int(gone.argmax()), rules, where)
     words = pc.if_else(pa.array(gone), column.missing, texts) if gone.any() else texts
     return category_index(words, rules, column.feature)
 
 
-def category_index(words: pa.ChunkedArray, rules: Rules, feature: str) -> Array:
+def category_index(words: pa.ChunkedArray, rules: RowRules, feature: str) -> Array:
     """Return the index of each word in the vocabulary of a feature, 0 for those that it does not have."""
     known = rules.features[feature]
     assert isinstance(known, CategoricalFeature)
@@ -138,17 +143,16 @@ def category_index(words: pa.ChunkedArray, rules: Rules, feature: str) -> Array:
     return index[codes]
 
 
-def _numbers(texts: pa.ChunkedArray, column: RowColumn, rules: Rules, where: Where) -> list[Array]:
+def _numbers(texts: pa.ChunkedArray, gone: Array, column: RowColumn, rules: RowRules, where: Where) -> list[Array]:
     """Return the numbers that a column becomes, [N] float64 each."""
     assert isinstance(column, NumberColumn | DateColumn)
-    gone = _missing(texts, rules.schema.missing_words)
     fills: Sequence[float] | None
     if isinstance(column, NumberColumn):
         fills = None if column.fill is None else (column.fill,)
-        found = [_plain_numbers(texts, gone, column, where)]
+        found = [_plain_numbers(texts, gone, column, rules, where)]
     else:
         fills = column.fills
-        found = _dates(texts, gone, column, where)
+        found = _dates(texts, gone, column, rules, where)
     if gone.any():
         if fills is None:
             raise _no_value(int(gone.argmax()), rules, where)
@@ -156,7 +160,7 @@ def _numbers(texts: pa.ChunkedArray, column: RowColumn, rules: Rules, where: Whe
     return [*found, gone.astype(np.float64)] if column.indicator else found
 
 
-def _plain_numbers(texts: pa.ChunkedArray, gone: Array, column: NumberColumn, where: Where) -> Array:
+def _plain_numbers(texts: pa.ChunkedArray, gone: Array, column: NumberColumn, rules: RowRules, where: Where) -> Array:
     matches: Array = pc.match_substring_regex(texts, number_pattern(column.notation)).to_numpy()
     wrong = ~(matches | gone)
     numbers = np.full(len(gone), np.nan)
@@ -167,19 +171,19 @@ def _plain_numbers(texts: pa.ChunkedArray, gone: Array, column: NumberColumn, wh
         row = int(wrong.argmax())
         raise ConfigError(
             f"{where(row)} must be a finite number in 32 bits, written like {example_of(column.notation)}, got "
-            f"{texts[row].as_py()!r}. {CURE}"
+            f"{texts[row].as_py()!r}. {rules.cure}"
         )
     return numbers
 
 
-def _dates(texts: pa.ChunkedArray, gone: Array, column: DateColumn, where: Where) -> list[Array]:
+def _dates(texts: pa.ChunkedArray, gone: Array, column: DateColumn, rules: RowRules, where: Where) -> list[Array]:
     codes, words = distinct(texts)
     dates = [date_of(word, column.format) for word in words]
     wrong = np.array([date is None for date in dates], bool)[codes] & ~gone
     if wrong.any():
         row = int(wrong.argmax())
         form = f"like {column.format}" if column.format else "in ISO 8601"
-        raise ConfigError(f"{where(row)} must be a date {form}, got {texts[row].as_py()!r}. {CURE}")
+        raise ConfigError(f"{where(row)} must be a date {form}, got {texts[row].as_py()!r}. {rules.cure}")
     no_date = (np.nan,) * len(column.parts)
     parts = np.array([date_parts(date, column.parts) if date else no_date for date in dates], np.float64)
     return [*parts[codes].T]
@@ -198,5 +202,7 @@ def _missing(texts: pa.ChunkedArray, words: Sequence[str]) -> Array:
     return gone
 
 
-def _no_value(row: int, rules: Rules, where: Where) -> ConfigError:
-    return ConfigError(f"{where(row)} must be given, as {rules} has no value for a missing one, got nothing. {CURE}")
+def _no_value(row: int, rules: RowRules, where: Where) -> ConfigError:
+    return ConfigError(
+        f"{where(row)} must be given, as {rules} has no value for a missing one, got nothing. {rules.cure}"
+    )

@@ -1,7 +1,7 @@
 """The files of a source, in a folder or under an `s3://` prefix, read alike and from any machine."""
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
@@ -40,6 +40,9 @@ class Files(Protocol):
 
     def hidden(self) -> list[str]:
         """Return the names of the hidden files; see `is_hidden`."""
+
+    def stamps(self, names: Sequence[str]) -> list[str]:
+        """Return for each of the files what changes when its content does: its size and time, or its etag."""
 
     def read(self, name: str, *, most_bytes: int = MOST_BYTES) -> bytes:
         """Return a file's content.
@@ -94,6 +97,11 @@ class Folder:
             yield from found
             folders += [path for path, status in found.items() if S_ISDIR(status.st_mode)]
 
+    def stamps(self, names: Sequence[str]) -> list[str]:
+        """Return the size of each file and when it was written."""
+        found = [(self.path / name).stat() for name in names]
+        return [f"{status.st_size}-{status.st_mtime_ns}" for status in found]
+
     def read(self, name: str, *, most_bytes: int = MOST_BYTES) -> bytes:
         """Return a file's content."""
         return read_file(self.path / name, most_bytes=most_bytes)
@@ -123,6 +131,10 @@ class Bucket:
         """The `s3://` address."""
         return self.settings.url
 
+    def exists(self, name: str) -> bool:
+        """Return whether there is an object of this name."""
+        return self._store.exists(name)
+
     def sizes(self) -> dict[str, int]:
         """Return the bytes of every object below the prefix."""
         return {info.key: info.size for info in self._objects if not is_hidden(info.key)}
@@ -135,6 +147,12 @@ class Bucket:
     def _objects(self) -> list[ObjectInfo]:
         """All objects, listed once: a million of them take a minute."""
         return [info for info in self._store.list() if not is_marker(info)]
+
+    def stamps(self, names: Sequence[str]) -> list[str]:
+        """Return the etag of each object."""
+        listed = self._objects if len(names) > 1 else self._store.list(names[0])
+        found = {info.key: info.etag for info in listed}
+        return [found[name] for name in names]
 
     def read(self, name: str, *, most_bytes: int = MOST_BYTES) -> bytes:
         """Return an object's content."""

@@ -10,8 +10,8 @@ from orchestrator.data.columns import SPARSE, Array, Ragged, join, take
 from orchestrator.data.manifest import Change, Source
 from orchestrator.data.precision import merged
 from orchestrator.data.row_hashes import equal_rows
-from orchestrator.data.sources.delimited.blocks import Content
-from orchestrator.data.sources.located import ALL, SourceFile, source_name, split_files
+from orchestrator.data.sources.delimited.blocks import Content, TextFile
+from orchestrator.data.sources.located import ALL, source_name, split_files
 from orchestrator.data.sources.options import SourceOptions, only
 from orchestrator.data.sources.prepared import Part, Prepared
 from orchestrator.data.sources.splitting import consecutive, drawn, refuse_draw
@@ -64,7 +64,7 @@ def _counting(first_column: int) -> Change:
     return Change(text=f"Columns count from {first_column}.", numbers={FIRST_COLUMN: float(first_column)})
 
 
-def parse_rows(file: SourceFile) -> tuple[Array, Ragged]:
+def parse_rows(file: TextFile) -> tuple[Array, Ragged]:
     """Return the labels [N] and the rows, whose columns are counted as in the file.
 
     Raises:
@@ -86,7 +86,7 @@ def parse_rows(file: SourceFile) -> tuple[Array, Ragged]:
     return np.concatenate(labels), joined
 
 
-def _parse(file: SourceFile, rows: list[tuple[int, bytes]]) -> tuple[Array, Ragged]:
+def _parse(file: TextFile, rows: list[tuple[int, bytes]]) -> tuple[Array, Ragged]:
     """Return the labels [N] and the values of lines, which have their numbers in the file."""
     colons = np.array([line.count(b":") for _, line in rows])
     numbers = _numbers(b"\n".join(line for _, line in rows))
@@ -123,7 +123,7 @@ def _is_odd(rows: list[tuple[int, bytes]], colons: Array) -> bool:
 
 
 def _check_values(
-    file: SourceFile, rows: list[tuple[int, bytes]], labels: Array, columns: Array, values: Array, offsets: Array
+    file: TextFile, rows: list[tuple[int, bytes]], labels: Array, columns: Array, values: Array, offsets: Array
 ) -> None:
     owner = np.repeat(np.arange(len(rows)), np.diff(offsets))
     for what, found, fits, where in (
@@ -151,7 +151,7 @@ def _check_values(
         )
 
 
-def _check_copies(file: SourceFile, rows: list[tuple[int, bytes]], columns: Array, offsets: Array) -> None:
+def _check_copies(file: TextFile, rows: list[tuple[int, bytes]], columns: Array, offsets: Array) -> None:
     owner = np.repeat(np.arange(len(rows)), np.diff(offsets))
     copies = np.flatnonzero((columns[1:] == columns[:-1]) & (owner[1:] == owner[:-1]))
     if len(copies):
@@ -161,7 +161,7 @@ def _check_copies(file: SourceFile, rows: list[tuple[int, bytes]], columns: Arra
         )
 
 
-def _fault(file: SourceFile, rows: list[tuple[int, bytes]]) -> ConfigError:
+def _fault(file: TextFile, rows: list[tuple[int, bytes]]) -> ConfigError:
     """Look for the row that is not `label column:value ...`."""
     for row, line in rows:
         for place, field in enumerate(line.split()):

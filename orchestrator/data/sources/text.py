@@ -226,7 +226,7 @@ def texts_in_files(source: str, options: SourceOptions) -> FileTexts:
     _check_ignored(options, classes, source)
     kept = [word not in (options.ignore or ()) for word in classes]
     names, classes = list(compress(names, kept)), list(compress(classes, kept))
-    contents, encoding = _read_all([SourceFile(files, name) for name in names])
+    contents, encoding = read_files([SourceFile(files, name) for name in names])
     texts: list[str] = []
     origin: list[int] = []
     for number, (name, content) in enumerate(zip(names, contents, strict=True)):
@@ -293,7 +293,7 @@ def _given(of_split: Sequence[str] | None, kept: Sequence[bool], of_text: Ints) 
     return {split: np.flatnonzero(found == split) for split in ("train", "validation", "test") if split in of_split}
 
 
-def _read_all(files: Sequence[SourceFile]) -> tuple[list[str], str]:
+def read_files(files: Sequence[SourceFile]) -> tuple[list[str], str]:
     """Return the text of every file, and the encoding of all; see `decoded` for the errors."""
     with ThreadPoolExecutor(_READ_THREADS) as pool:
         contents = list(pool.map(whole, files))
