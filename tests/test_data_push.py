@@ -383,3 +383,7 @@ def test_ray_data_writes_what_one_process_writes(store, ray_cluster, tmp_path, m
             push_prepared(store, prepared, runner=OnRay())
     assert open_dataset(store, "animals").manifest == spread
     assert not [thread for thread in threading.enumerate() if "usage" in thread.name], "nothing is asked for figures"
+
+
+def test_nothing_left_to_do_needs_no_cluster():
+    assert list(OnRay().map(lambda _number, _columns: None, [])) == []

@@ -73,6 +73,8 @@ class OnRay:
 
     def map(self, function: Callable[[int, Columns], T], pieces: Sequence[Piece]) -> Iterator[tuple[int, T]]:
         """Yield each piece's number and result, as they are ready."""
+        if not pieces:  # nothing is left to be done: Ray Data has no such thing
+            return
         import ray.data
 
         def work(row: dict[str, Any]) -> dict[str, Any]:
